@@ -1,0 +1,13 @@
+"""The errors that a user can mend: the command line prints them in one line, without a traceback."""
+
+
+class UserError(ValueError):
+    """Something that the user gave is wrong; the message names the place and the fix."""
+
+
+class ConfigError(UserError):
+    """A configuration that cannot run. Each line of the message is one problem."""
+
+
+class DataError(UserError):
+    """A data set that cannot be trained on. Each line of the message is one problem."""
