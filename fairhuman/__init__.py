@@ -1,0 +1,8 @@
+"""FairHuman: fine-tune SDXL so that hands and faces get their fair share of every step.
+
+The method is Minimum Potential Delay weighting of per-region gradients (arXiv 2507.02714).
+"""
+
+from fairhuman.ops import MPDSolution, combine, gram, region_mse, solve_mpd
+
+__all__ = ["MPDSolution", "combine", "gram", "region_mse", "solve_mpd"]

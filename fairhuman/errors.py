@@ -11,3 +11,7 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """A data set that cannot be trained on. Each line of the message is one problem."""
+
+
+class OutputError(UserError):
+    """This rank could not write what it must: a full disk, a folder without permission."""

@@ -1,0 +1,1 @@
+"""Fair weights for several objectives' gradients, and the step that uses them."""

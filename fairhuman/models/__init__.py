@@ -1,0 +1,1 @@
+"""The diffusion models: load, encode, predict; and a tiny SDXL made offline."""

@@ -1,0 +1,383 @@
+"""The typed configuration: load, override, check, save.
+
+A config is YAML with the sections below. Everything that can be told without loading a model or
+the data is told here, every problem in one line that names the key, the value and the fix.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
+
+from fairhuman.errors import ConfigError
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A section of the config: unknown keys are refused, numbers must be finite."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+
+
+class Model(Section):
+    """Which SDXL is trained, and how."""
+
+    pretrained: str
+    """A folder in diffusers' layout, or a name on the Hugging Face hub."""
+    method: Literal["full"] = "full"
+    """Full fine-tuning of the UNet; the text encoders and the VAE stay as they are."""
+    vae: str | None = None
+    """Another VAE: a folder in diffusers' layout or a hub name."""
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None
+    """What the UNet predicts; null takes it from the model's scheduler."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in every backward pass: less memory, 10/7 of the time in `exact`."""
+
+
+class Data(Section):
+    """What is trained on."""
+
+    root: str
+    """A folder with metadata.jsonl (the imagefolder convention)."""
+    resolution: Annotated[int, Field(ge=64, multiple_of=8)] = 1024
+    """Side of the square training image, in pixels."""
+    mask_margin: Annotated[float, Field(ge=0)] = 16.0
+    """Boxes are widened by this on each side, in pixels at the training resolution."""
+    unannotated: Literal["error", "absent"] = "error"
+    """An image without a region's key: an error, or taken as having no such region."""
+    on_error: Literal["fail", "skip"] = "fail"
+    """A sample that cannot be used: stop before training, or leave it out, counted and logged."""
+    crop: Literal["center", "random"] = "center"
+    flip: bool = False
+    """Mirror half of the samples (image, masks and boxes alike)."""
+    caption_dropout: Probability = 0.0
+    """Share of the samples trained without their caption (classifier-free guidance)."""
+    validation: Count = 0
+    """How many images are held out of training, for train.validate_every."""
+    columns: dict[str, str] = {}
+    """Other names of metadata.jsonl's keys, by ours: {text: caption, face_mask: mask_face}."""
+    workers: Count = 2
+    """Processes per rank that read images; 0 reads in the training process."""
+
+
+class Objectives(Section):
+    """Which losses there are beside that of the whole image."""
+
+    regions: Annotated[list[str], Field(max_length=7)] = ["face", "hand"]
+    """Each is annotated by boxes under its plural (`faces`) or by a mask (`face_mask`)."""
+    reduction: Literal["image", "region"] = "image"
+    """Divide a region's loss by the image's area (the paper), or by the region's own."""
+    scale: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """A factor on an objective's loss, by its name."""
+    snr_gamma: Annotated[float, Field(gt=0)] | None = None
+    """Min-SNR weighting of the samples, the same for every objective; null switches it off."""
+
+    @field_validator("regions")
+    @classmethod
+    def _names(cls, regions: list[str]) -> list[str]:
+        for name in regions:
+            if not name.isidentifier() or name == "global":
+                raise ValueError(f"{name!r} cannot name a region; use a word such as 'face'")
+        if len(set(regions)) < len(regions):
+            raise ValueError("a region is named twice")
+        return regions
+
+
+class Fairness(Section):
+    """How the objectives share a step."""
+
+    mode: Literal["exact", "sum", "global"] = "exact"
+    """`exact` solves for fair weights; `sum` weighs all alike; `global` is plain fine-tuning."""
+    alpha: Annotated[float, Field(ge=0.5, le=16.0)] = 2.0
+    """2 is Minimum Potential Delay, 1 proportional fairness (Nash)."""
+    normalize: Literal["ball", "simplex", "none"] = "ball"
+    """Scale of the step: norm train.max_grad_norm, weights that sum to 1, or as solved."""
+
+
+class Optimizer(Section):
+    """The optimizer under ZeRO, and its learning rate over time."""
+
+    name: Literal["AdamW8bit", "AdamW", "SGD"] = "AdamW8bit"
+    lr: Annotated[float, Field(gt=0)] = 1e-5
+    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    """Not applied to norms and biases."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: Count = 0
+
+
+class Train(Section):
+    """The run."""
+
+    output_dir: str
+    steps: Positive
+    """Optimizer steps in all."""
+    batch_size: Positive = 1
+    """Samples per rank and micro-batch."""
+    gradient_accumulation: Positive = 1
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """The norm to clip to, and the step's norm under fairness.normalize=ball; null: no clipping."""
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    checkpoint_every: Count = 500
+    """In steps; 0 writes a checkpoint only at the end and when the run is stopped."""
+    keep_checkpoints: Positive = 2
+    resume: str = "none"
+    """`auto` goes on from the newest complete checkpoint in output_dir (or starts anew where
+    there is none), `none` starts anew, anything else is a checkpoint's folder."""
+    sample_every: Count = 0
+    """Draw validation pictures every so many steps and at the end; 0: never."""
+    sample_prompts: Annotated[list[str], Field(max_length=16)] = []
+    """Their prompts; empty takes captions from the data."""
+    validate_every: Count = 0
+    """Measure the held-out images' losses every so many steps and at the end; 0: never."""
+
+
+class Config(Section):
+    """A whole training configuration."""
+
+    model: Model
+    data: Data
+    objectives: Objectives = Objectives()
+    fairness: Fairness = Fairness()
+    optimizer: Optimizer = Optimizer()
+    train: Train
+    deepspeed: dict[str, Any]
+    """The text of a DeepSpeed config, or the path of one; sizes and precision come from train."""
+
+    def save(self, path: Path) -> None:
+        """Write the resolved config, so that training on it repeats the run."""
+        text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML config, apply `section.key=value` overrides, and check it.
+
+    Raises:
+        ConfigError: every problem found, one line each.
+    """
+    tree = _read_yaml(Path(path))
+    for override in overrides:
+        _apply(tree, override)
+    if isinstance(tree.get("deepspeed"), str):
+        tree["deepspeed"] = _read_deepspeed(tree["deepspeed"])
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        raise ConfigError("\n".join(f"{path}: {line}" for line in lines)) from None
+    problems = _conflicts(config)
+    if problems:
+        raise ConfigError("\n".join(f"{path}: {line}" for line in problems))
+    return config
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such config file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: must hold sections such as `model:` and `data:`")
+    return tree
+
+
+def _read_deepspeed(path: str) -> dict[str, Any]:
+    try:
+        tree = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"deepspeed = {path!r}: there is no such file") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"deepspeed = {path!r}: is not a JSON file: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"deepspeed = {path!r}: must hold a JSON object")
+    return tree
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{override!r}: an override is written section.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"{override!r}: the value is not YAML; put it in quotes") from None
+    *parents, last = key.split(".")
+    node = tree
+    for depth, parent in enumerate(parents):
+        if depth == 0 and parent == "deepspeed" and isinstance(node.get(parent), str):
+            node[parent] = _read_deepspeed(node[parent])
+        child = node.setdefault(parent, {})
+        if child is None:
+            child = node[parent] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"{override!r}: {'.'.join(parents[: depth + 1])} has no keys in it")
+        node = child
+    node[last] = value
+
+
+def _explain(problem: ErrorDetails) -> str:
+    """Turn one of pydantic's problems into a line that names key, value and fix."""
+    *parents, last = problem["loc"] if problem["loc"] else ("config",)
+    key = ".".join(str(part) for part in problem["loc"])
+    fields = _fields(parents)
+    if problem["type"] == "extra_forbidden":
+        allowed = ", ".join(fields)
+        return f"{key}: unknown key{_near(str(last), list(fields))}; allowed here: {allowed}"
+    if problem["type"] == "missing":
+        return f"{key}: is missing and has no default"
+    value = problem["input"]
+    if problem["type"] == "literal_error":
+        allowed_values = [str(choice) for choice in _choices(fields[str(last)].annotation)]
+        return (
+            f"{key} = {value!r}: must be one of {', '.join(allowed_values)}"
+            f"{_near(str(value), allowed_values)}"
+        )
+    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    message = message if problem["type"] == "value_error" else f"must be {message}"
+    return f"{key} = {value!r}: {message}"
+
+
+def _fields(parents: Sequence[int | str]) -> dict[str, Any]:
+    model: type[BaseModel] = Config
+    for parent in parents:
+        field = model.model_fields.get(str(parent))
+        annotation = field.annotation if field else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return {}
+        model = annotation
+    return dict(model.model_fields)
+
+
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    return tuple(choice for part in get_args(annotation) for choice in _choices(part))
+
+
+def _near(word: str, allowed: Sequence[str]) -> str:
+    match = difflib.get_close_matches(word, allowed, n=1)
+    return f"; did you mean {match[0]}?" if match else ""
+
+
+# What DeepSpeed would read from its own config and train.* sets: "auto" is taken as "from train".
+_OWNED = {
+    "train_batch_size": "train.batch_size, train.gradient_accumulation and the number of ranks",
+    "train_micro_batch_size_per_gpu": "train.batch_size",
+    "gradient_accumulation_steps": "train.gradient_accumulation",
+    "gradient_clipping": "train.max_grad_norm",
+    "optimizer": "the section optimizer",
+    "scheduler": "optimizer.schedule and optimizer.warmup_steps",
+    "steps_per_print": "OUT/metrics.jsonl, which has every step",
+}
+_ALLOWED = [
+    "zero_optimization",
+    "fp16",
+    "bf16",
+    "communication_data_type",
+    "prescale_gradients",
+    "gradient_predivide_factor",
+    "comms_logger",
+    "memory_breakdown",
+    "dump_state",
+    "seed",
+]
+
+
+def column_names(regions: Sequence[str]) -> list[str]:
+    """Return the keys of metadata.jsonl that are read for these regions."""
+    annotations = [name for region in regions for name in (f"{region}s", f"{region}_mask")]
+    return ["file_name", "text", *annotations]
+
+
+def _conflicts(config: Config) -> list[str]:
+    """Return what cannot work together, one line each."""
+    problems = []
+    for name in config.objectives.scale:
+        known = ["global", *config.objectives.regions]
+        if name not in known:
+            problems.append(
+                f"objectives.scale.{name}: there is no such objective{_near(name, known)}; "
+                f"they are {', '.join(known)}"
+            )
+    columns = column_names(config.objectives.regions)
+    for name in config.data.columns:
+        if name not in columns:
+            problems.append(
+                f"data.columns.{name}: there is no such column{_near(name, columns)}; they are "
+                f"{', '.join(columns)}"
+            )
+    if config.fairness.normalize == "ball" and config.fairness.mode == "exact":
+        if config.train.max_grad_norm is None:
+            problems.append(
+                "train.max_grad_norm = None: fairness.normalize=ball scales each step to this "
+                "norm; give a number, or set fairness.normalize to simplex or none"
+            )
+    if config.train.validate_every and not config.data.validation:
+        problems.append(
+            f"train.validate_every = {config.train.validate_every}: no image is held out; set "
+            "data.validation to a number of images"
+        )
+    warmup = config.optimizer.warmup_steps
+    if warmup >= config.train.steps:
+        problems.append(
+            f"optimizer.warmup_steps = {warmup}: must be less than train.steps = "
+            f"{config.train.steps}"
+        )
+    return problems + _deepspeed_conflicts(config)
+
+
+def _deepspeed_conflicts(config: Config) -> list[str]:
+    problems = []
+    for key, value in config.deepspeed.items():
+        if key in _OWNED:
+            if value != "auto":
+                problems.append(f"deepspeed.{key} = {value!r}: is set by {_OWNED[key]}; remove it")
+        elif key not in _ALLOWED:
+            problems.append(
+                f"deepspeed.{key}: is not supported{_near(key, _ALLOWED)}; supported are "
+                f"{', '.join(_ALLOWED)}"
+            )
+    for precision in ("fp16", "bf16"):
+        section = config.deepspeed.get(precision, {})
+        enabled = section.get("enabled", "auto") if isinstance(section, dict) else section
+        if enabled != "auto":
+            problems.append(
+                f"deepspeed.{precision}.enabled = {enabled!r}: is set by train.precision; remove it"
+            )
+    zero = config.deepspeed.get("zero_optimization", {})
+    stage = zero.get("stage", 0) if isinstance(zero, dict) else None
+    if stage not in (1, 2):
+        problems.append(
+            f"deepspeed.zero_optimization.stage = {stage!r}: must be 1 or 2 (stage 0 has no "
+            "gradient shards to read)"
+        )
+    elif stage == 1 and config.train.precision == "bf16":
+        problems.append(
+            "deepspeed.zero_optimization.stage = 1: works with train.precision fp32 and fp16; "
+            "use stage 2 with bf16"
+        )
+    for key in ("offload_optimizer", "offload_param", "round_robin_gradients", "zenflow"):
+        if isinstance(zero, dict) and zero.get(key):
+            problems.append(
+                f"deepspeed.zero_optimization.{key} = {zero[key]!r}: is not supported; remove it"
+            )
+    return problems
+
+

@@ -1,0 +1,62 @@
+"""Where a region is: boxes and masks, and their way to the latent grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+Box = tuple[float, float, float, float]
+"""x, y, width, height in pixels."""
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """Where one region is in a stored image. Empty boxes and no mask: it is nowhere."""
+
+    boxes: tuple[Box, ...] = ()
+    mask: Path | None = None
+    """A grey image, white = region. Where there is one it is used instead of the boxes."""
+
+
+def rasterize(boxes: Sequence[Box], size: int) -> NDArray[np.float32]:
+    """Return how far each pixel of a size x size image is covered by the boxes, in [0, 1].
+
+    Exact for one box, fractions of a pixel included; overlapping boxes are united.
+    """
+    canvas = np.zeros((size, size), dtype=np.float32)
+    edges = np.arange(size, dtype=np.float64)
+    for x, y, width, height in boxes:
+        columns = np.clip(np.minimum(edges + 1, x + width) - np.maximum(edges, x), 0, 1)
+        rows = np.clip(np.minimum(edges + 1, y + height) - np.maximum(edges, y), 0, 1)
+        np.maximum(canvas, (rows[:, None] * columns[None, :]).astype(np.float32), out=canvas)
+    return canvas
+
+
+def widen(boxes: Sequence[Box], margin: float) -> list[Box]:
+    """Return the boxes with `margin` pixels more on every side."""
+    return [(x - margin, y - margin, w + 2 * margin, h + 2 * margin) for x, y, w, h in boxes]
+
+
+def to_latent(mask: Tensor, cell: int) -> Tensor:
+    """Bring masks [R, H, W] to the latent grid [R, H / cell, W / cell] by area coverage.
+
+    A cell counts as far as it is covered, so no hand is lost to sampling.
+    """
+    if mask.shape[0] == 0:
+        height, width = mask.shape[1:]
+        return mask.new_zeros(0, height // cell, width // cell)
+    return F.avg_pool2d(mask[None], cell)[0]
+
+
+def as_tensor(masks: Sequence[NDArray[np.float32]], size: int) -> Tensor:
+    """Stack masks [H, W] to [R, size, size]; R may be 0."""
+    if not masks:
+        return torch.zeros(0, size, size)
+    return torch.from_numpy(np.stack(masks))

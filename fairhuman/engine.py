@@ -1,0 +1,118 @@
+"""The DeepSpeed engine of a run: its config, the optimizer, the schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from fairhuman.config import Config
+from fairhuman.errors import ConfigError
+
+
+def make_engine(config: Config, model: nn.Module) -> Any:
+    """Wrap the model's trainable parameters in a DeepSpeed engine."""
+    import deepspeed
+
+    _check_precision(config.train.precision)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = make_optimizer(config, trained)
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=optimizer,
+        lr_scheduler=_schedule(config),
+        config=deepspeed_config(config),
+        dist_init_required=False,
+    )
+    return engine
+
+
+def _check_precision(precision: str) -> None:
+    from deepspeed.accelerator import get_accelerator
+
+    device = get_accelerator()
+    able = {"fp32": True, "bf16": device.is_bf16_supported(), "fp16": device.is_fp16_supported()}
+    if not able[precision]:
+        others = " or ".join(name for name, works in able.items() if works)
+        raise ConfigError(
+            f"train.precision = {precision!r}: this {device.device_name()} cannot; use {others}"
+        )
+
+
+def deepspeed_config(config: Config) -> dict[str, Any]:
+    """Return the user's DeepSpeed config with sizes, clipping and precision from `train`."""
+    train = config.train
+    # In `exact` the norm of the update is known from the solve, and clipped before DeepSpeed
+    # sees it.
+    clips_itself = config.fairness.mode == "exact" or train.max_grad_norm is None
+    tree = {
+        **config.deepspeed,
+        "train_micro_batch_size_per_gpu": train.batch_size,
+        "gradient_accumulation_steps": train.gradient_accumulation,
+        "gradient_clipping": 0.0 if clips_itself else train.max_grad_norm,
+        "zero_allow_untested_optimizer": True,  # bitsandbytes' optimizers; tests/test_step.py
+        "steps_per_print": None,
+        "fp16": {**config.deepspeed.get("fp16", {}), "enabled": train.precision == "fp16"},
+        "bf16": {
+            # Without this, DeepSpeed takes the step on an infinite bf16 gradient.
+            "check_grad_overflow": True,
+            **config.deepspeed.get("bf16", {}),
+            "enabled": train.precision == "bf16",
+        },
+    }
+    for key in ("train_batch_size", "optimizer", "scheduler"):
+        tree.pop(key, None)
+    if train.precision != "fp32":
+        # Sums over micro-batches and ranks in bf16 lose the small objectives' gradients.
+        tree["data_types"] = {"grad_accum_dtype": "fp32"}
+    return tree
+
+
+def make_optimizer(config: Config, parameters: Sequence[nn.Parameter]) -> Optimizer:
+    """Return the optimizer, with norms and biases in a group of their own.
+
+    They are not decayed, and AdamW8bit keeps their moments in 32 bits: ZeRO hands bitsandbytes
+    one flat tensor per group, whose size says nothing about the tensors in it.
+    """
+    settings = config.optimizer
+    matrices = [p for p in parameters if p.ndim > 1]
+    vectors = [p for p in parameters if p.ndim <= 1]
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "weight_decay": settings.weight_decay, "optim_bits": 8},
+        {"params": vectors, "weight_decay": 0.0, "optim_bits": 32},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if settings.name == "SGD":
+        return torch.optim.SGD(groups, lr=settings.lr)
+    adam = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps}
+    if settings.name == "AdamW":
+        return torch.optim.AdamW(groups, **adam)
+    import bitsandbytes
+
+    optimizer: Optimizer = bitsandbytes.optim.AdamW8bit(groups, **adam)
+    # bitsandbytes' way to give one tensor its own width is by its place: group, index.
+    bitsandbytes.optim.GlobalOptimManager.get_instance().index2config = {
+        (index, 0): {"optim_bits": group["optim_bits"]} for index, group in enumerate(groups)
+    }
+    return optimizer
+
+
+def _schedule(config: Config) -> Callable[[Optimizer], LRScheduler]:
+    from diffusers.optimization import get_scheduler
+
+    warmup = config.optimizer.warmup_steps
+    name = config.optimizer.schedule
+    if name == "constant" and warmup:
+        name = "constant_with_warmup"  # type: ignore[assignment]  # diffusers' name for it
+
+    def build(optimizer: Optimizer) -> LRScheduler:
+        scheduler: LRScheduler = get_scheduler(
+            name, optimizer, num_warmup_steps=warmup, num_training_steps=config.train.steps
+        )
+        return scheduler
+
+    return build

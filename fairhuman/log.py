@@ -1,0 +1,108 @@
+"""A run's numbers: metrics.jsonl, TensorBoard and the progress bar, from one record a step."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from fairhuman.fairness.balancer import Balance
+
+METRICS = "metrics.jsonl"
+
+
+def step_record(names: Sequence[str], losses: Sequence[float | None], balance: Balance) -> dict[str, Any]:
+    """Return a step's losses, weights, gradient norms, cosines and solver figures, by key.
+
+    None stands for what is absent from the batch or not measured in this mode.
+    """
+    record: dict[str, Any] = {}
+    for name, loss in zip(names, losses, strict=True):
+        record[f"loss/{name}"] = loss
+    for name, weight in zip(names, balance.weights, strict=True):
+        record[f"weight/{name}"] = weight
+    for name, norm in zip(names, balance.grad_norms, strict=True):
+        record[f"grad_norm/{name}"] = norm
+    record["grad_norm/update"] = balance.update_norm
+    for i, first in enumerate(names):
+        for j in range(i + 1, len(names)):
+            record[f"cosine/{first}_{names[j]}"] = balance.cosines[i][j]
+    record["solver/status"] = balance.status
+    record["solver/residual"] = balance.residual
+    record["solver/iterations"] = balance.iterations
+    return record
+
+
+class Log:
+    """Where rank 0 writes a run's numbers. A resumed run goes on in the same files."""
+
+    def __init__(self, output: Path, steps: int, start: int, names: Sequence[str]) -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self.names = list(names)
+        self.path = output / METRICS
+        keep_until(self.path, start)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(output / "tensorboard"), purge_step=start + 1)
+        self._bar = tqdm(
+            total=steps, initial=start, unit="step", dynamic_ncols=True, smoothing=0.1, miniters=1
+        )
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Add one optimizer step."""
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.flush()
+        step = record["step"]
+        for key, value in record.items():
+            if key != "step" and isinstance(value, int | float):
+                self._board.add_scalar(key, value, step)
+        self._bar.set_postfix_str(self._summary(record), refresh=False)
+        self._bar.update()
+
+    def say(self, line: str) -> None:
+        """Print a line above the progress bar."""
+        self._bar.write(line)
+
+    def picture(self, tag: str, image: Any, step: int) -> None:
+        """Add a picture [H, W, 3] to TensorBoard."""
+        self._board.add_image(tag, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Write out everything; nothing can be added afterwards."""
+        self._bar.close()
+        self._board.close()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def _summary(self, record: dict[str, Any]) -> str:
+        def joined(kind: str, form: str) -> str:
+            values = [record[f"{kind}/{name}"] for name in self.names]
+            return " ".join("absent" if v is None else format(v, form) for v in values)
+
+        return (
+            f"loss {joined('loss', '.4f')} | weight {joined('weight', '.3g')} | "
+            f"{record['samples_per_s']:.1f} samples/s"
+        )
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Drop the lines after `step` from a metrics file, as if the run had stopped there.
+
+    A run that was killed wrote steps after its last checkpoint; they are taken again.
+    """
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError):
+            break  # a half-written last line
+    aside = path.with_suffix(".partial")
+    aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    os.replace(aside, path)

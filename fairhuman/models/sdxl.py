@@ -1,0 +1,148 @@
+"""Stable Diffusion XL: load it, encode images and captions, predict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fairhuman.config import Model
+from fairhuman.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Encoded captions."""
+
+    embeds: Tensor
+    """[B, 77, D]: the penultimate hidden states of both text encoders."""
+    pooled: Tensor
+    """[B, D2]: the second encoder's pooled projection."""
+
+
+class SDXL:
+    """An SDXL pipeline's parts, as training uses them. Only `unet` is trained."""
+
+    def __init__(self, pipeline: Any) -> None:
+        from diffusers import DDPMScheduler
+
+        self.pipeline = pipeline
+        self.unet: nn.Module = pipeline.unet
+        self.vae: Any = pipeline.vae
+        # Training needs only the noise schedule, which every scheduler config carries.
+        scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+        self.prediction_type: str = scheduler.config.prediction_type
+        self.alphas_cumprod: Tensor = scheduler.alphas_cumprod
+        self.cell: int = pipeline.vae_scale_factor
+        """Pixels per side of a latent cell."""
+
+    @classmethod
+    def load(cls, settings: Model, dtype: torch.dtype, device: torch.device) -> SDXL:
+        """Load from a folder in diffusers' layout or from the hub.
+
+        The UNet and the text encoders in `dtype`; the VAE in float32, because SDXL's overflows
+        in half precision.
+
+        Raises:
+            ConfigError: there is no such model, or it is not an SDXL pipeline.
+        """
+        from diffusers import AutoencoderKL, StableDiffusionXLPipeline
+
+        extra = {}
+        try:
+            if settings.vae:
+                extra["vae"] = AutoencoderKL.from_pretrained(settings.vae, use_safetensors=True)
+            pipeline = StableDiffusionXLPipeline.from_pretrained(
+                settings.pretrained, torch_dtype=dtype, use_safetensors=True, **extra
+            )
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise ConfigError(_not_loaded(settings, error)) from error
+        if settings.prediction_type:
+            pipeline.scheduler.register_to_config(prediction_type=settings.prediction_type)
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline.to(device)
+        pipeline.vae.to(torch.float32)
+        for part in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
+            part.requires_grad_(False)
+            part.eval()
+        pipeline.unet.requires_grad_(True)
+        if settings.gradient_checkpointing:
+            pipeline.unet.enable_gradient_checkpointing()
+        return cls(pipeline)
+
+    @torch.no_grad()
+    def encode_images(self, pixels: Tensor, posterior_noise: Tensor) -> Tensor:
+        """Return scaled latents, [B, C, H, W] float32, one draw from the VAE's posterior.
+
+        Args:
+            pixels: [B, 3, 8 H, 8 W] in [-1, 1].
+            posterior_noise: [B, C, H, W] standard normal: the draw.
+        """
+        posterior = self.vae.encode(pixels.to(self.vae.device, torch.float32)).latent_dist
+        latents: Tensor = posterior.mean + posterior.std * posterior_noise.to(posterior.mean)
+        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+        return (latents - shift) * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def encode_captions(self, captions: Sequence[str | None]) -> Prompt:
+        """Encode captions; None is a dropped caption.
+
+        A dropped caption is encoded as the pipeline will encode the empty negative prompt:
+        zeros where its config says `force_zeros_for_empty_prompt`, "" otherwise.
+        """
+        embeds, _, pooled, _ = self.pipeline.encode_prompt(
+            [caption or "" for caption in captions],
+            device=self.vae.device,
+            do_classifier_free_guidance=False,
+        )
+        if self.pipeline.config.force_zeros_for_empty_prompt:
+            kept = torch.tensor([caption is not None for caption in captions], device=embeds.device)
+            embeds = embeds * kept[:, None, None]
+            pooled = pooled * kept[:, None]
+        return Prompt(embeds, pooled)
+
+    def predict(
+        self, unet: nn.Module, noisy: Tensor, steps: Tensor, prompt: Prompt, time_ids: Tensor
+    ) -> Tensor:
+        """Return the model's prediction, [B, C, H, W].
+
+        Args:
+            unet: the UNet, or what wraps it (a DeepSpeed engine).
+            noisy: [B, C, H, W] latents at `steps`.
+            steps: [B] timesteps.
+            prompt: the encoded captions.
+            time_ids: [B, 6].
+        """
+        dtype = prompt.embeds.dtype
+        prediction: Tensor = unet(
+            noisy.to(dtype),
+            steps,
+            encoder_hidden_states=prompt.embeds,
+            added_cond_kwargs={
+                "text_embeds": prompt.pooled,
+                "time_ids": time_ids.to(noisy.device),  # sizes over 256 are not exact in bf16
+            },
+            return_dict=False,
+        )[0]
+        return prediction
+
+    def add_noise(self, latents: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
+        """Return sqrt(a_t) x_0 + sqrt(1 - a_t) noise, [B, C, H, W]."""
+        alpha = self.alphas_cumprod.to(latents)[steps][:, None, None, None]
+        return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+
+    def save(self, folder: Path) -> None:
+        """Write the pipeline in diffusers' layout."""
+        self.pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+def _not_loaded(settings: Model, error: Exception) -> str:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    name = settings.pretrained
+    if Path(name).is_dir() and not (Path(name) / "model_index.json").is_file():
+        return f"model.pretrained = {name!r}: holds no model_index.json (diffusers' layout)"
+    return f"model.pretrained = {name!r}: cannot be loaded as an SDXL pipeline: {first}"

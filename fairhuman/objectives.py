@@ -1,0 +1,94 @@
+"""What is trained: the target, the weight of a sample, and the K losses of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fairhuman.ops import region_mse
+
+GLOBAL = "global"
+
+
+def target(
+    prediction_type: str, latents: Tensor, noise: Tensor, alphas_cumprod: Tensor, steps: Tensor
+) -> Tensor:
+    """Return what the model must predict, [B, C, H, W]: the noise, or the velocity v.
+
+    v = sqrt(a_t) noise - sqrt(1 - a_t) x_0 (Salimans & Ho 2022, eq. 8).
+    """
+    if prediction_type == "epsilon":
+        return noise
+    alpha = alphas_cumprod.to(latents)[steps][:, None, None, None]
+    return alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
+
+
+def snr_weight(
+    prediction_type: str, alphas_cumprod: Tensor, steps: Tensor, gamma: float | None
+) -> Tensor | None:
+    """Return the min-SNR weight of each sample, [B] float32, or None for equal weights.
+
+    min(SNR, gamma) / SNR for the noise, min(SNR, gamma) / (SNR + 1) for v (Hang et al. 2023,
+    arXiv 2303.09556), with SNR = a_t / (1 - a_t).
+    """
+    if gamma is None:
+        return None
+    alpha = alphas_cumprod.float()[steps]
+    snr = alpha / (1 - alpha)
+    clipped = snr.clamp(max=gamma)
+    if prediction_type == "v_prediction":
+        return clipped / (snr + 1)
+    # At zero terminal SNR the noise cannot be told from the input: the ratio's limit is 1.
+    return torch.where(snr > 0, clipped / snr.clamp(min=1e-20), torch.ones_like(snr))
+
+
+class Objectives:
+    """The K = 1 + R losses of a global batch that arrives in micro-batches.
+
+    The losses of a step are those of the whole accumulated batch over all ranks. Each
+    micro-batch contributes `losses(...)`, and the mean of the contributions over micro-batches
+    and ranks is the loss of the step: a region's mask area is a sum over the whole batch, so
+    under `reduction: region` a micro-batch counts by its share of that area.
+    """
+
+    def __init__(self, regions: Sequence[str], reduction: str, scale: dict[str, float]) -> None:
+        self.names = [GLOBAL, *regions]
+        self.reduction = reduction
+        self.scale = torch.tensor([scale.get(name, 1.0) for name in self.names])
+
+    @staticmethod
+    def area(masks: Tensor) -> Tensor:
+        """Return the area of the whole and of each region in a micro-batch, [K] float64.
+
+        In cells of the latent grid; `masks` is [B, R, H, W].
+        """
+        batch, _, height, width = masks.shape
+        whole = masks.new_full((1,), batch * height * width, dtype=torch.float64)
+        return torch.cat([whole, masks.double().sum(dim=(0, 2, 3))])
+
+    def losses(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        masks: Tensor,
+        sample_weight: Tensor | None,
+        mean_area: Tensor,
+    ) -> Tensor:
+        """Return this micro-batch's contribution to the K losses, [K].
+
+        Args:
+            pred: [B, C, H, W]; also target.
+            target: what the model should have predicted.
+            masks: [B, R, H, W] in [0, 1].
+            sample_weight: [B] or None.
+            mean_area: [K], the areas of the step's micro-batches, averaged over micro-batches
+                and ranks.
+        """
+        losses = region_mse(pred, target, masks, sample_weight, self.reduction)
+        factor = self.scale.to(losses)
+        if self.reduction == "region":
+            share = self.area(masks) / mean_area.clamp(min=torch.finfo(torch.float64).tiny)
+            factor = factor * share.to(losses)
+        return losses * factor

@@ -1,0 +1,167 @@
+"""The process a rank runs in: quiet libraries, the process group, signals, a lost launcher."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, TypeVar
+
+import psutil
+import torch
+import torch.distributed as dist
+
+from fairhuman.errors import UserError
+
+T = TypeVar("T")
+
+# How long a rank may go on after its launcher is gone: enough for most steps' ends.
+GRACE_S = 45.0
+
+
+def rank() -> int:
+    """Return this process's rank, as the launcher set it; 0 without a launcher."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def quiet() -> None:
+    """Keep other libraries' chatter off the terminal: their errors stay, and our warnings.
+
+    To be called before torch's distributed, DeepSpeed, bitsandbytes or transformers are used.
+    """
+    if not torch.cuda.is_available():
+        # Without it DeepSpeed warns, from every process, that it found no GPU.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for name in ("deepspeed", "DeepSpeed", "bitsandbytes", "torch.distributed", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for module in ("torch", "deepspeed", "transformers", "diffusers", "bitsandbytes", "accelerate"):
+        warnings.filterwarnings("ignore", module=rf"{module}(\.|$)")
+    import deepspeed.utils.logging as deepspeed_logging
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    deepspeed_logging.logger.setLevel(logging.ERROR)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+
+
+def init_distributed() -> torch.device:
+    """Join the process group (one process alone makes its own) and return this rank's device."""
+    import deepspeed
+    import deepspeed.ops
+
+    # The shared-memory all-reduce is built at run time, hangs after a killed build, and leaves
+    # its buffers in /dev/shm when a rank dies. Gloo is not slower here.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    os.environ.setdefault("RANK", "0")
+    os.environ.setdefault("LOCAL_RANK", "0")
+    os.environ.setdefault("WORLD_SIZE", "1")
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "0" if os.environ["WORLD_SIZE"] == "1" else "29500")
+    local = int(os.environ["LOCAL_RANK"])
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+        deepspeed.init_distributed("nccl", verbose=False)
+    else:
+        device = torch.device("cpu")
+        if "OMP_NUM_THREADS" not in os.environ:
+            ranks_here = int(os.environ.get("LOCAL_SIZE", "1"))
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks_here))
+        deepspeed.init_distributed("gloo", verbose=False)
+    return device
+
+
+def on_rank0(work: Callable[[], T]) -> T:
+    """Do some work on rank 0 and return its result on every rank.
+
+    Raises:
+        UserError: what the work raised, on every rank alike, so that none waits for another.
+    """
+    box: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            box[0] = work()
+        except UserError as error:
+            box[0] = error
+    dist.broadcast_object_list(box, src=0)
+    if isinstance(box[0], UserError):
+        raise box[0]
+    result: T = box[0]
+    return result
+
+
+@dataclass
+class Stop:
+    """Whether someone asked the run to end: SIGTERM, SIGINT, or the launcher is gone.
+
+    The handlers only take note, since a rank that entered a collective on its own would hang;
+    the ranks agree at the end of a step.
+    """
+
+    reason: str | None = None
+
+    def install(self) -> Stop:
+        """Take over SIGTERM and SIGINT, and watch the launcher."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._signalled)
+        launchers = _launchers()
+        if launchers:
+            threading.Thread(target=self._watch, args=(launchers,), daemon=True).start()
+        return self
+
+    def agreed(self, device: torch.device) -> bool:
+        """Return whether any rank was asked to stop; a collective."""
+        asked = torch.tensor([self.reason is not None], dtype=torch.int32, device=device)
+        dist.all_reduce(asked, op=dist.ReduceOp.MAX)
+        return bool(asked.item())
+
+    def _signalled(self, number: int, frame: FrameType | None) -> None:
+        # The launcher passes on what the process group got already: the second is the same.
+        self.reason = self.reason or signal.Signals(number).name
+
+    def _watch(self, launchers: list[psutil.Process]) -> None:
+        while all(launcher.is_running() and not _zombie(launcher) for launcher in launchers):
+            time.sleep(2.0)
+        self.reason = self.reason or "the launcher is gone"
+        # A rank that waits in a collective for a peer that is gone would never see the step's
+        # end. Without a launcher nobody would end it.
+        time.sleep(GRACE_S)
+        print("fairhuman: the launcher is gone and the step did not end", file=sys.stderr)
+        os._exit(1)
+
+
+def _zombie(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _launchers() -> list[psutil.Process]:
+    """Return the processes above this one that belong to DeepSpeed's launcher."""
+    found = []
+    for parent in psutil.Process().parents():
+        try:
+            words = parent.cmdline()
+        except psutil.Error:
+            continue
+        if any(word == "deepspeed.launcher.launch" or _is_runner(word) for word in words[:4]):
+            found.append(parent)
+    return found
+
+
+def _is_runner(word: str) -> bool:
+    return os.path.basename(word) in ("deepspeed", "ds")

@@ -1,0 +1,68 @@
+"""Train SDXL on the whole image, the faces and the hands at once.
+
+deepspeed fairhuman/train.py --config FILE [section.key=value …]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from fairhuman import checkpoint
+from fairhuman.config import Config, load_config
+from fairhuman.errors import OutputError, UserError
+from fairhuman.log import step_record
+from fairhuman.runtime import Stop, init_distributed, quiet, rank
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the command line and train; returns the exit code (2: a mistake to be mended)."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--config", required=True, help="a YAML file; see configs/")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # from the launcher
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    args = parser.parse_args(argv)
+    try:
+        config = load_config(args.config, args.overrides)
+        quiet()
+        train(config)
+    except UserError as error:
+        if rank() == 0 or isinstance(error, OutputError):
+            print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def train(config: Config) -> None:
+    """Train as the config says, to the end or until someone asks to stop."""
+    from fairhuman.run import Run
+
+    device = init_distributed()
+    stop = Stop().install()
+    run = Run(config, device)
+    progress = run.progress
+    while progress.step < config.train.steps:
+        started = time.perf_counter()
+        lr = run.lr()
+        losses, balance = run.step(next(run.batches))
+        progress = replace(
+            progress,
+            step=progress.step + 1,
+            samples_seen=progress.samples_seen + run.global_batch,
+            skipped=progress.skipped + balance.skipped,
+        )
+        record = {"lr": lr, **step_record(run.names, losses, balance)}
+        run.write(record, progress, seconds=time.perf_counter() - started)
+        ending = stop.agreed(device)
+        if ending or run.due(config.train.checkpoint_every, progress.step):
+            checkpoint.save(run.engine, run.output, progress, config.train.keep_checkpoints)
+        if ending:
+            break
+    run.finish(progress, stop)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""The losses on held-out images, with the same noise and timesteps at every measurement."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from fairhuman.config import Config
+from fairhuman.data.dataset import Batch, People, collate
+from fairhuman.data.records import Record
+from fairhuman.errors import DataError
+from fairhuman.objectives import Objectives
+from fairhuman.step import Denoising
+
+# An epoch that training never reaches: the held-out samples' random numbers are fixed.
+EPOCH = -1
+
+
+def hold_out(records: Sequence[Record], count: int, seed: int) -> tuple[list[Record], list[Record]]:
+    """Split records into those to train on and `count` held out.
+
+    Which are held out hangs on (seed, file name) alone, so adding images moves few others.
+
+    Raises:
+        DataError: nothing would be left to train on.
+    """
+    if count >= len(records):
+        raise DataError(
+            f"data.validation = {count}: the data set has {len(records)} usable images; hold out "
+            "fewer"
+        )
+
+    def key(record: Record) -> bytes:
+        return hashlib.blake2b(f"{seed}\0{record.id}".encode(), digest_size=16).digest()
+
+    held = {record.id for record in sorted(records, key=key)[:count]}
+    return (
+        [record for record in records if record.id not in held],
+        [record for record in records if record.id in held],
+    )
+
+
+class Validation:
+    """Measures the K losses over the held-out records, shared out over the ranks."""
+
+    def __init__(self, records: Sequence[Record], denoising: Denoising, config: Config) -> None:
+        still = config.data.model_copy(
+            update={"crop": "center", "flip": False, "caption_dropout": 0.0}
+        )
+        self.people = People(
+            records, config.objectives.regions, still, config.train.seed, denoising.sdxl.cell
+        )
+        self.denoising = denoising
+        self.batch_size = config.train.batch_size
+
+    @torch.no_grad()
+    def __call__(self, unet: Any) -> list[float | None]:
+        """Return the K losses, None for a region that no held-out image has; a collective."""
+        mine = range(dist.get_rank(), len(self.people), dist.get_world_size())
+        objectives = self.denoising.objectives
+        total, size, area = torch.zeros(3, len(objectives.names), dtype=torch.float64)
+        for start in range(0, len(mine), self.batch_size):
+            draws = [self.people[EPOCH, i] for i in mine[start : start + self.batch_size]]
+            batch: Batch = collate(draws)
+            covered = Objectives.area(batch.masks)
+            # With its own areas a batch counts as the whole: its losses are averages over them,
+            # or over its samples.
+            losses = self.denoising.losses(unet, batch, covered).double().cpu()
+            counts = covered if objectives.reduction == "region" else len(draws)
+            total += losses * counts
+            size += counts
+            area += covered
+        sums = torch.stack([total, size, area]).to(self.denoising.device)
+        dist.all_reduce(sums)
+        return [float(t / n) if a > 0 else None for t, n, a in sums.T]
