@@ -289,3 +289,12 @@ def load_records(
             f"data.root = {str(root)!r}: holds no usable sample ({len(problems)} left out)"
         )
     return records, problems
+
+
+def write_metadata(root: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write metadata.jsonl whole or not at all."""
+    aside = root / f"{METADATA}.partial"
+    with aside.open("w", encoding="utf-8") as lines:
+        for row in rows:
+            lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+    os.replace(aside, root / METADATA)

@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass
 from itertools import pairwise
 
-from .canvas import (
+from fairhuman.data.drawn.canvas import (
     Canvas,
     Color,
     Point,

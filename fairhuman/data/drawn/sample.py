@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from PIL import Image, ImageChops
 
-from .canvas import OVERSAMPLING, Canvas, Point, View
-from .figure import (
+from fairhuman.data.drawn.canvas import OVERSAMPLING, Canvas, Point, View
+from fairhuman.data.drawn.figure import (
     ARMS,
     Person,
     choose_person,
@@ -17,7 +17,7 @@ from .figure import (
     paint_person,
     reach,
 )
-from .scene import draw_scene
+from fairhuman.data.drawn.scene import draw_scene
 
 Box = tuple[int, int, int, int]
 

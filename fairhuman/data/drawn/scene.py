@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from .canvas import Canvas, Color, ellipse, mix, shade, smooth
+from fairhuman.data.drawn.canvas import Canvas, Color, ellipse, mix, shade, smooth
 
 WALLS: dict[str, Color] = {
     "yellow": (250, 222, 110),

@@ -1,0 +1,7 @@
+"""`python -m fairhuman` is the command `fairhuman`."""
+
+import sys
+
+from fairhuman.cli import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""Other projects' annotations, brought into the data format of `fairhuman.data.records`."""

@@ -1,0 +1,72 @@
+"""The demo's model: a tiny SDXL fitted to a data set's pictures, made once and kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from fairhuman.data.records import load_records, open_image
+from fairhuman.models.fit import UNET_STEPS, VAE_STEPS, fit_unet, fit_vae
+from fairhuman.models.sdxl import SDXL
+from fairhuman.models.tiny import tiny_sdxl
+from fairhuman.runtime import quiet
+
+STAMP = "demo-model.json"
+
+
+def make_demo_model(
+    data: Path, out: Path, seed: int = 0, vae_steps: int = VAE_STEPS, unet_steps: int = UNET_STEPS
+) -> None:
+    """Write a tiny SDXL, fitted to the pictures in `data`, as a diffusers folder.
+
+    A folder that was made from the same data, seed and steps is left as it is.
+
+    Raises:
+        DataError: `data` is no data set.
+    """
+    records, _ = load_records(data, regions=())
+    wanted = {
+        "images": len(records),
+        "captions": [records[0].text, records[-1].text],
+        "seed": seed,
+        "vae_steps": vae_steps,
+        "unet_steps": unet_steps,
+    }
+    stamp = out / STAMP
+    if stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8")) == wanted:
+        print(f"{out}: is there already")
+        return
+    quiet()
+    pixels = torch.stack(
+        [
+            torch.from_numpy(np.array(open_image(record.image), dtype=np.float32))
+            for record in records
+        ]
+    )
+    pixels = pixels.permute(0, 3, 1, 2) / 127.5 - 1.0
+    side = float(pixels.shape[-1])
+    captions = [record.text for record in records]
+    sdxl = SDXL(tiny_sdxl(captions, seed))
+    with tqdm(total=vae_steps + unet_steps, unit="step", dynamic_ncols=True) as bar:
+
+        def progress(stage: str, step: int, steps: int, loss: float) -> None:
+            bar.set_postfix_str(f"{stage} {step}/{steps} loss {loss:.3f}", refresh=False)
+            bar.update()
+
+        fit_vae(sdxl.vae, pixels, steps=vae_steps, seed=seed, progress=progress)
+        time_ids = torch.tensor([side, side, 0.0, 0.0, side, side])
+        fit_unet(
+            sdxl, pixels, captions, time_ids, steps=unet_steps, seed=seed, progress=progress
+        )
+    aside = out.with_name(out.name + ".partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    sdxl.save(aside)
+    (aside / STAMP).write_text(json.dumps(wanted), encoding="utf-8")
+    shutil.rmtree(out, ignore_errors=True)
+    os.rename(aside, out)
