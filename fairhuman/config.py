@@ -273,7 +273,7 @@ def _choices(annotation: Any) -> tuple[Any, ...]:
 
 def _near(word: str, allowed: Sequence[str]) -> str:
     match = difflib.get_close_matches(word, allowed, n=1)
-    return f"; did you mean {match[0]}?" if match else ""
+    return f" (did you mean {match[0]}?)" if match else ""
 
 
 # What DeepSpeed would read from its own config and train.* sets: "auto" is taken as "from train".
@@ -323,12 +323,12 @@ def _conflicts(config: Config) -> list[str]:
                 f"data.columns.{name}: there is no such column{_near(name, columns)}; they are "
                 f"{', '.join(columns)}"
             )
-    if config.fairness.normalize == "ball" and config.fairness.mode == "exact":
-        if config.train.max_grad_norm is None:
-            problems.append(
-                "train.max_grad_norm = None: fairness.normalize=ball scales each step to this "
-                "norm; give a number, or set fairness.normalize to simplex or none"
-            )
+    balled = config.fairness.mode == "exact" and config.fairness.normalize == "ball"
+    if balled and config.train.max_grad_norm is None:
+        problems.append(
+            "train.max_grad_norm = None: fairness.normalize=ball scales each step to this norm; "
+            "give a number, or set fairness.normalize to simplex or none"
+        )
     if config.train.validate_every and not config.data.validation:
         problems.append(
             f"train.validate_every = {config.train.validate_every}: no image is held out; set "
@@ -379,5 +379,3 @@ def _deepspeed_conflicts(config: Config) -> list[str]:
                 f"deepspeed.zero_optimization.{key} = {zero[key]!r}: is not supported; remove it"
             )
     return problems
-
-

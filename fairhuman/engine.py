@@ -88,7 +88,7 @@ def make_optimizer(config: Config, parameters: Sequence[nn.Parameter]) -> Optimi
     groups = [group for group in groups if group["params"]]
     if settings.name == "SGD":
         return torch.optim.SGD(groups, lr=settings.lr)
-    adam = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps}
+    adam: dict[str, Any] = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps}
     if settings.name == "AdamW":
         return torch.optim.AdamW(groups, **adam)
     import bitsandbytes

@@ -15,7 +15,9 @@ from fairhuman.fairness.balancer import Balance
 METRICS = "metrics.jsonl"
 
 
-def step_record(names: Sequence[str], losses: Sequence[float | None], balance: Balance) -> dict[str, Any]:
+def step_record(
+    names: Sequence[str], losses: Sequence[float | None], balance: Balance
+) -> dict[str, Any]:
     """Return a step's losses, weights, gradient norms, cosines and solver figures, by key.
 
     None stands for what is absent from the batch or not measured in this mode.

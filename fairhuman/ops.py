@@ -15,7 +15,8 @@ from fairhuman.kernels import reference
 
 __all__ = ["MPDSolution", "combine", "gram", "region_mse", "solve_mpd"]
 
-Rows = reference.Rows
+Rows = Tensor | Sequence[Sequence[Tensor]]
+"""K gradients: one tensor [K, P], or K lists of tensors whose shapes agree from list to list."""
 
 
 def region_mse(
@@ -53,8 +54,7 @@ def region_mse(
     batch, _, height, width = pred.shape
     if masks.ndim != 4 or masks.shape[0] != batch or masks.shape[2:] != (height, width):
         raise ValueError(
-            f"masks must be [B, R, H, W] = [{batch}, R, {height}, {width}], got "
-            f"{list(masks.shape)}"
+            f"masks must be [B, R, H, W] = [{batch}, R, {height}, {width}], got {list(masks.shape)}"
         )
     if sample_weight is not None and sample_weight.shape != (batch,):
         raise ValueError(f"sample_weight must be [B] = [{batch}], got {list(sample_weight.shape)}")

@@ -44,9 +44,7 @@ def draw(
             width=size,
             num_inference_steps=steps,
             guidance_scale=guidance,
-            generator=[
-                torch.Generator().manual_seed(seed + start + i) for i in range(len(batch))
-            ],
+            generator=[torch.Generator().manual_seed(seed + start + i) for i in range(len(batch))],
             output_type="latent",
         ).images
         # The pipeline decodes in the UNet's type; SDXL's VAE needs its own.

@@ -70,9 +70,7 @@ class Run:
         self.names = denoising.objectives.names
         self.prompts = list(train.sample_prompts) or _captions(trained)
 
-        self.global_batch = (
-            train.batch_size * train.gradient_accumulation * dist.get_world_size()
-        )
+        self.global_batch = train.batch_size * train.gradient_accumulation * dist.get_world_size()
         self.count = len(trained)
         people = People(trained, config.objectives.regions, config.data, train.seed, sdxl.cell)
         sampler = StepSampler(
@@ -99,7 +97,7 @@ class Run:
         train = self.config.train
         step = progress.step
         if self.validation and train.validate_every and self.due(train.validate_every, step):
-            losses = self._quietly(lambda: self.validation(self.engine.module))  # type: ignore[misc]
+            losses = self._quietly(functools.partial(self.validation, self.engine.module))
             for name, loss in zip(self.names, losses, strict=True):
                 record[f"val/loss/{name}"] = loss
         if self.log:

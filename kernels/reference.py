@@ -8,9 +8,6 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-Rows = Tensor | Sequence[Sequence[Tensor]]
-"""K gradients: one tensor [K, P], or K lists of tensors whose shapes agree from list to list."""
-
 # Elements per row that are widened to float64 at a time: K * 2 MiB of scratch, which stays in
 # the cache, instead of a copy of the gradients.
 CHUNK = 1 << 18

@@ -19,7 +19,8 @@ def test_a_picture_that_is_its_own_mask_stays_equal_to_it_under_a_thousand_draws
     noise = rng(0)
     seen = set()
     for draw in range(1000):
-        size = tuple(int(n) for n in noise.integers(20, 150, 2))
+        width, height = (int(n) for n in noise.integers(20, 150, 2))
+        size = (width, height)
         mask = Image.fromarray(noise.integers(0, 256, (size[1], size[0]), dtype=np.uint8))
         image = Image.merge("RGB", (mask, mask, mask))
         placement = Placement.draw(size, 64, rng(draw), crop="random", flip=True)

@@ -104,7 +104,7 @@ def train_on_ranks(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for step in range(STEPS):
             everything = batches(step)
             mine = everything[dist.get_rank() :: RANKS]
-            area = sum(Objectives.area(masks) for _, _, masks in everything) / len(everything)
+            area = torch.stack([Objectives.area(masks) for _, _, masks in everything]).mean(0)
             present = (area > 0).tolist()
             balancer.start(present, len(mine))
             for x, y, masks in mine:
@@ -189,7 +189,7 @@ def train_alone(case: dict[str, Any]) -> dict[str, Any]:
         start = 0
         with torch.no_grad():
             for p in trained:
-                p -= LR * (d * factor)[start : start + p.numel()].view_as(p)
+                p.sub_(LR * (d * factor)[start : start + p.numel()].view_as(p))
                 start += p.numel()
     return {
         "parameters": [p.detach() for p in model.parameters()],
@@ -244,9 +244,7 @@ def update_error(found: list[Tensor], expected: list[Tensor]) -> float:
     """The largest difference of the parameters, relative to the largest update."""
     start = [p.detach().double() for p in net().parameters()]
     update = max(float((e - s).abs().max()) for e, s in zip(expected, start, strict=True))
-    error = max(
-        float((f.double() - e).abs().max()) for f, e in zip(found, expected, strict=True)
-    )
+    error = max(float((f.double() - e).abs().max()) for f, e in zip(found, expected, strict=True))
     return error / update
 
 

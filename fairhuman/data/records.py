@@ -121,8 +121,7 @@ def read_entries(
             seen[name] = place
             caption = _string(fields, names.get("text", "text"), empty=True)
             annotations = {
-                region: _annotation(fields, region, root, unannotated, names)
-                for region in regions
+                region: _annotation(fields, region, root, unannotated, names) for region in regions
             }
             entries.append(Entry(place, name, root / name, caption, annotations))
         except _LineError as error:

@@ -80,8 +80,10 @@ class ExactBalancer:
         status = int(solution.status)
         norms = gram.diagonal().sqrt().tolist()
         absent = [k not in self._present for k in range(self._count)]
-        report = {
-            "grad_norms": [None if gone else norm for norm, gone in zip(norms, absent, strict=True)],
+        report: dict[str, Any] = {
+            "grad_norms": [
+                None if gone else norm for norm, gone in zip(norms, absent, strict=True)
+            ],
             "cosines": _cosines(gram),
             "status": status,
             "residual": float(solution.residual),
@@ -90,14 +92,10 @@ class ExactBalancer:
         if status & Status.NONFINITE:
             self.gradients.skip()
             return Balance([0.0] * self._count, None, skipped=True, **report)
-        scale = step_scale(
-            self.normalize, solution.weights, float(solution.norm), self.max_norm
-        )
+        scale = step_scale(self.normalize, solution.weights, float(solution.norm), self.max_norm)
         weights = solution.weights * scale
         self.gradients.step(weights[self._present])
-        return Balance(
-            weights.tolist(), float(solution.norm) * scale, skipped=False, **report
-        )
+        return Balance(weights.tolist(), float(solution.norm) * scale, skipped=False, **report)
 
     def _embed(self, present: Tensor) -> Tensor:
         """Return the Gram matrix of all K objectives, zero where one is absent."""
@@ -167,6 +165,4 @@ def step_scale(normalize: str, weights: Tensor, norm: float, max_norm: float | N
 def _cosines(gram: Tensor) -> list[list[float | None]]:
     norms = gram.diagonal().sqrt()
     cosines = gram / (norms[:, None] * norms[None, :])
-    return [
-        [value if math.isfinite(value) else None for value in row] for row in cosines.tolist()
-    ]
+    return [[value if math.isfinite(value) else None for value in row] for row in cosines.tolist()]

@@ -61,9 +61,7 @@ def make_demo_model(
 
         fit_vae(sdxl.vae, pixels, steps=vae_steps, seed=seed, progress=progress)
         time_ids = torch.tensor([side, side, 0.0, 0.0, side, side])
-        fit_unet(
-            sdxl, pixels, captions, time_ids, steps=unet_steps, seed=seed, progress=progress
-        )
+        fit_unet(sdxl, pixels, captions, time_ids, steps=unet_steps, seed=seed, progress=progress)
     aside = out.with_name(out.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
     sdxl.save(aside)

@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from fairhuman.errors import UserError
 from fairhuman.data.drawn.sample import DrawnSample, draw_person
+from fairhuman.errors import UserError
 
 __all__ = ["DrawnSample", "draw_people", "draw_person", "sample_rng"]
 

@@ -61,7 +61,8 @@ def import_coco_wholebody(
             persons[person["image_id"]].append(person)
         listed = {image["id"]: str(image["file_name"]) for image in tree["images"]}
         texts = _captions(captions, listed) if captions else dict.fromkeys(listed.values(), "")
-        rows, missing = [], 0
+        rows: list[dict[str, Any]] = []
+        missing = 0
         for image_id, name in sorted(listed.items()):
             if Path(name).is_absolute() or ".." in Path(name).parts:
                 raise DataError(f"{annotations}: file_name {name!r} leads out of the folder")
@@ -78,17 +79,16 @@ def import_coco_wholebody(
         raise DataError(f"{images}: holds none of the {missing} images that {annotations} names")
     out.mkdir(parents=True, exist_ok=True)
     for row in rows:
-        target = out / row["file_name"]
+        name = row["file_name"]
+        target = out / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(images / row["file_name"], target)
+        shutil.copyfile(images / name, target)
     write_metadata(out, rows)
     faces, hands = (sum(len(row[key]) for row in rows) for key in PARTS)
     return Imported(len(rows), faces, hands, missing)
 
 
-def _boxes(
-    persons: list[dict[str, Any]], size: tuple[int, int]
-) -> dict[str, list[list[float]]]:
+def _boxes(persons: list[dict[str, Any]], size: tuple[int, int]) -> dict[str, list[list[float]]]:
     found: dict[str, list[list[float]]] = {key: [] for key in PARTS}
     for person in persons:
         if person.get("iscrowd"):

@@ -1,0 +1,164 @@
+"""The config: every mistake is one line that names the key, the value and the fix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fairhuman.config import Config, load_config
+from fairhuman.engine import deepspeed_config
+from fairhuman.errors import ConfigError
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+GOOD = """
+model: {pretrained: demo/tiny-sdxl}
+data: {root: demo/people}
+train: {output_dir: outputs/x, steps: 10}
+deepspeed: {zero_optimization: {stage: 2}}
+"""
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    path = tmp_path / "good.yaml"
+    path.write_text(GOOD)
+    return path
+
+
+MISTAKES = [
+    (
+        "train.batchsize=2",
+        "train.batchsize: unknown key (did you mean batch_size?); allowed here: output_dir,",
+    ),
+    ("trian.steps=2", "trian: unknown key (did you mean train?); allowed here: model, data,"),
+    ("fairness.mode=exat", "fairness.mode = 'exat': must be one of exact, sum, global (did you"),
+    ("train.steps=many", "train.steps = 'many': must be a valid integer"),
+    ("train.steps=0", "train.steps = 0: must be greater than or equal to 1"),
+    ("train.steps=1.5", "train.steps = 1.5: must be a valid integer"),
+    ("optimizer.lr=-1", "optimizer.lr = -1: must be greater than 0"),
+    ("optimizer.lr=.nan", "optimizer.lr = nan: must be a finite number"),
+    ("data.resolution=100", "data.resolution = 100: must be a multiple of 8"),
+    ("data.caption_dropout=2", "data.caption_dropout = 2: must be less than or equal to 1"),
+    ("fairness.alpha=0.2", "fairness.alpha = 0.2: must be greater than or equal to 0.5"),
+    ("objectives.regions=[face, face]", "a region is named twice"),
+    ("objectives.regions=[global]", "'global' cannot name a region"),
+    (
+        "objectives.scale.hnad=2",
+        "objectives.scale.hnad: there is no such objective (did you mean hand?); they are global,",
+    ),
+    (
+        "data.columns.txt=caption",
+        "data.columns.txt: there is no such column (did you mean text?); they",
+    ),
+    ("train.max_grad_norm=null", "train.max_grad_norm = None: fairness.normalize=ball scales"),
+    ("train.validate_every=5", "train.validate_every = 5: no image is held out; set data.valid"),
+    ("optimizer.warmup_steps=10", "optimizer.warmup_steps = 10: must be less than train.steps"),
+    ("model.pretrained=null", "model.pretrained = None: must be a valid string"),
+    ("deepspeed.zero_optimization.stage=3", "stage = 3: must be 1 or 2"),
+    ("deepspeed.zero_optimization.stage=0", "stage = 0: must be 1 or 2"),
+    ("deepspeed.zero_optimization.stage=1", "stage = 1: works with train.precision fp32 and fp16"),
+    ("deepspeed.gradient_clipping=1.0", "deepspeed.gradient_clipping = 1.0: is set by train.max"),
+    ("deepspeed.train_batch_size=8", "deepspeed.train_batch_size = 8: is set by train.batch_size"),
+    ("deepspeed.bf16.enabled=true", "deepspeed.bf16.enabled = True: is set by train.precision"),
+    ("deepspeed.zero_optimisation.stage=2", "(did you mean zero_optimization?); supported are"),
+    ("deepspeed.zero_optimization.offload_optimizer.device=cpu", "is not supported; remove it"),
+    ("deepspeed=nowhere.json", "deepspeed = 'nowhere.json': there is no such file"),
+    ("train.steps", "'train.steps': an override is written section.key=value"),
+    ("train.steps.x=1", "'train.steps.x=1': train.steps has no keys in it"),
+    ("train.steps=[", "the value is not YAML"),
+    ("data=null", "data = None: must be a valid dictionary"),
+]
+
+
+@pytest.mark.parametrize(("override", "expected"), MISTAKES)
+def test_a_mistake_is_one_line_with_key_value_and_fix(
+    good: Path, override: str, expected: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(good, [override])
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 1
+    assert expected in lines[0]
+
+
+def test_all_mistakes_are_told_at_once(good: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(good, ["train.steps=0", "data.crop=left", "model.x=1"])
+    assert len(str(caught.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: [", "is not YAML"),
+        ("- 1", "must hold sections"),
+        ("", "must hold sections"),
+        ("train: {steps: 1}", "model: is missing and has no default"),
+    ],
+)
+def test_a_file_that_is_no_config_is_named(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=expected) as caught:
+        load_config(path)
+    assert str(path) in str(caught.value)
+    with pytest.raises(ConfigError, match="there is no such config file"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_overrides_reach_nested_keys_and_keep_types(good: Path) -> None:
+    config = load_config(
+        good,
+        [
+            "optimizer.lr=2e-4",
+            "objectives.scale.face=3",
+            "train.sample_prompts=[a man, 'a woman, smiling']",
+            "data.root=/tmp/with = sign",
+            "deepspeed.zero_optimization.reduce_bucket_size=1000",
+        ],
+    )
+    assert config.optimizer.lr == 2e-4
+    assert config.objectives.scale == {"face": 3.0}
+    assert config.train.sample_prompts == ["a man", "a woman, smiling"]
+    assert config.data.root == "/tmp/with = sign"
+    assert config.deepspeed["zero_optimization"]["reduce_bucket_size"] == 1000
+
+
+def test_a_path_to_a_deepspeed_config_can_be_overridden(good: Path) -> None:
+    path = CONFIGS / "deepspeed" / "zero2.json"
+    config = load_config(good, [f"deepspeed={path}", "deepspeed.zero_optimization.stage=2"])
+    assert config.deepspeed["zero_optimization"]["overlap_comm"] is True
+
+
+def test_the_saved_config_is_the_same_config(good: Path, tmp_path: Path) -> None:
+    config = load_config(good, ["optimizer.betas=[0.8, 0.9]"])
+    config.save(tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == config
+
+
+def test_sizes_clipping_and_precision_come_from_train(good: Path) -> None:
+    tree = deepspeed_config(
+        load_config(
+            good,
+            [
+                "train.batch_size=3",
+                "train.gradient_accumulation=5",
+                "train.max_grad_norm=0.7",
+                "fairness.mode=sum",
+                "deepspeed.gradient_accumulation_steps=auto",
+                "deepspeed.bf16.enabled=auto",
+            ],
+        )
+    )
+    assert tree["train_micro_batch_size_per_gpu"] == 3
+    assert tree["gradient_accumulation_steps"] == 5
+    assert tree["gradient_clipping"] == 0.7
+    assert tree["bf16"]["enabled"] is True
+    assert tree["fp16"]["enabled"] is False
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_config_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CONFIGS.parent)
+    assert isinstance(load_config(path), Config)

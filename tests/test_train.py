@@ -1,0 +1,368 @@
+"""Training through the command line: the real launcher, DeepSpeed, bitsandbytes and diffusers."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from ranks import free_port
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN = ROOT / "fairhuman" / "train.py"
+PATIENCE_S = 300
+# What a clock or the machine decides.
+UNREPEATABLE = ("samples_per_s", "step_time_s", "memory_gib")
+
+CONFIG = """
+model: {{pretrained: {model}}}
+data: {{root: {people}, resolution: 64, mask_margin: 2, crop: random, flip: true, workers: 0,
+  caption_dropout: 0.2, validation: 4}}
+objectives: {{snr_gamma: 5.0}}
+optimizer: {{name: AdamW8bit, lr: 1.0e-3, warmup_steps: 2}}
+train: {{output_dir: {output}, steps: 6, batch_size: 2, precision: fp32, checkpoint_every: 3,
+  validate_every: 3, sample_every: 0, resume: none}}
+deepspeed: {{zero_optimization: {{stage: 2}}}}
+"""
+
+KEYS = {
+    "step", "epoch", "lr", "loss/global", "loss/face", "loss/hand", "weight/global",
+    "weight/face", "weight/hand", "grad_norm/global", "grad_norm/face", "grad_norm/hand",
+    "grad_norm/update", "cosine/global_face", "cosine/global_hand", "cosine/face_hand",
+    "solver/status", "solver/residual", "solver/iterations", "skipped", "samples_per_s",
+    "step_time_s", "memory_gib",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def config(tiny_model: Path, people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("config")
+    path = folder / "config.yaml"
+    path.write_text(CONFIG.format(model=tiny_model, people=people, output=folder / "out"))
+    return path
+
+
+def environment(**variables: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+
+
+def launcher(ranks: int) -> list[str]:
+    binary = Path(sys.executable).with_name("deepspeed")
+    return [str(binary), "-q", "--num_accelerators", str(ranks), "--master_port", str(free_port())]
+
+
+def command(config: Path, output: Path, overrides: Sequence[str] = ()) -> list[str]:
+    return [str(TRAIN), "--config", str(config), f"train.output_dir={output}", *overrides]
+
+
+def run(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        words,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+
+
+def train(config: Path, output: Path, ranks: int, *overrides: str) -> str:
+    start = launcher(ranks) if ranks > 1 else [sys.executable]
+    done = run([*start, *command(config, output, overrides)])
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout + done.stderr
+
+
+def metrics(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def repeatable(output: Path) -> list[dict[str, Any]]:
+    return [
+        {key: value for key, value in record.items() if key not in UNREPEATABLE}
+        for record in metrics(output)
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(config: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Six steps on two ranks with ZeRO-2 and AdamW8bit, and what was printed."""
+    output = tmp_path_factory.mktemp("finished") / "out"
+    printed = train(
+        config, output, 2, "train.sample_every=6", "train.sample_prompts=[a boy, a girl]"
+    )
+    return output, printed
+
+
+def test_a_run_writes_what_it_promises(finished: tuple[Path, str]) -> None:
+    output, _ = finished
+    assert {path.name for path in output.iterdir()} == {
+        "checkpoints", "config.yaml", "final", "metrics.jsonl", "samples", "tensorboard",
+    }  # fmt: skip
+    assert [p.name for p in sorted((output / "checkpoints").iterdir())] == [
+        "step-00000003",
+        "step-00000006",
+    ]
+    assert [p.name for p in (output / "samples").iterdir()] == ["step-00000006.png"]
+    records = metrics(output)
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+    validated = {f"val/loss/{name}" for name in ("global", "face", "hand")}
+    for record in records:
+        assert set(record) == (KEYS | validated if record["step"] % 3 == 0 else KEYS)
+        assert record["grad_norm/update"] == pytest.approx(1.0)  # normalize: ball
+        assert record["solver/residual"] < 1e-9
+        assert record["skipped"] == 0
+
+
+def test_a_run_says_where_to_look_and_nothing_of_other_libraries(
+    finished: tuple[Path, str],
+) -> None:
+    output, printed = finished
+    assert f"the model       {output / 'final'}" in printed
+    assert "Traceback" not in printed
+    for chatter in ("[INFO]", "FutureWarning", "UserWarning", "torchvision", "get_kernel"):
+        assert chatter not in printed
+
+
+def test_tensorboard_has_the_same_numbers(finished: tuple[Path, str]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    output, _ = finished
+    events = EventAccumulator(str(output / "tensorboard")).Reload()
+    scalars = [event.value for event in events.Scalars("loss/global")]
+    assert scalars == pytest.approx([r["loss/global"] for r in metrics(output)], rel=1e-6)
+    assert events.Tags()["images"] == ["samples"]
+
+
+def test_the_final_model_loads_in_diffusers_and_holds_what_was_trained(
+    finished: tuple[Path, str], tiny_model: Path
+) -> None:
+    from diffusers import StableDiffusionXLPipeline
+
+    output, _ = finished
+    pipeline = StableDiffusionXLPipeline.from_pretrained(output / "final")
+    trained = pipeline.unet.state_dict()
+    start = load_file(tiny_model / "unet" / "diffusion_pytorch_model.safetensors")
+    assert trained.keys() == start.keys()
+    assert sum(not torch.equal(trained[name], start[name]) for name in start) > len(start) // 2
+
+
+def test_a_killed_run_resumes_as_if_it_had_never_stopped(
+    finished: tuple[Path, str], config: Path, tmp_path: Path
+) -> None:
+    """Bit-equal: the six steps at once, and three, a kill, and three more."""
+    whole, _ = finished
+    killed = tmp_path / "killed"
+    shutil.copytree(whole, killed)
+    shutil.rmtree(killed / "checkpoints" / "step-00000006")
+    shutil.rmtree(killed / "final")
+    with (killed / "metrics.jsonl").open("a") as lines:
+        lines.write('{"step": 7, "epo')  # what a kill in the middle of a write leaves
+    (killed / "checkpoints" / "step-00000005.partial").mkdir()
+    printed = train(config, killed, 2, "train.resume=auto")
+    assert "at step 3" in printed
+    assert repeatable(killed) == repeatable(whole)
+    name = Path("unet") / "diffusion_pytorch_model.safetensors"
+    expected, found = (load_file(run / "final" / name) for run in (whole, killed))
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert not list(killed.rglob("*.partial"))
+
+
+def test_one_global_batch_gives_the_same_metrics_however_it_is_split(
+    config: Path, tmp_path: Path
+) -> None:
+    splits = {"1x4": (1, 4, 1), "2x2": (1, 2, 2), "2 ranks": (2, 1, 2)}
+    found = {}
+    for name, (ranks, batch, accumulation) in splits.items():
+        train(
+            config,
+            tmp_path / name,
+            ranks,
+            f"train.batch_size={batch}",
+            f"train.gradient_accumulation={accumulation}",
+            "train.steps=3",
+            "optimizer.name=SGD",
+            "optimizer.lr=0.01",
+            "objectives.reduction=region",
+        )
+        found[name] = repeatable(tmp_path / name)
+    for name in ("2x2", "2 ranks"):
+        for record, reference in zip(found[name], found["1x4"], strict=True):
+            assert record.keys() == reference.keys()
+            for key, value in record.items():
+                if key.startswith("solver/"):
+                    continue  # rounding decides how many iterations there are
+                expected = reference[key]
+                if value is None or expected is None:
+                    assert value == expected, key
+                else:
+                    assert value == pytest.approx(expected, rel=2e-4, abs=2e-6), key
+
+
+@pytest.mark.parametrize("mode", ["sum", "global"])
+def test_the_baselines_train_with_half_precision_and_accumulation(
+    config: Path, tmp_path: Path, mode: str
+) -> None:
+    train(
+        config,
+        tmp_path / "out",
+        1,
+        f"fairness.mode={mode}",
+        "train.steps=2",
+        "train.precision=bf16",
+        "train.gradient_accumulation=2",
+        "train.max_grad_norm=0.1",
+    )
+    for record in metrics(tmp_path / "out"):
+        assert record["weight/face"] in ((0.0,) if mode == "global" else (0.0, 1.0))
+        assert 0 < record["grad_norm/update"] <= 0.1 + 1e-6
+        assert record["cosine/global_face"] is None
+        assert record["solver/status"] is None
+
+
+def test_real_photographs_train_and_an_absent_face_is_logged(
+    config: Path, tiny_model: Path, wholebody: Path, tmp_path: Path
+) -> None:
+    from fairhuman.cli import main
+
+    data = tmp_path / "photographs"
+    words = ["import", "coco-wholebody", "--out", str(data), "--images", str(wholebody)]
+    words += ["--annotations", str(wholebody / "annotations.json")]
+    words += ["--captions", str(wholebody / "captions.jsonl")]
+    assert main(words) == 0
+    train(
+        config,
+        tmp_path / "out",
+        1,
+        f"data.root={data}",
+        "data.validation=0",
+        "train.validate_every=0",
+        "data.crop=center",
+        "train.batch_size=1",
+        "train.steps=4",
+    )
+    records = metrics(tmp_path / "out")
+    absent = [record for record in records if record["loss/face"] is None]
+    assert absent  # 000000196141.jpg has hands and no face
+    for record in absent:
+        assert record["weight/face"] == 0.0
+        assert record["grad_norm/face"] is None
+        assert record["solver/status"] == 1
+        assert record["loss/hand"] is None or record["weight/hand"] > 0
+
+
+def test_a_config_mistake_is_told_once_without_a_traceback(config: Path, tmp_path: Path) -> None:
+    done = run([*launcher(2), *command(config, tmp_path / "out", ["train.stesp=3"])])
+    assert done.returncode == 2
+    assert done.stderr.count("train.stesp: unknown key (did you mean steps?)") == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_mistakes_behind_the_config_are_told_before_training(
+    config: Path, finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    """A data set, a model, a run that is there: exit code 2, one line, nothing written."""
+    output, _ = finished
+    before = sorted(output.rglob("*"))
+    mistakes = {
+        f"data.root={tmp_path / 'none'}": "there is no such folder",
+        f"model.pretrained={tmp_path / 'none'}": "cannot be loaded as an SDXL pipeline",
+        "data.validation=24": "hold out fewer",
+        f"train.output_dir={output}": "holds a run already; set train.resume=auto",
+        f"train.resume={tmp_path / 'none'}": "there is no such folder (a checkpoint is",
+    }
+    for override, expected in mistakes.items():
+        done = run([sys.executable, *command(config, tmp_path / "out", [override])])
+        assert done.returncode == 2, done.stderr[-2000:]
+        assert expected in done.stderr
+        assert "Traceback" not in done.stderr
+    assert sorted(output.rglob("*")) == before
+
+
+def start_ranks(config: Path, output: Path, ranks: int) -> list[subprocess.Popen[str]]:
+    """Start ranks as a launcher would, all in one process group of their own."""
+    port = str(free_port())
+    processes: list[subprocess.Popen[str]] = []
+    for rank in range(ranks):
+        group = processes[0].pid if processes else 0
+        process = subprocess.Popen(
+            [sys.executable, *command(config, output, ["train.steps=5000"])],
+            env=environment(
+                RANK=str(rank),
+                LOCAL_RANK=str(rank),
+                WORLD_SIZE=str(ranks),
+                LOCAL_SIZE=str(ranks),
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=port,
+            ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=functools.partial(os.setpgid, 0, group),
+        )
+        processes.append(process)
+    return processes
+
+
+def wait_for_steps(output: Path, count: int) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        if (output / "metrics.jsonl").exists() and len(metrics(output)) >= count:
+            return
+        time.sleep(0.2)
+    pytest.fail("the run did not get going")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_group_writes_a_checkpoint_and_exits_0(
+    config: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    output = tmp_path / "out"
+    ranks = start_ranks(config, output, 2)
+    wait_for_steps(output, 1)
+    os.killpg(ranks[0].pid, number)
+    os.killpg(ranks[0].pid, number)  # ranks may get it twice
+    printed = [process.communicate(timeout=PATIENCE_S)[0] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], printed
+    last = metrics(output)[-1]["step"]
+    assert (output / "checkpoints" / f"step-{last:08d}" / "manifest.json").is_file()
+    assert f"Stopped after step {last} ({number.name})" in printed[0]
+    assert "train.resume=auto" in printed[0]
+    assert not (output / "final").exists()
+
+
+def test_no_rank_outlives_a_killed_launcher_and_a_killed_rank_ends_the_job(
+    config: Path, tmp_path: Path
+) -> None:
+    for victim in ("launcher", "rank"):
+        output = tmp_path / victim
+        job = subprocess.Popen(
+            [*launcher(2), *command(config, output, ["train.steps=5000"])],
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        wait_for_steps(output, 1)
+        children = psutil.Process(job.pid).children(recursive=True)
+        ranks = [child for child in children if str(TRAIN) in child.cmdline()[1:4]]
+        assert len(ranks) == 2
+        (job if victim == "launcher" else ranks[1]).kill()
+        gone, alive = psutil.wait_procs(ranks, timeout=60)
+        assert len(gone) == 2, alive
+        assert job.wait(timeout=60) != 0
+        if victim == "launcher":  # the ranks had the time to write where they were
+            assert list((output / "checkpoints").glob("step-????????"))
