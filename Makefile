@@ -1,0 +1,46 @@
+# `make demo` trains on drawn people; `make test` runs the tests. Both install into .venv first.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+BUILD_FILES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc/*)
+
+.PHONY: help install demo test lint format wheel clean
+
+help:
+	@echo "make demo     draw people, make a tiny SDXL, train it on two CPU ranks: 10 minutes"
+	@echo "make test     the test suite"
+	@echo "make lint     ruff and mypy"
+	@echo "make wheel    sdist and wheel in dist/"
+	@echo "make clean    remove what make made, but .venv and outputs/"
+
+install: $(STAMP)
+
+$(STAMP): $(BUILD_FILES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/fairhuman demo-data --out demo/people
+	$(BIN)/fairhuman demo-model --data demo/people --out demo/tiny-sdxl
+	PATH="$(abspath $(BIN)):$$PATH" DS_ACCELERATOR=cpu deepspeed --quiet --num_accelerators 2 \
+		fairhuman/train.py --config configs/demo.yaml
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+wheel: $(STAMP)
+	$(BIN)/python -m build
+
+clean:
+	rm -rf build dist demo *.egg-info fairhuman/_C*.so
