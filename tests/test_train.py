@@ -223,6 +223,7 @@ def test_the_baselines_train_with_half_precision_and_accumulation(
         f"fairness.mode={mode}",
         "train.steps=2",
         "train.precision=bf16",
+        "optimizer.warmup_steps=0",
         "train.gradient_accumulation=2",
         "train.max_grad_norm=0.1",
     )
