@@ -8,10 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fairhuman.config import Model
 from fairhuman.errors import ConfigError
+
+
+# What diffusers and transformers raise for a folder that is not a whole SDXL.
+_UNUSABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RuntimeError,
+    SafetensorError,
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +72,7 @@ class SDXL:
             pipeline = StableDiffusionXLPipeline.from_pretrained(
                 settings.pretrained, torch_dtype=dtype, use_safetensors=True, **extra
             )
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except _UNUSABLE as error:
             raise ConfigError(_not_loaded(settings, error)) from error
         if settings.prediction_type:
             pipeline.scheduler.register_to_config(prediction_type=settings.prediction_type)

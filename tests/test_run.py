@@ -1,0 +1,123 @@
+"""The parts around the step: checkpoints on disk, the log, the optimizer, what is held out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fairhuman import checkpoint
+from fairhuman.checkpoint import Progress
+from fairhuman.config import Config
+from fairhuman.data.records import Record
+from fairhuman.engine import make_optimizer
+from fairhuman.errors import ConfigError, DataError
+from fairhuman.log import keep_until
+from fairhuman.validation import hold_out
+
+
+def make_checkpoint(output: Path, step: int, ranks: int = 2) -> Path:
+    folder = output / "checkpoints" / f"step-{step:08d}"
+    folder.mkdir(parents=True)
+    (folder / "weights").write_bytes(b"1234")
+    manifest = {
+        "ranks": ranks,
+        "progress": {"step": step, "samples_seen": step * 8, "skipped": 1},
+        "files": {"weights": 4},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_auto_takes_the_newest_whole_checkpoint(tmp_path: Path) -> None:
+    assert checkpoint.find(tmp_path, "auto") is None
+    first = make_checkpoint(tmp_path, 100)
+    second = make_checkpoint(tmp_path, 200)
+    (tmp_path / "checkpoints" / "step-00000300.partial").mkdir()
+    assert checkpoint.find(tmp_path, "auto") == second
+    (second / "weights").write_bytes(b"12")  # cut short by a full disk
+    assert checkpoint.find(tmp_path, "auto") == first
+    assert checkpoint.read_progress(first, 2) == Progress(100, 800, 1)
+
+
+def test_what_cannot_be_resumed_says_why(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "a", 100)
+    make_checkpoint(tmp_path / "a", 200)
+    with pytest.raises(ConfigError, match="was made by 2 ranks, this run has 3; start 2"):
+        checkpoint.read_progress(folder, 3)
+    with pytest.raises(ConfigError, match="there is no such folder"):
+        checkpoint.find(tmp_path / "b", str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match="is no checkpoint of FairHuman"):
+        checkpoint.find(tmp_path / "b", str(tmp_path))
+    with pytest.raises(ConfigError, match="holds a run already"):
+        checkpoint.find(tmp_path / "a", "none")
+    with pytest.raises(ConfigError, match="went on to step-00000200"):
+        checkpoint.find(tmp_path / "a", str(folder))
+    assert checkpoint.find(tmp_path / "b", str(folder)) == folder
+    (folder / "weights").unlink()
+    with pytest.raises(ConfigError, match="is not whole: weights is missing"):
+        checkpoint.find(tmp_path / "b", str(folder))
+
+
+def test_metrics_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": i}) + "\n" for i in range(1, 6)) + '{"st')
+    keep_until(path, 3)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+    keep_until(tmp_path / "none.jsonl", 3)
+
+
+def settings(**keys: Any) -> Config:
+    return Config.model_validate(
+        {
+            "model": {"pretrained": "x"},
+            "data": {"root": "x"},
+            "optimizer": keys,
+            "train": {"output_dir": "x", "steps": 1},
+            "deepspeed": {"zero_optimization": {"stage": 2}},
+        }
+    )
+
+
+def test_norms_and_biases_are_not_decayed_and_keep_32_bit_moments() -> None:
+    model = nn.Sequential(nn.Linear(128, 128), nn.LayerNorm(128))
+    optimizer = make_optimizer(
+        settings(name="AdamW8bit", weight_decay=0.3), list(model.parameters())
+    )
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
+    # ZeRO hands bitsandbytes one flat tensor a group, larger than its threshold for 8 bits.
+    for group in optimizer.param_groups:
+        group["params"] = [nn.Parameter(torch.zeros(10_000))]
+        group["params"][0].grad = torch.randn(10_000)
+    optimizer.step()
+    moments = [
+        optimizer.state[group["params"][0]]["state1"].dtype for group in optimizer.param_groups
+    ]
+    assert moments == [torch.uint8, torch.float32]
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "AdamW8bit"])
+def test_every_optimizer_takes_a_model_without_biases(name: str) -> None:
+    model = nn.Linear(70, 70, bias=False)
+    optimizer = make_optimizer(settings(name=name, lr=0.1), list(model.parameters()))
+    before = model.weight.detach().clone()
+    model.weight.grad = torch.ones_like(model.weight)
+    optimizer.step()
+    assert len(optimizer.param_groups) == 1
+    assert not torch.equal(before, model.weight)
+
+
+def test_what_is_held_out_hangs_on_seed_and_name() -> None:
+    records = [Record(f"{i}.jpg", Path(f"{i}.jpg"), "", {}, (1, 1)) for i in range(50)]
+    trained, held = hold_out(records, 10, seed=0)
+    assert len(held) == 10
+    assert {r.id for r in trained} | {r.id for r in held} == {r.id for r in records}
+    more = [*records, Record("new.jpg", Path("new.jpg"), "", {}, (1, 1))]
+    assert len({r.id for r in hold_out(more, 10, seed=0)[1]} & {r.id for r in held}) >= 9
+    assert {r.id for r in hold_out(records, 10, seed=1)[1]} != {r.id for r in held}
+    with pytest.raises(DataError, match="hold out fewer"):
+        hold_out(records, 50, seed=0)
