@@ -103,7 +103,7 @@ def test_a_folder_that_is_no_model_is_named(
 ) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    with pytest.raises(ConfigError, match="model.pretrained = ") as caught:
+    with pytest.raises(ConfigError, match=r"model\.pretrained = ") as caught:
         SDXL.load(Model(pretrained=str(tmp_path)), torch.float32, torch.device("cpu"))
     assert expected in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from fairhuman.config import Model
 from fairhuman.errors import ConfigError
 
-
 # What diffusers and transformers raise for a folder that is not a whole SDXL.
 _UNUSABLE = (
     OSError,
