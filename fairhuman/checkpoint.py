@@ -50,9 +50,11 @@ def save(engine: Any, output: Path, progress: Progress, keep: int) -> Path:
             _finish(aside, folder, progress)
             _rotate(output / FOLDER, keep)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into RuntimeError
+        free = shutil.disk_usage(output).free / 2**30
         shutil.rmtree(aside, ignore_errors=True)
         raise OutputError(
-            f"{folder}: the checkpoint could not be written ({error}); those before it are whole"
+            f"{folder}: the checkpoint could not be written with {free:.2f} GiB of disk free "
+            f"({error}); the checkpoints before it are whole"
         ) from error
     dist.barrier()
     return folder

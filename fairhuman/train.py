@@ -6,6 +6,7 @@ deepspeed fairhuman/train.py --config FILE [section.key=value …]
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 import time
 from collections.abc import Sequence
@@ -32,6 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if rank() == 0 or isinstance(error, OutputError):
             print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"{error.filename or config.train.output_dir}: the disk is full", file=sys.stderr)
         return 2
     return 0
 
