@@ -89,6 +89,7 @@ class Objectives:
         losses = region_mse(pred, target, masks, sample_weight, self.reduction)
         factor = self.scale.to(losses)
         if self.reduction == "region":
-            share = self.area(masks) / mean_area.clamp(min=torch.finfo(torch.float64).tiny)
+            area = self.area(masks)
+            share = area / mean_area.to(area).clamp(min=torch.finfo(torch.float64).tiny)
             factor = factor * share.to(losses)
         return losses * factor

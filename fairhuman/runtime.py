@@ -58,9 +58,13 @@ def quiet() -> None:
 
 
 def init_distributed() -> torch.device:
-    """Join the process group (one process alone makes its own) and return this rank's device."""
+    """Join the process group (one process alone makes its own) and return this rank's device.
+
+    The device is DeepSpeed's: `DS_ACCELERATOR=cpu` trains on the CPU where there is a GPU too.
+    """
     import deepspeed
     import deepspeed.ops
+    from deepspeed.accelerator import get_accelerator
 
     # The shared-memory all-reduce is built at run time, hangs after a killed build, and leaves
     # its buffers in /dev/shm when a rank dies. Gloo is not slower here.
@@ -71,7 +75,7 @@ def init_distributed() -> torch.device:
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "0" if os.environ["WORLD_SIZE"] == "1" else "29500")
     local = int(os.environ["LOCAL_RANK"])
-    if torch.cuda.is_available():
+    if get_accelerator().device_name() == "cuda":
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
         deepspeed.init_distributed("nccl", verbose=False)

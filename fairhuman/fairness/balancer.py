@@ -75,7 +75,8 @@ class ExactBalancer:
 
     def step(self) -> Balance:
         """Solve for the weights and move along d; skip on all ranks if A is not finite."""
-        gram = self._embed(self.gradients.gram())
+        # K x K numbers: the solver runs on the host, and its answer is logged from there.
+        gram = self._embed(self.gradients.gram().cpu())
         solution = ops.solve_mpd(gram, self.alpha)
         status = int(solution.status)
         norms = gram.diagonal().sqrt().tolist()
