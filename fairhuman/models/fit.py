@@ -6,12 +6,14 @@ the plain denoising loss. Not a trainer: one process, one fixed recipe.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
 
 from fairhuman.models.sdxl import SDXL
 from fairhuman.objectives import snr_weight
@@ -19,37 +21,52 @@ from fairhuman.objectives import snr_weight
 Progress = Callable[[str, int, int, float], None]
 """Called with stage, step, steps and loss."""
 
+VAE_STEPS = 1300
+"""Steps of `fit_vae`."""
+UNET_STEPS = 600
+"""Steps of `fit_unet`."""
+
+_LATENT_NOISE = 0.03
+"""Standard deviation of the VAE's posterior, of a latent's own."""
+
 
 def fit_vae(
-    vae: Any, pixels: Tensor, *, steps: int, seed: int, progress: Progress, batch: int = 16
+    vae: Any,
+    pixels: Tensor,
+    *,
+    steps: int = VAE_STEPS,
+    seed: int,
+    progress: Progress,
+    batch: int = 4,
 ) -> None:
-    """Fit the VAE to pictures [N, 3, H, W] in [-1, 1], and set its scaling factor.
+    """Fit the VAE to pictures [N, 3, H, W] in [-1, 1], then whiten its latents.
 
-    Trained on crops, because the network is convolutional and small pictures are faster.
+    An autoencoder with a little noise on its latents. Trained on crops, because the network is
+    convolutional; few a step, because it is the number of steps that it lacks.
     """
     rng = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=4e-3, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
+    optimizers = _optimizers(vae, muon_lr=0.01, adam_lr=3e-3, steps=steps)
     side = min(64, pixels.shape[-1])
+    vae.to(memory_format=torch.channels_last)  # faster convolutions on a CPU
     vae.train()
     for step in range(1, steps + 1):
-        crops = _crops(pixels, side, batch, rng)
-        posterior = vae.encode(crops).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=rng)
-        decoded = vae.decode(posterior.mean + posterior.std * noise).sample
+        crops = _crops(pixels, side, batch, rng).contiguous(memory_format=torch.channels_last)
+        latents = vae.encode(crops).latent_dist.mean
+        noise = torch.randn(latents.shape, generator=rng) * latents.detach().std()
+        decoded = vae.decode(latents + _LATENT_NOISE * noise).sample
         # Edges carry the eyes and fingers, which are a few per cent of the pixels.
-        loss = F.l1_loss(decoded, crops) + 0.5 * _edge_loss(decoded, crops)
-        loss = loss + 1e-6 * posterior.kl().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        loss = F.l1_loss(decoded, crops) + F.mse_loss(decoded, crops)
+        loss = loss + 0.5 * _edge_loss(decoded, crops)
+        # At first three latents are drawn to the cell's colour; left alone, the network takes
+        # hundreds of steps to find that colours matter.
+        hint = 1 - 4 * step / steps
+        if hint > 0:
+            loss = loss + hint * F.mse_loss(latents[:, :3], F.avg_pool2d(crops, 8))
+        _step(vae, loss, optimizers)
         progress("VAE", step, steps, loss.item())
+    vae.to(memory_format=torch.contiguous_format)  # safetensors writes no other
     vae.eval()
-    latents = _encode(vae, pixels)
-    # SDXL's convention: scaled latents have unit standard deviation.
-    vae.register_to_config(scaling_factor=1.0 / float(latents.std()))
+    _whiten(vae, pixels)
 
 
 def fit_unet(
@@ -58,10 +75,10 @@ def fit_unet(
     captions: Sequence[str],
     time_ids: Tensor,
     *,
-    steps: int,
+    steps: int = UNET_STEPS,
     seed: int,
     progress: Progress,
-    batch: int = 32,
+    batch: int = 16,
 ) -> None:
     """Fit the UNet to pictures with their captions; a tenth of the captions is dropped.
 
@@ -80,8 +97,7 @@ def fit_unet(
     latents = _encode(sdxl.vae, pixels) * sdxl.vae.config.scaling_factor
     prompts = sdxl.encode_captions(list(captions))
     dropped = sdxl.encode_captions([None])
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=2e-3, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    optimizers = _optimizers(unet, muon_lr=0.01, adam_lr=2e-3, steps=steps)
     unet.train()
     for step in range(1, steps + 1):
         index = torch.randint(len(latents), (batch,), generator=rng)
@@ -97,13 +113,78 @@ def fit_unet(
         weight = snr_weight(sdxl.prediction_type, sdxl.alphas_cumprod, times, gamma=5.0)
         assert weight is not None
         loss = ((pred - noise).square().mean(dim=(1, 2, 3)) * weight).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        _step(unet, loss, optimizers)
         progress("UNet", step, steps, loss.item())
     unet.eval()
+
+
+class _Muon(torch.optim.Optimizer):
+    """Momentum whose update is orthogonalised (Muon), kernels taken as matrices.
+
+    torch.optim.Muon takes no kernels. Learns about twice as fast here as AdamW.
+    """
+
+    def __init__(self, params: Sequence[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                average = self.state[weight].setdefault("average", torch.zeros_like(weight))
+                average.lerp_(weight.grad, 1 - group["momentum"])
+                update = weight.grad.lerp(average, group["momentum"]).flatten(1)
+                scale = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
+                update = _orthogonal(update).reshape(weight.shape)
+                weight.sub_(update, alpha=group["lr"] * scale)
+
+
+def _orthogonal(matrix: Tensor) -> Tensor:
+    """Return about the nearest orthogonal matrix, by Muon's Newton-Schulz iteration."""
+    if matrix.shape[0] > matrix.shape[1]:
+        return _orthogonal(matrix.T).T
+    matrix = matrix / (matrix.norm() + 1e-7)
+    for _ in range(5):
+        gram = matrix @ matrix.T
+        matrix = 3.4445 * matrix + (2.0315 * gram @ gram - 4.7750 * gram) @ matrix
+    return matrix
+
+
+def _optimizers(
+    module: nn.Module, *, muon_lr: float, adam_lr: float, steps: int
+) -> list[tuple[torch.optim.Optimizer, LambdaLR]]:
+    """Return Muon for the matrices and kernels, AdamW for the rest, and their schedules.
+
+    As is usual with Muon, the first and last convolutions are left to AdamW.
+    """
+    muon: list[nn.Parameter] = []
+    adam: list[nn.Parameter] = []
+    for name, weight in module.named_parameters():
+        outer = "conv_in." in name or "conv_out." in name
+        (adam if weight.ndim < 2 or outer else muon).append(weight)
+
+    def rate(step: int) -> float:
+        # Down to nothing: an average of the weights would add little.
+        return min(1.0, (step + 1) / 20) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+    both: list[torch.optim.Optimizer] = [
+        _Muon(muon, muon_lr),
+        torch.optim.AdamW(adam, adam_lr, betas=(0.9, 0.99), weight_decay=1e-4),
+    ]
+    return [(optimizer, LambdaLR(optimizer, rate)) for optimizer in both]
+
+
+def _step(
+    module: nn.Module, loss: Tensor, optimizers: Sequence[tuple[torch.optim.Optimizer, LambdaLR]]
+) -> None:
+    module.zero_grad()
+    torch.autograd.backward(loss)
+    nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+    for optimizer, schedule in optimizers:
+        optimizer.step()
+        schedule.step()
 
 
 def _crops(pixels: Tensor, side: int, count: int, rng: torch.Generator) -> Tensor:
@@ -122,6 +203,30 @@ def _crops(pixels: Tensor, side: int, count: int, rng: torch.Generator) -> Tenso
 def _edge_loss(decoded: Tensor, target: Tensor) -> Tensor:
     across = F.l1_loss(decoded.diff(dim=-1), target.diff(dim=-1))
     return across + F.l1_loss(decoded.diff(dim=-2), target.diff(dim=-2))
+
+
+@torch.no_grad()
+def _whiten(vae: Any, pixels: Tensor) -> None:
+    """Make the latents' channels uncorrelated, of mean 0 and deviation 1.
+
+    The change is folded into the convolutions on either side of the latents, so the pictures
+    stay the same, and SDXL's scaling factor, which makes the deviation 1, becomes 1. Diffusion
+    learns such latents faster. The posterior gets the deviation that the decoder was fitted to.
+    """
+    values = _encode(vae, pixels).transpose(0, 1).flatten(1)
+    count, mean = len(values), values.mean(dim=1)
+    variances, axes = torch.linalg.eigh(torch.cov(values))
+    deviations = variances.clamp_min(1e-8).sqrt()
+    whiten = axes / deviations @ axes.T
+    colour = axes * deviations @ axes.T
+    into, out = vae.quant_conv, vae.post_quant_conv
+    into.weight[:count] = torch.einsum("ij,jkhw->ikhw", whiten, into.weight[:count])
+    into.bias[:count] = whiten @ (into.bias[:count] - mean)
+    into.weight[count:] = 0
+    into.bias[count:] = 2 * math.log(_LATENT_NOISE)
+    out.bias += out.weight[:, :, 0, 0] @ mean
+    out.weight[:, :, 0, 0] = out.weight[:, :, 0, 0] @ colour
+    vae.register_to_config(scaling_factor=1.0)
 
 
 @torch.no_grad()
