@@ -140,6 +140,8 @@ class Train(Section):
     """Draw validation pictures every so many steps and at the end; 0: never."""
     sample_prompts: Annotated[list[str], Field(max_length=16)] = []
     """Their prompts; empty takes captions from the data."""
+    sample_guidance: Annotated[float, Field(ge=1)] = 5.0
+    """Scale of classifier-free guidance for them; 1: none."""
     validate_every: Count = 0
     """Measure the held-out images' losses every so many steps and at the end; 0: never."""
 

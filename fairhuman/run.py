@@ -147,6 +147,7 @@ class Run:
                     self.prompts,
                     seed=self.config.train.seed,
                     size=self.config.data.resolution,
+                    guidance=self.config.train.sample_guidance,
                 )
             )
             sheet = grid(pictures)

@@ -7,6 +7,7 @@ the plain denoising loss. Not a trainer: one process, one fixed recipe.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,9 +22,9 @@ from fairhuman.objectives import snr_weight
 Progress = Callable[[str, int, int, float], None]
 """Called with stage, step, steps and loss."""
 
-VAE_STEPS = 1300
+VAE_STEPS = 700
 """Steps of `fit_vae`."""
-UNET_STEPS = 600
+UNET_STEPS = 750
 """Steps of `fit_unet`."""
 
 _LATENT_NOISE = 0.03
@@ -121,7 +122,7 @@ def fit_unet(
 class _Muon(torch.optim.Optimizer):
     """Momentum whose update is orthogonalised (Muon), kernels taken as matrices.
 
-    torch.optim.Muon takes no kernels. Learns about twice as fast here as AdamW.
+    torch.optim.Muon takes no kernels. The VAE needs fewer steps with it than with AdamW alone.
     """
 
     def __init__(self, params: Sequence[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
@@ -130,26 +131,30 @@ class _Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
+            alike = defaultdict(list)
             for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                average = self.state[weight].setdefault("average", torch.zeros_like(weight))
-                average.lerp_(weight.grad, 1 - group["momentum"])
-                update = weight.grad.lerp(average, group["momentum"]).flatten(1)
-                scale = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
-                update = _orthogonal(update).reshape(weight.shape)
-                weight.sub_(update, alpha=group["lr"] * scale)
+                if weight.grad is not None:
+                    alike[weight.flatten(1).shape].append(weight)
+            # Matrices of one shape together: their number is what takes time, not their size.
+            for (rows, columns), weights in alike.items():
+                grads = torch.stack([weight.grad.flatten(1) for weight in weights])
+                average = self.state[weights[0]].setdefault("average", torch.zeros_like(grads))
+                average.lerp_(grads, 1 - group["momentum"])
+                updates = _orthogonal(grads.lerp(average, group["momentum"]))
+                rate = group["lr"] * max(1.0, rows / columns) ** 0.5
+                for weight, update in zip(weights, updates, strict=True):
+                    weight.sub_(update.reshape(weight.shape), alpha=rate)
 
 
-def _orthogonal(matrix: Tensor) -> Tensor:
-    """Return about the nearest orthogonal matrix, by Muon's Newton-Schulz iteration."""
-    if matrix.shape[0] > matrix.shape[1]:
-        return _orthogonal(matrix.T).T
-    matrix = matrix / (matrix.norm() + 1e-7)
+def _orthogonal(matrices: Tensor) -> Tensor:
+    """Return about the nearest orthogonal matrices [N, R, C], by Muon's Newton-Schulz iteration."""
+    if matrices.shape[1] > matrices.shape[2]:
+        return _orthogonal(matrices.mT).mT
+    matrices = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(5):
-        gram = matrix @ matrix.T
-        matrix = 3.4445 * matrix + (2.0315 * gram @ gram - 4.7750 * gram) @ matrix
-    return matrix
+        gram = matrices @ matrices.mT
+        matrices = 3.4445 * matrices + (2.0315 * gram @ gram - 4.7750 * gram) @ matrices
+    return matrices
 
 
 def _optimizers(
@@ -166,7 +171,7 @@ def _optimizers(
         (adam if weight.ndim < 2 or outer else muon).append(weight)
 
     def rate(step: int) -> float:
-        # Down to nothing: an average of the weights would add little.
+        # Down to nothing, in place of an average of the weights.
         return min(1.0, (step + 1) / 20) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
     both: list[torch.optim.Optimizer] = [
@@ -210,8 +215,8 @@ def _whiten(vae: Any, pixels: Tensor) -> None:
     """Make the latents' channels uncorrelated, of mean 0 and deviation 1.
 
     The change is folded into the convolutions on either side of the latents, so the pictures
-    stay the same, and SDXL's scaling factor, which makes the deviation 1, becomes 1. Diffusion
-    learns such latents faster. The posterior gets the deviation that the decoder was fitted to.
+    stay the same, and SDXL's scaling factor, which makes the deviation 1, becomes 1. The
+    posterior gets the deviation that the decoder was fitted to.
     """
     values = _encode(vae, pixels).transpose(0, 1).flatten(1)
     count, mean = len(values), values.mean(dim=1)

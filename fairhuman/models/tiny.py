@@ -91,7 +91,7 @@ def _start_as_resampling(vae: Any) -> None:
     """Let the VAE's blocks start by passing on what they get, shrunk or enlarged.
 
     Colours are then through to the latents and back from the first step; from diffusers' start
-    they take most of a short fit.
+    they take hundreds of steps.
     """
     from diffusers.models.attention_processor import Attention
     from diffusers.models.downsampling import Downsample2D
@@ -115,9 +115,9 @@ def _start_as_resampling(vae: Any) -> None:
 
 
 def _tell_captions_apart(text_encoder: Any) -> None:
-    """Draw a text encoder's weights so that its outputs vary with the caption as much as can be.
+    """Draw a text encoder's weights at unit gain, so that the pooled output varies more by caption.
 
-    It is never trained. CLIP's small start suits training: its attention barely chooses.
+    It is never trained, so what its weights tell apart at the start is all that it will.
     """
     for part in text_encoder.modules():
         if isinstance(part, nn.Embedding):
