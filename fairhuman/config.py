@@ -293,12 +293,9 @@ _ALLOWED = [
     "fp16",
     "bf16",
     "communication_data_type",
-    "prescale_gradients",
-    "gradient_predivide_factor",
     "comms_logger",
     "memory_breakdown",
     "dump_state",
-    "seed",
 ]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -18,7 +19,6 @@ def make_engine(config: Config, model: nn.Module) -> Any:
     """Wrap the model's trainable parameters in a DeepSpeed engine."""
     import deepspeed
 
-    _check_precision(config.train.precision)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = make_optimizer(config, trained)
     engine, *_ = deepspeed.initialize(
@@ -31,16 +31,33 @@ def make_engine(config: Config, model: nn.Module) -> Any:
     return engine
 
 
-def _check_precision(precision: str) -> None:
+def check_engine(config: Config) -> None:
+    """Check what only DeepSpeed can tell: this device's precisions, and its own keys.
+
+    Raises:
+        ConfigError: one line per problem.
+    """
     from deepspeed.accelerator import get_accelerator
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     device = get_accelerator()
+    precision = config.train.precision
     able = {"fp32": True, "bf16": device.is_bf16_supported(), "fp16": device.is_fp16_supported()}
     if not able[precision]:
         others = " or ".join(name for name, works in able.items() if works)
         raise ConfigError(
             f"train.precision = {precision!r}: this {device.device_name()} cannot; use {others}"
         )
+    try:
+        DeepSpeedZeroConfig(**config.deepspeed["zero_optimization"])
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            key = ".".join(str(part) for part in problem["loc"])
+            lines.append(
+                f"deepspeed.zero_optimization.{key} = {problem['input']!r}: {problem['msg']}"
+            )
+        raise ConfigError("\n".join(lines)) from None
 
 
 def deepspeed_config(config: Config) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from fairhuman.data import dataset
 from fairhuman.data.dataset import People
 from fairhuman.data.order import StepSampler
 from fairhuman.data.records import Entry, Problem, Record, check_entries, load_records
-from fairhuman.engine import make_engine
+from fairhuman.engine import check_engine, make_engine
 from fairhuman.log import Log
 from fairhuman.models.sdxl import SDXL
 from fairhuman.pictures import draw, grid
@@ -44,6 +44,7 @@ class Run:
         self.output = Path(train.output_dir)
         self.first = dist.get_rank() == 0
         self.progress = Progress()
+        check_engine(config)
         found = on_rank0(functools.partial(checkpoint.find, self.output, train.resume))
         if found:
             self.progress = checkpoint.read_progress(found, dist.get_world_size())

@@ -14,7 +14,7 @@ from fairhuman import checkpoint
 from fairhuman.checkpoint import Progress
 from fairhuman.config import Config
 from fairhuman.data.records import Record
-from fairhuman.engine import make_optimizer
+from fairhuman.engine import check_engine, make_optimizer
 from fairhuman.errors import ConfigError, DataError
 from fairhuman.log import keep_until
 from fairhuman.validation import hold_out
@@ -109,6 +109,20 @@ def test_every_optimizer_takes_a_model_without_biases(name: str) -> None:
     optimizer.step()
     assert len(optimizer.param_groups) == 1
     assert not torch.equal(before, model.weight)
+
+
+@pytest.mark.parametrize(
+    ("zero", "expected"),
+    [
+        ({"stage": 2, "reduce_buket_size": 1}, "zero_optimization.reduce_buket_size = 1: Extra"),
+        ({"stage": 2, "reduce_bucket_size": "x"}, "reduce_bucket_size = 'x': Input should be a"),
+    ],
+)
+def test_deepspeed_s_own_keys_are_checked(zero: dict[str, Any], expected: str) -> None:
+    config = settings().model_copy(update={"deepspeed": {"zero_optimization": zero}})
+    with pytest.raises(ConfigError) as caught:
+        check_engine(config)
+    assert expected in str(caught.value)
 
 
 def test_what_is_held_out_hangs_on_seed_and_name() -> None:
