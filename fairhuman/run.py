@@ -57,7 +57,6 @@ class Run:
             check=_check_shared,
         )
         trained, held_out = hold_out(records, config.data.validation, train.seed)
-        on_rank0(functools.partial(_start_output, self.output, config))
 
         sdxl = SDXL.load(config.model, DTYPES[train.precision], device)
         sdxl.unet.train()
@@ -84,6 +83,7 @@ class Run:
             seen=self.progress.samples_seen,
         )
         self.batches = dataset.steps(people, sampler, config.data.workers)
+        on_rank0(functools.partial(_start_output, self.output, config))
         self.log = (
             Log(self.output, train.steps, self.progress.step, self.names) if self.first else None
         )

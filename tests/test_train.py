@@ -281,6 +281,7 @@ def test_mistakes_behind_the_config_are_told_before_training(
     before = sorted(output.rglob("*"))
     mistakes = {
         f"data.root={tmp_path / 'none'}": "there is no such folder",
+        "deepspeed.zero_optimization.overlap_com=true": "zero_optimization.overlap_com = True",
         f"model.pretrained={tmp_path / 'none'}": "cannot be loaded as an SDXL pipeline",
         "data.validation=24": "hold out fewer",
         f"train.output_dir={output}": "holds a run already; set train.resume=auto",
@@ -292,6 +293,7 @@ def test_mistakes_behind_the_config_are_told_before_training(
         assert expected in done.stderr
         assert "Traceback" not in done.stderr
     assert sorted(output.rglob("*")) == before
+    assert not (tmp_path / "out").exists()
 
 
 def start_ranks(config: Path, output: Path, ranks: int) -> list[subprocess.Popen[str]]:
@@ -301,7 +303,7 @@ def start_ranks(config: Path, output: Path, ranks: int) -> list[subprocess.Popen
     for rank in range(ranks):
         group = processes[0].pid if processes else 0
         process = subprocess.Popen(
-            [sys.executable, *command(config, output, ["train.steps=5000"])],
+            [sys.executable, *command(config, output, ["train.steps=5000", "data.workers=1"])],
             env=environment(
                 RANK=str(rank),
                 LOCAL_RANK=str(rank),

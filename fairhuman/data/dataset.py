@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -110,6 +111,15 @@ def collate(samples: Sequence[Batch]) -> Batch:
     )
 
 
+def _outlive_signals(worker: int) -> None:
+    """Let a worker go on when its process group is signalled, until its rank has ended.
+
+    Otherwise it dies, and with it the rank that wants to finish its step and write a checkpoint.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def steps(people: People, sampler: StepSampler, workers: int) -> Iterator[list[Batch]]:
     """Yield this rank's micro-batches of each optimizer step, without end."""
     loader = DataLoader(
@@ -118,6 +128,7 @@ def steps(people: People, sampler: StepSampler, workers: int) -> Iterator[list[B
         collate_fn=collate,
         num_workers=workers,
         persistent_workers=workers > 0,
+        worker_init_fn=_outlive_signals,
     )
     for batch in loader:
         yield batch.split(sampler.batch_size)
