@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import os
 import resource
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from fairhuman.data.dataset import People
 from fairhuman.data.order import StepSampler
 from fairhuman.data.records import Entry, Problem, Record, check_entries, load_records
 from fairhuman.engine import check_engine, make_engine
-from fairhuman.log import Log
+from fairhuman.log import METRICS, Log
 from fairhuman.models.sdxl import SDXL
 from fairhuman.pictures import draw, grid
 from fairhuman.runtime import Stop, on_rank0
@@ -120,7 +118,7 @@ class Run:
         """Write OUT/final and say where to look, or how to go on."""
         done = progress.step >= self.config.train.steps
         if done:
-            on_rank0(functools.partial(_save_final, self.sdxl, self.output))
+            on_rank0(functools.partial(self.sdxl.save, self.output / FINAL))
         if self.log:
             self.log.close()
             print("\n".join(_where_to_look(self.output, done, progress, stop)))
@@ -190,14 +188,6 @@ def _captions(records: Sequence[Record], count: int = 4) -> list[str]:
     return [records[place].text for place in places]
 
 
-def _save_final(sdxl: SDXL, output: Path) -> None:
-    aside, final = output / f"{FINAL}{checkpoint.PARTIAL}", output / FINAL
-    shutil.rmtree(aside, ignore_errors=True)
-    sdxl.save(aside)
-    shutil.rmtree(final, ignore_errors=True)
-    os.rename(aside, final)
-
-
 def _where_to_look(output: Path, done: bool, progress: Progress, stop: Stop) -> list[str]:
     if not done:
         return [
@@ -209,7 +199,7 @@ def _where_to_look(output: Path, done: bool, progress: Progress, stop: Stop) -> 
         f"Done: {progress.step} steps.",
         f"  the model       {output / FINAL}   (diffusers; `fairhuman generate --model …`)",
         f"  the pictures    {output / SAMPLES}",
-        f"  the numbers     {output / 'metrics.jsonl'}, or: tensorboard --logdir {output}",
+        f"  the numbers     {output / METRICS}, or: tensorboard --logdir {output}",
     ]
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -62,9 +60,5 @@ def make_demo_model(
         fit_vae(sdxl.vae, pixels, steps=vae_steps, seed=seed, progress=progress)
         time_ids = torch.tensor([side, side, 0.0, 0.0, side, side])
         fit_unet(sdxl, pixels, captions, time_ids, steps=unet_steps, seed=seed, progress=progress)
-    aside = out.with_name(out.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    sdxl.save(aside)
-    (aside / STAMP).write_text(json.dumps(wanted), encoding="utf-8")
-    shutil.rmtree(out, ignore_errors=True)
-    os.rename(aside, out)
+    sdxl.save(out)
+    stamp.write_text(json.dumps(wanted), encoding="utf-8")

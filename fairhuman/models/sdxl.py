@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,8 +150,12 @@ class SDXL:
         return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
 
     def save(self, folder: Path) -> None:
-        """Write the pipeline in diffusers' layout."""
-        self.pipeline.save_pretrained(folder, safe_serialization=True)
+        """Write the pipeline in diffusers' layout: whole, in place of what was there, or not."""
+        aside = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(aside, ignore_errors=True)
+        self.pipeline.save_pretrained(aside, safe_serialization=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(aside, folder)
 
 
 def _not_loaded(settings: Model, error: Exception) -> str:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from fairhuman.data.drawn.sample import DrawnSample, draw_person
+from fairhuman.data.records import METADATA, write_metadata
 from fairhuman.errors import UserError
 
 __all__ = ["DrawnSample", "draw_people", "draw_person", "sample_rng"]
 
 VERSION = 1
 STAMP = "demo-data.json"
-METADATA = "metadata.jsonl"
 OWN_FILE = re.compile(r"\d{6}(_face|_hand)?\.png")
 
 
@@ -54,7 +54,7 @@ def draw_people(out: Path, count: int = 512, size: int = 128, seed: int = 0) -> 
                 path.unlink()
     _write(out / STAMP, json.dumps(wanted) + "\n")
     rows = [_write_sample(out, i, draw_person(sample_rng(seed, i), size)) for i in range(count)]
-    _write(metadata, "".join(json.dumps(row) + "\n" for row in rows))
+    write_metadata(out, rows)
     return _count(rows)
 
 
