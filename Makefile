@@ -5,12 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BUILD_FILES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: help install demo test lint format wheel clean
+.PHONY: help install demo test lint format bench check-torch wheel clean
 
 help:
 	@echo "make demo     draw people, make a tiny SDXL, train it on two CPU ranks: 10 minutes"
 	@echo "make test     the test suite"
 	@echo "make lint     ruff and mypy"
+	@echo "make bench    microbenchmarks of the operations; BENCH='--op gram --quick' chooses"
+	@echo "make check-torch TORCH=2.10   the wheel of this tree under another torch"
 	@echo "make wheel    sdist and wheel in dist/"
 	@echo "make clean    remove what make made, but .venv and outputs/"
 
@@ -38,6 +40,21 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench: $(STAMP)
+	$(BIN)/python -m fairhuman.kernels.bench $(BENCH)
+
+# The native extension knows nothing of torch, so the same wheel must pass under any version.
+TORCH ?= 2.10
+check-torch: $(STAMP)
+	rm -rf build/check-torch && mkdir -p build/check-torch
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/check-torch .
+	$(PYTHON) -m venv build/check-torch/venv
+	build/check-torch/venv/bin/python -m pip install --quiet 'torch==$(TORCH).*' numpy scipy \
+		mpmath hypothesis pytest
+	build/check-torch/venv/bin/python -m pip install --quiet --no-deps build/check-torch/*.whl
+	cp tests/test_mpd.py build/check-torch
+	cd build/check-torch && venv/bin/python -m pytest --quiet test_mpd.py
 
 wheel: $(STAMP)
 	$(BIN)/python -m build

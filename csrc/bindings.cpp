@@ -4,34 +4,78 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <stdexcept>
+#include <string>
 
 #include "mpd.h"
+#ifdef FAIRHUMAN_CUDA_VERSION
+#include "mpd_cuda.h"
+#endif
 
 namespace py = pybind11;
 
 namespace {
 
-void solve_mpd_cpu(std::uintptr_t gram, std::int64_t count, int K, double alpha,
-                   std::uintptr_t weights, std::uintptr_t norm, std::uintptr_t residual,
-                   std::uintptr_t iterations, std::uintptr_t status) {
+using fairhuman::MpdParameters;
+
+void raise_on(int error) {
+  if (error == fairhuman::kMpdBadSize) throw py::value_error("K must be 1 to 16, count >= 0");
+  if (error == fairhuman::kMpdBadAlpha) throw py::value_error("alpha must be in [0.5, 16]");
+  if (error == fairhuman::kMpdBadNormalize) {
+    throw py::value_error("normalize must be 0, 1 or 2, and max_norm > 0 (finite with 2)");
+  }
+}
+
+int solve_mpd_cpu(std::uintptr_t gram, std::int64_t count, int K, double alpha, double tolerance,
+                  int normalize, double max_norm, std::uintptr_t out) {
+  int error = fairhuman::kMpdSuccess, seen = fairhuman::kMpdOk;
+  {
+    py::gil_scoped_release release;
+    double* rows = reinterpret_cast<double*>(out);
+    error = fairhuman::mpd_solve_cpu(reinterpret_cast<const double*>(gram), count,
+                                     MpdParameters{K, alpha, tolerance, normalize, max_norm}, rows);
+    for (std::int64_t n = 0; n < count && !error; ++n) {
+      seen |= static_cast<int>(rows[n * (K + fairhuman::kMpdFields) + K + fairhuman::kMpdFlags]);
+    }
+  }
+  raise_on(error);
+  return seen;
+}
+
+#ifdef FAIRHUMAN_CUDA_VERSION
+void solve_mpd_cuda(int device, std::uintptr_t stream, std::uintptr_t gram, std::int64_t count,
+                    int K, double alpha, double tolerance, int normalize, double max_norm,
+                    std::uintptr_t out) {
   int error = fairhuman::kMpdSuccess;
   {
     py::gil_scoped_release release;
-    error = fairhuman::mpd_solve_cpu(
-        reinterpret_cast<const double*>(gram), count, K, alpha, reinterpret_cast<double*>(weights),
-        reinterpret_cast<double*>(norm), reinterpret_cast<double*>(residual),
-        reinterpret_cast<std::int32_t*>(iterations), reinterpret_cast<std::int32_t*>(status));
+    error = fairhuman::mpd_solve_cuda(device, reinterpret_cast<void*>(stream),
+                                      reinterpret_cast<const double*>(gram), count,
+                                      MpdParameters{K, alpha, tolerance, normalize, max_norm},
+                                      reinterpret_cast<double*>(out));
   }
-  if (error == fairhuman::kMpdBadSize) throw py::value_error("K must be 1 to 16, count >= 0");
-  if (error == fairhuman::kMpdBadAlpha) throw py::value_error("alpha must be in [0.5, 16]");
+  raise_on(error);
+  if (error < 0) {
+    throw std::runtime_error(std::string("CUDA: ") + fairhuman::cuda_error_text(-error) +
+                             " (fairhuman._C was built with CUDA " FAIRHUMAN_CUDA_VERSION
+                             " for " FAIRHUMAN_CUDA_ARCHS ")");
+  }
 }
+#endif
 
 py::dict build_info() {
   py::dict info;
   info["version"] = FAIRHUMAN_VERSION;
   info["compiler"] = FAIRHUMAN_COMPILER;
   info["cxx_standard"] = __cplusplus;
-  info["cuda"] = false;
+#ifdef FAIRHUMAN_CUDA_VERSION
+  info["cuda"] = FAIRHUMAN_CUDA_VERSION;
+  info["cuda_archs"] = FAIRHUMAN_CUDA_ARCHS;
+#else
+  info["cuda"] = py::none();
+  info["cuda_archs"] = py::none();
+#endif
+  info["mpd_fields"] = static_cast<int>(fairhuman::kMpdFields);
   return info;
 }
 
@@ -40,9 +84,17 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "FairHuman's native code: raw addresses and sizes, no torch.";
   m.def("solve_mpd_cpu", &solve_mpd_cpu, py::arg("gram"), py::arg("count"), py::arg("K"),
-        py::arg("alpha"), py::arg("weights"), py::arg("norm"), py::arg("residual"),
-        py::arg("iterations"), py::arg("status"),
-        "Solve count matrices [count, K, K] float64 at address gram; weights [count, K], norm and "
-        "residual [count] float64, iterations and status [count] int32. Releases the GIL.");
-  m.def("build_info", &build_info, "Version, compiler, C++ standard, and whether CUDA is built in.");
+        py::arg("alpha"), py::arg("tolerance"), py::arg("normalize"), py::arg("max_norm"),
+        py::arg("out"),
+        "Solve count matrices [count, K, K] float64 at address gram into out [count, K + 5] "
+        "float64: weights, norm, residual, scale, iterations, status. Returns all their status bits. Releases "
+        "the GIL.");
+#ifdef FAIRHUMAN_CUDA_VERSION
+  m.def("solve_mpd_cuda", &solve_mpd_cuda, py::arg("device"), py::arg("stream"), py::arg("gram"),
+        py::arg("count"), py::arg("K"), py::arg("alpha"), py::arg("tolerance"),
+        py::arg("normalize"), py::arg("max_norm"), py::arg("out"),
+        "The same in device memory: one launch on the stream, and no wait.");
+#endif
+  m.def("build_info", &build_info,
+        "Version, compiler, C++ standard; cuda and cuda_archs, None in a build without CUDA.");
 }

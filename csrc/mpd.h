@@ -62,20 +62,39 @@ enum MpdStatus {
   kMpdAbsent = 1,      // some A_kk = 0: its weight is 0, the others are solved without it
   kMpdStationary = 2,  // the objectives are in exact conflict: solved with a relative ridge
   kMpdNonfinite = 4,   // NaN or inf in A (or a solution out of double's range): all weights 0
+  kMpdInvalid = 8,     // asymmetric, or a negative diagonal, beyond `tolerance`: all weights 0
 };
 
-struct MpdResult {
-  double weights[kMpdMaxObjectives];
-  // ||sum_k w_k g_k|| = sqrt(sum_i w_i^(1 - 1/alpha)). With `stationary` this is the norm under
-  // the regularised matrix: an upper bound, so that dividing by it never blows up rounding noise.
-  double norm;
+// How long a step along d = sum_k w_k g_k is; then ||d|| is clipped to max_norm.
+enum MpdNormalize {
+  kMpdNone = 0,     // as it is
+  kMpdSimplex = 1,  // the weights sum to 1
+  kMpdBall = 2,     // ||d|| = max_norm, up or down (the paper's trust region)
+};
+
+struct MpdParameters {
+  int K;             // 1 .. 16
+  double alpha;      // 0.5 .. 16
+  double tolerance;  // of |A_ij - A_ji|, relative to sqrt(A_ii A_jj)
+  int normalize;     // MpdNormalize
+  double max_norm;   // > 0; infinity does not clip (and cannot be a ball's)
+};
+
+// One solution is K + kMpdFields doubles: the weights, then these. Counts and flags are doubles
+// too, so that a solution is one piece of memory and one copy brings it to the host.
+enum MpdField {
+  // ||d|| = sqrt(sum_i w_i^(1 - 1/alpha)). With `stationary` this is the norm under the
+  // regularised matrix: an upper bound, so that dividing by it never blows up rounding noise.
+  kMpdNorm,
   // Componentwise backward error max_i |(Aw)_i - w_i^(-1/alpha)| / ((|A|w)_i + w_i^(-1/alpha)):
   // the relative change of A and of the right-hand side for which w is exact (Oettli, Prager).
   // The plain relative residual is no measure here: where (Aw)_i cancels, rounding w alone
   // exceeds any fixed bound on it. With `stationary`, of the regularised system.
-  double residual;
-  int iterations;  // Newton steps
-  int status;      // MpdStatus bits
+  kMpdResidual,
+  kMpdScale,       // the factor on d (or on w) that normalize and max_norm ask for
+  kMpdIterations,  // Newton steps
+  kMpdFlags,       // MpdStatus bits
+  kMpdFields,
 };
 
 namespace mpd_detail {
@@ -95,13 +114,6 @@ constexpr int kMaxCoordinate = 60;
 
 enum Outcome { kSolved, kUnconverged, kInConflict };
 
-struct Problem {
-  int n;
-  double alpha;
-  double R[kMax][kMax];  // correlations; the diagonal is 1 + ridge
-  double c[kMax];        // right-hand side's factors
-};
-
 FAIRHUMAN_MPD_FN bool finite(double x) { return fabs(x) <= DBL_MAX; }
 
 // v^(-1/alpha)
@@ -111,9 +123,21 @@ FAIRHUMAN_MPD_FN double inverse_root(double v, double alpha) {
   return pow(v, -1.0 / alpha);
 }
 
-// The solution of diag v + 0 = c v^(-1/alpha).
-FAIRHUMAN_MPD_FN double diagonal_solution(double c, double diag, double alpha) {
-  return pow(c / diag, alpha / (1.0 + alpha));
+// x^(alpha / (1 + alpha)): for x = c / diag the solution of diag v = c v^(-1/alpha).
+FAIRHUMAN_MPD_FN double diagonal_power(double x, double alpha) {
+  if (alpha == 2.0) {
+    const double root = cbrt(x);
+    return root * root;
+  }
+  if (alpha == 1.0) return sqrt(x);
+  return pow(x, alpha / (1.0 + alpha));
+}
+
+// x^alpha
+FAIRHUMAN_MPD_FN double power(double x, double alpha) {
+  if (alpha == 2.0) return x * x;
+  if (alpha == 1.0) return x;
+  return pow(x, alpha);
 }
 
 // The root of f(v) = diag v + b - c v^(-1/alpha). f increases and is concave: started left of the
@@ -123,9 +147,9 @@ FAIRHUMAN_MPD_FN double coordinate_root(double c, double diag, double b, double 
   double v;
   if (b > 0.0) {
     // Each of the two candidates alone makes c v^(-1/alpha) at least twice one of the terms.
-    v = fmin(diagonal_solution(0.5 * c, diag, alpha), pow(0.5 * c / b, alpha));
+    v = fmin(diagonal_power(0.5 * c / diag, alpha), power(0.5 * c / b, alpha));
   } else {
-    v = fmax(-b / diag, diagonal_solution(c, diag, alpha));
+    v = fmax(-b / diag, diagonal_power(c / diag, alpha));
   }
   v = fmax(v, kFloor);
   for (int it = 0; it < kMaxCoordinate; ++it) {
@@ -138,257 +162,340 @@ FAIRHUMAN_MPD_FN double coordinate_root(double c, double diag, double b, double 
   return v;
 }
 
-// Rows of (2): r = R v - h with h = c v^(-1/alpha), and a = |R| v. Returns the backward error.
-FAIRHUMAN_MPD_FN double evaluate(const Problem& p, const double* v, double* r, double* h,
-                                 double* a) {
-  double worst = 0.0;
-  for (int i = 0; i < p.n; ++i) {
-    double sum = 0.0, size = 0.0;
-    for (int j = 0; j < p.n; ++j) {
-      const double term = p.R[i][j] * v[j];
-      sum += term;
-      size += fabs(term);
-    }
-    h[i] = p.c[i] * inverse_root(v[i], p.alpha);
-    r[i] = sum - h[i];
-    a[i] = size;
-    // At the floor a row may have more than it asks for: the bound v >= floor is active there.
-    if (v[i] > kFloor || r[i] < 0.0) worst = fmax(worst, fabs(r[i]) / (size + h[i]));
-  }
-  return worst;
-}
+// Solves problem (2). A class, so that its caller chooses where the numbers live: the stack on a
+// host; on a GPU registers for N <= kUnrolled, whose size is in the type so that loops unroll, and
+// shared memory above (as a thread's own arrays they would cost every resident thread kilobytes).
+constexpr int kUnrolled = 4;
 
-// Whether the iterate proves a conflict: on the rows S whose target has sunk below the rounding
-// of their own sum, v_S >= 0 satisfies v_S' R_SS v_S <= rounding * |v_S|^2. Rows outside S do not
-// count, however large their v. (A single row of S, or equal gradients, are no conflict: there
-// the form is |v_S|^2 or more.)
-FAIRHUMAN_MPD_FN bool conflicts(const Problem& p, const double* v, const double* h,
-                                const double* a) {
-  double largest = 0.0;
-  for (int i = 0; i < p.n; ++i) {
-    if (h[i] <= kConflict * a[i]) largest = fmax(largest, v[i]);
+template <int N>
+struct Solver {
+  double R[N][N];  // correlations; the diagonal is 1 + ridge
+  double c[N];     // right-hand side's factors, of this stage
+  double v[N];     // the iterate, and the solution
+  double r[N], h[N], a[N];  // its rows, see evaluate()
+  double target[N], dv[N], start[N], trial[N], e[N];
+  double L[N][N];
+  bool small[N];
+  double alpha, residual;
+  int count, iterations;
+
+  FAIRHUMAN_MPD_FN int size() const { return N <= kUnrolled ? N : count; }
+
+  // Rows of (2) at x: r = R x - h with h = c x^(-1/alpha), and a = |R| x. Returns the backward
+  // error.
+  FAIRHUMAN_MPD_FN double evaluate(const double* x) {
+    double worst = 0.0;
+    for (int i = 0; i < size(); ++i) {
+      double sum = 0.0, magnitude = 0.0;
+      for (int j = 0; j < size(); ++j) {
+        const double term = R[i][j] * x[j];
+        sum += term;
+        magnitude += fabs(term);
+      }
+      h[i] = c[i] * inverse_root(x[i], alpha);
+      r[i] = sum - h[i];
+      a[i] = magnitude;
+      // At the floor a row may have more than it asks for: the bound x >= floor is active there.
+      if (x[i] > kFloor || r[i] < 0.0) worst = fmax(worst, fabs(r[i]) / (magnitude + h[i]));
+    }
+    return worst;
   }
-  if (largest == 0.0) return false;
-  double form = 0.0, size = 0.0;
-  for (int i = 0; i < p.n; ++i) {
-    if (h[i] > kConflict * a[i]) continue;
-    const double ui = v[i] / largest;
-    size += ui * ui;
-    for (int j = 0; j < p.n; ++j) {
-      if (h[j] <= kConflict * a[j]) form += ui * p.R[i][j] * (v[j] / largest);
+
+  // Whether the iterate proves a conflict: on the rows S whose target has sunk below the rounding
+  // of their own sum, v_S >= 0 satisfies v_S' R_SS v_S <= rounding * |v_S|^2. Rows outside S do
+  // not count, however large their v. (A single row of S, or equal gradients, are no conflict:
+  // there the form is |v_S|^2 or more.)
+  FAIRHUMAN_MPD_FN bool conflicts() const {
+    double largest = 0.0;
+    for (int i = 0; i < size(); ++i) {
+      if (h[i] <= kConflict * a[i]) largest = fmax(largest, v[i]);
+    }
+    if (largest == 0.0) return false;
+    double form = 0.0, squares = 0.0;
+    for (int i = 0; i < size(); ++i) {
+      if (h[i] > kConflict * a[i]) continue;
+      const double ui = v[i] / largest;
+      squares += ui * ui;
+      for (int j = 0; j < size(); ++j) {
+        if (h[j] <= kConflict * a[j]) form += ui * R[i][j] * (v[j] / largest);
+      }
+    }
+    return form <= 10.0 * kConflict * squares;
+  }
+
+  // Newton's direction dv. With e_i = (R_ii + h_i / (alpha v_i))^(-1/2), the matrix
+  // M = E R E + (I - E R_d E) has a unit diagonal, so neither the scale of v nor that of c costs
+  // digits: M q = -E r, dv = E q.
+  FAIRHUMAN_MPD_FN void newton_direction() {
+    const int n = size();
+    for (int i = 0; i < n; ++i) e[i] = 1.0 / sqrt(R[i][i] + h[i] / (alpha * v[i]));
+    // A pivot below rounding carries no information; holding it up only shortens the step.
+    const double least_pivot = n * kEps;
+    for (int i = 0; i < n; ++i) {
+      for (int j = 0; j <= i; ++j) {
+        double sum = i == j ? 1.0 : e[i] * e[j] * R[i][j];
+        for (int k = 0; k < j; ++k) sum -= L[i][k] * L[j][k];
+        L[i][j] = i == j ? sqrt(fmax(sum, least_pivot)) : sum / L[j][j];
+      }
+    }
+    for (int i = 0; i < n; ++i) {
+      double sum = -e[i] * r[i];
+      for (int k = 0; k < i; ++k) sum -= L[i][k] * dv[k];
+      dv[i] = sum / L[i][i];
+    }
+    for (int i = n - 1; i >= 0; --i) {
+      double sum = dv[i];
+      for (int k = i + 1; k < n; ++k) sum -= L[k][i] * dv[k];
+      dv[i] = sum / L[i][i];
+    }
+    for (int i = 0; i < n; ++i) dv[i] *= e[i];
+  }
+
+  // The minimum of F over x_i with the others held.
+  FAIRHUMAN_MPD_FN double coordinate_minimum(const double* x, int i) const {
+    double b = 0.0;
+    for (int j = 0; j < size(); ++j) {
+      if (j != i) b += R[i][j] * x[j];
+    }
+    return coordinate_root(c[i], R[i][i], b, alpha);
+  }
+
+  // The diagonal solution, rescaled to the minimum of F on its ray, then coordinate descent.
+  FAIRHUMAN_MPD_FN void starting_point() {
+    double norm2 = 0.0, form = 0.0, largest = 0.0;
+    for (int i = 0; i < size(); ++i) {
+      v[i] = fmax(diagonal_power(c[i] / R[i][i], alpha), kFloor);
+      largest = fmax(largest, v[i]);
+    }
+    for (int i = 0; i < size(); ++i) {
+      const double ui = v[i] / largest;
+      norm2 += R[i][i] * ui * ui;
+      for (int j = 0; j < size(); ++j) form += ui * R[i][j] * (v[j] / largest);
+    }
+    const double scale = diagonal_power(norm2 / fmax(form, kEps * norm2), alpha);
+    for (int i = 0; i < size(); ++i) v[i] *= scale;
+    if (size() == 1) return;
+    for (int sweep = 0; sweep < kSweeps; ++sweep) {
+      for (int i = 0; i < size(); ++i) v[i] = coordinate_minimum(v, i);
     }
   }
-  return form <= 10.0 * kConflict * size;
-}
 
-// Newton's direction dv. With e_i = (R_ii + h_i / (alpha v_i))^(-1/2), M = E R E + (I - E R_d E)
-// has a unit diagonal, so neither the scale of v nor that of c costs digits: M q = -E r, dv = E q.
-FAIRHUMAN_MPD_FN void newton_direction(const Problem& p, const double* v, const double* r,
-                                       const double* h, double* dv) {
-  double L[kMax][kMax];
-  double e[kMax];
-  const int n = p.n;
-  for (int i = 0; i < n; ++i) e[i] = 1.0 / sqrt(p.R[i][i] + h[i] / (p.alpha * v[i]));
-  // A pivot below rounding carries no information; holding it up only shortens the step.
-  const double least_pivot = n * kEps;
-  for (int i = 0; i < n; ++i) {
-    for (int j = 0; j <= i; ++j) {
-      double sum = i == j ? 1.0 : e[i] * e[j] * p.R[i][j];
-      for (int k = 0; k < j; ++k) sum -= L[i][k] * L[j][k];
-      L[i][j] = i == j ? sqrt(fmax(sum, least_pivot)) : sum / L[j][j];
-    }
-  }
-  for (int i = 0; i < n; ++i) {
-    double sum = -e[i] * r[i];
-    for (int k = 0; k < i; ++k) sum -= L[i][k] * dv[k];
-    dv[i] = sum / L[i][i];
-  }
-  for (int i = n - 1; i >= 0; --i) {
-    double sum = dv[i];
-    for (int k = i + 1; k < n; ++k) sum -= L[k][i] * dv[k];
-    dv[i] = sum / L[i][i];
-  }
-  for (int i = 0; i < n; ++i) dv[i] *= e[i];
-}
-
-// The minimum of F over v_i with the others held.
-FAIRHUMAN_MPD_FN double coordinate_minimum(const Problem& p, const double* v, int i) {
-  double b = 0.0;
-  for (int j = 0; j < p.n; ++j) {
-    if (j != i) b += p.R[i][j] * v[j];
-  }
-  return coordinate_root(p.c[i], p.R[i][i], b, p.alpha);
-}
-
-// The diagonal solution, rescaled to the minimum of F on its ray, then coordinate descent.
-FAIRHUMAN_MPD_FN void starting_point(const Problem& p, double* v) {
-  double norm2 = 0.0, form = 0.0, largest = 0.0;
-  for (int i = 0; i < p.n; ++i) {
-    v[i] = fmax(diagonal_solution(p.c[i], p.R[i][i], p.alpha), kFloor);
-    largest = fmax(largest, v[i]);
-  }
-  for (int i = 0; i < p.n; ++i) {
-    const double ui = v[i] / largest;
-    norm2 += p.R[i][i] * ui * ui;
-    for (int j = 0; j < p.n; ++j) form += ui * p.R[i][j] * (v[j] / largest);
-  }
-  const double scale = pow(norm2 / fmax(form, kEps * norm2), p.alpha / (1.0 + p.alpha));
-  for (int i = 0; i < p.n; ++i) v[i] *= scale;
-  if (p.n == 1) return;
-  for (int sweep = 0; sweep < kSweeps; ++sweep) {
-    for (int i = 0; i < p.n; ++i) {
-      v[i] = coordinate_minimum(p, v, i);
-    }
-  }
-}
-
-// Solves (2) from the point v.
-FAIRHUMAN_MPD_FN Outcome minimise(const Problem& p, double* v, double* residual, int* iterations) {
-  double r[kMax], h[kMax], a[kMax], dv[kMax], start[kMax], trial[kMax];
-  bool small[kMax];
-  double error = evaluate(p, v, r, h, a);
-  double previous = DBL_MAX;
-  int stalls = 0;
-  for (int it = 0; it < kMaxNewton; ++it) {
-    if (conflicts(p, v, h, a)) return kInConflict;
-    if (error <= 2.0 * kEps) break;
-    if (error <= 64.0 * kEps) {  // rounding: go on only while it still helps
-      stalls = error > 0.5 * previous ? stalls + 1 : 0;
-      if (stalls == 2) break;
-    }
-    previous = error;
-
-    newton_direction(p, v, r, h, dv);
-    double s = 0.0, largest = 0.0, t = 1.0;
-    for (int i = 0; i < p.n; ++i) {
-      start[i] = r[i];
-      s -= dv[i] * r[i];
-      const double ratio = dv[i] / v[i];
-      largest = fmax(largest, fabs(ratio));
-      small[i] = h[i] > p.alpha * v[i] * p.R[i][i];  // v_i matters less to its row than the others
-      if (!small[i] && ratio * t < -0.99) t = -0.99 / ratio;
-    }
-    if (!(s > 0.0) || !finite(s) || !finite(largest)) break;
+  // A trial point that lowers F; returns its backward error.
+  FAIRHUMAN_MPD_FN double line_search(double largest, double t) {
+    double error = 0.0;
     for (int back = 0; back < kMaxBacktrack; ++back) {
       if (largest <= kNear) {  // a full step; noise must not refuse it
-        for (int i = 0; i < p.n; ++i) trial[i] = fmax(v[i] + dv[i], kFloor);
-        error = evaluate(p, trial, r, h, a);
-        break;
+        for (int i = 0; i < size(); ++i) trial[i] = fmax(v[i] + dv[i], kFloor);
+      } else {
+        for (int i = 0; i < size(); ++i) {
+          trial[i] = small[i] ? v[i] : fmax(v[i] + t * dv[i], kFloor);
+        }
+        for (int i = 0; i < size(); ++i) {
+          if (small[i]) trial[i] = coordinate_minimum(trial, i);
+        }
       }
-      for (int i = 0; i < p.n; ++i) trial[i] = small[i] ? v[i] : fmax(v[i] + t * dv[i], kFloor);
-      for (int i = 0; i < p.n; ++i) {
-        if (small[i]) trial[i] = coordinate_minimum(p, trial, i);
-      }
-      error = evaluate(p, trial, r, h, a);
+      error = evaluate(trial);
+      if (largest <= kNear) break;
       double before = 0.0, after = 0.0;  // the slope along the chord, at its two ends
-      for (int i = 0; i < p.n; ++i) {
+      for (int i = 0; i < size(); ++i) {
         before += (trial[i] - v[i]) * start[i];
         after += (trial[i] - v[i]) * r[i];
       }
       if (before < 0.0 && after <= 0.0) break;
       t *= before < 0.0 ? fmin(fmax(before / (before - after), 0.1), 0.9) : 0.5;
     }
-    for (int i = 0; i < p.n; ++i) v[i] = trial[i];
-    ++*iterations;
+    return error;
   }
-  *residual = error;
-  return error <= kSolvedError ? kSolved : kUnconverged;
-}
 
-// Solves (2) from scratch. Returns false for a conflict, or when nothing converged.
-FAIRHUMAN_MPD_FN bool solve(const Problem& p, double* v, double* residual, int* iterations) {
-  starting_point(p, v);
-  Outcome outcome = minimise(p, v, residual, iterations);
-  if (outcome != kUnconverged) return outcome == kSolved;
-  Problem stage = p;
-  for (int k = 0; k <= kStages; ++k) {  // c = 1 are equal gradient norms
-    for (int i = 0; i < p.n; ++i) {
-      stage.c[i] = k == kStages ? p.c[i] : pow(p.c[i], static_cast<double>(k) / kStages);
+  // Newton's method from the point v.
+  FAIRHUMAN_MPD_FN Outcome minimise() {
+    double error = evaluate(v);
+    double previous = DBL_MAX;
+    int stalls = 0;
+    for (int it = 0; it < kMaxNewton; ++it) {
+      if (conflicts()) return kInConflict;
+      if (error <= 2.0 * kEps) break;
+      if (error <= 64.0 * kEps) {  // rounding: go on only while it still helps
+        stalls = error > 0.5 * previous ? stalls + 1 : 0;
+        if (stalls == 2) break;
+      }
+      previous = error;
+
+      newton_direction();
+      double s = 0.0, largest = 0.0, t = 1.0;
+      for (int i = 0; i < size(); ++i) {
+        start[i] = r[i];
+        s -= dv[i] * r[i];
+        const double ratio = dv[i] / v[i];
+        largest = fmax(largest, fabs(ratio));
+        small[i] = h[i] > alpha * v[i] * R[i][i];  // v_i matters less to its row than the others
+        if (!small[i] && ratio * t < -0.99) t = -0.99 / ratio;
+      }
+      if (!(s > 0.0) || !finite(s) || !finite(largest)) break;
+      error = line_search(largest, t);
+      for (int i = 0; i < size(); ++i) v[i] = trial[i];
+      ++iterations;
     }
-    if (k == 0) starting_point(stage, v);
-    outcome = minimise(stage, v, residual, iterations);
-    if (outcome == kInConflict) return false;
+    residual = error;
+    return error <= kSolvedError ? kSolved : kUnconverged;
   }
-  return outcome == kSolved;
+
+  // Solves (2) with right-hand side `target`, R and alpha, from scratch. Returns false for a
+  // conflict, or when nothing converged.
+  FAIRHUMAN_MPD_FN bool solve() {
+    Outcome outcome = kUnconverged;
+    // At once; and where that fails, in stages from c = 1, which are equal gradient norms.
+    for (int stage = -1; stage <= kStages; ++stage) {
+      const bool itself = stage < 0 || stage == kStages;
+      for (int i = 0; i < size(); ++i) {
+        c[i] = itself ? target[i] : pow(target[i], static_cast<double>(stage) / kStages);
+      }
+      if (stage <= 0) starting_point();
+      outcome = minimise();
+      if (outcome == kInConflict || (stage < 0 && outcome == kSolved)) break;
+    }
+    return outcome == kSolved;
+  }
+};
+
+FAIRHUMAN_MPD_FN void give_up(int K, int status, double* out) {
+  for (int i = 0; i < K + kMpdFields; ++i) out[i] = 0.0;
+  out[K + kMpdScale] = 1.0;
+  out[K + kMpdFlags] = status;
 }
 
-FAIRHUMAN_MPD_FN void give_up(int K, int status, MpdResult* out) {
-  for (int i = 0; i < K; ++i) out->weights[i] = 0.0;
-  out->norm = 0.0;
-  out->residual = 0.0;
-  out->iterations = 0;
-  out->status = status;
+// The status of what is no Gram matrix, or kMpdOk.
+FAIRHUMAN_MPD_FN int check(const double* gram, const MpdParameters& parameters) {
+  const int K = parameters.K;
+  double largest = 0.0;
+  for (int i = 0; i < K * K; ++i) {
+    if (!finite(gram[i])) return kMpdNonfinite;
+    if (i % (K + 1) == 0) largest = fmax(largest, gram[i]);
+  }
+  for (int i = 0; i < K; ++i) {
+    const double ii = gram[i * K + i];
+    if (ii < -parameters.tolerance * largest) return kMpdInvalid;
+    for (int j = 0; j < i; ++j) {
+      const double difference = fabs(gram[i * K + j] - gram[j * K + i]);
+      if (difference == 0.0) continue;
+      const double jj = gram[j * K + j];
+      const double size = sqrt(fmax(ii, 0.0)) * sqrt(fmax(jj, 0.0));
+      if (!(difference <= parameters.tolerance * size)) return kMpdInvalid;
+    }
+  }
+  return kMpdOk;
+}
+
+// The factor on d that gives the step its length, known without a pass over any gradient.
+FAIRHUMAN_MPD_FN double step_scale(const MpdParameters& parameters, double norm, double sum) {
+  if (parameters.normalize == kMpdBall) return parameters.max_norm / norm;
+  const double scale = parameters.normalize == kMpdSimplex ? 1.0 / sum : 1.0;
+  return norm * scale > parameters.max_norm ? parameters.max_norm / norm : scale;
+}
+
+// Solves for the present objectives, whose `count` rows of the matrix are in `index`.
+template <int N>
+FAIRHUMAN_MPD_FN void solve_present(Solver<N>& solver, const double* gram,
+                                    const MpdParameters& parameters, const int* index, int count,
+                                    double* out) {
+  const int K = parameters.K;
+  const double alpha = parameters.alpha;
+  solver.count = count;
+  solver.alpha = alpha;
+  solver.iterations = 0;
+  for (int i = 0; i < solver.size(); ++i) {
+    const double norm = sqrt(gram[index[i] * K + index[i]]);
+    solver.target[i] = 1.0 / (norm * inverse_root(norm, alpha));
+    for (int j = 0; j < i; ++j) {
+      const double other = sqrt(gram[index[j] * K + index[j]]);
+      const double mean =
+          0.5 * gram[index[i] * K + index[j]] + 0.5 * gram[index[j] * K + index[i]];
+      const double correlation = fmin(fmax(mean / norm / other, -1.0), 1.0);
+      solver.R[i][j] = correlation;
+      solver.R[j][i] = correlation;
+    }
+  }
+
+  int status = count < K ? kMpdAbsent : kMpdOk;
+  for (double ridge = 0.0; ridge <= 100.0 * kMax; ridge = fmax(100.0 * ridge, kRidge)) {
+    if (ridge > 0.0) status |= kMpdStationary;
+    for (int i = 0; i < solver.size(); ++i) solver.R[i][i] = 1.0 + ridge;
+    if (solver.solve()) break;
+  }
+
+  give_up(K, status, out);
+  double norm2 = 0.0, sum = 0.0;
+  for (int i = 0; i < solver.size(); ++i) {
+    const double w = solver.v[i] / sqrt(gram[index[i] * K + index[i]]);
+    out[index[i]] = w;
+    norm2 += w * inverse_root(w, alpha);
+    sum += w;
+  }
+  const double norm = sqrt(norm2);
+  if (!finite(norm) || !(norm > 0.0) || !finite(sum)) {
+    give_up(K, status | kMpdNonfinite, out);
+    return;
+  }
+  out[K + kMpdNorm] = norm;
+  out[K + kMpdResidual] = solver.residual;
+  out[K + kMpdScale] = step_scale(parameters, norm, sum);
+  out[K + kMpdIterations] = solver.iterations;
+}
+
+// Returns how many objectives are present, their rows in `index`; 0 with `out` filled where there
+// is nothing to solve.
+FAIRHUMAN_MPD_FN int find_present(const double* gram, const MpdParameters& parameters, int* index,
+                                  double* out) {
+  const int K = parameters.K;
+  const int broken = check(gram, parameters);
+  int count = 0;
+  for (int i = 0; i < K && !broken; ++i) {
+    if (gram[i * K + i] > 0.0) index[count++] = i;  // rounding may have left an absent one below 0
+  }
+  if (count == 0) give_up(K, broken ? broken : kMpdAbsent, out);
+  return count;
+}
+
+template <int N>
+FAIRHUMAN_MPD_FN void solve_in_place(const double* gram, const MpdParameters& parameters,
+                                     const int* index, int count, double* out) {
+  Solver<N> solver;
+  solve_present(solver, gram, parameters, index, count, out);
+}
+
+// K <= kUnrolled, with nothing in memory but the matrix and the solution.
+FAIRHUMAN_MPD_FN void solve_unrolled(const double* gram, const MpdParameters& parameters,
+                                     const int* index, int count, double* out) {
+  if (count == 1) solve_in_place<1>(gram, parameters, index, count, out);
+  if (count == 2) solve_in_place<2>(gram, parameters, index, count, out);
+  if (count == 3) solve_in_place<3>(gram, parameters, index, count, out);
+  if (count == 4) solve_in_place<4>(gram, parameters, index, count, out);
 }
 
 }  // namespace mpd_detail
 
-// gram: [K, K] row-major, 1 <= K <= 16; alpha in [0.5, 16] (the callers below check both).
-FAIRHUMAN_MPD_FN void mpd_solve(const double* gram, int K, double alpha, MpdResult* out) {
-  using namespace mpd_detail;
-  for (int i = 0; i < K * K; ++i) {
-    if (!finite(gram[i])) {
-      give_up(K, kMpdNonfinite, out);
-      return;
-    }
-  }
-
-  Problem p;
-  int index[kMax];
-  double norms[kMax];
-  p.n = 0;
-  p.alpha = alpha;
-  for (int i = 0; i < K; ++i) {
-    if (gram[i * K + i] > 0.0) {  // rounding may have left an absent one below zero
-      norms[p.n] = sqrt(gram[i * K + i]);
-      index[p.n++] = i;
-    }
-  }
-  const int absent = p.n < K ? kMpdAbsent : kMpdOk;
-  give_up(K, absent, out);
-  if (p.n == 0) return;
-
-  for (int i = 0; i < p.n; ++i) {
-    p.c[i] = alpha == 1.0 ? 1.0 : pow(norms[i], 1.0 / alpha - 1.0);
-    p.R[i][i] = 1.0;
-    for (int j = 0; j < i; ++j) {
-      const double mean =
-          0.5 * gram[index[i] * K + index[j]] + 0.5 * gram[index[j] * K + index[i]];
-      const double correlation = fmin(fmax(mean / norms[i] / norms[j], -1.0), 1.0);
-      p.R[i][j] = correlation;
-      p.R[j][i] = correlation;
-    }
-  }
-
-  double v[kMax];
-  int iterations = 0;
-  bool solved = solve(p, v, &out->residual, &iterations);
-  for (double ridge = kRidge; !solved && ridge <= 100.0 * kMax; ridge *= 100.0) {
-    out->status = absent | kMpdStationary;
-    for (int i = 0; i < p.n; ++i) p.R[i][i] = 1.0 + ridge;
-    solved = solve(p, v, &out->residual, &iterations);
-  }
-  out->iterations = iterations;
-
-  double norm2 = 0.0;
-  for (int i = 0; i < p.n; ++i) {
-    const double w = v[i] / norms[i];
-    out->weights[index[i]] = w;
-    norm2 += w * inverse_root(w, alpha);
-  }
-  out->norm = sqrt(norm2);
-  if (!finite(out->norm) || !(out->norm > 0.0)) give_up(K, absent | kMpdNonfinite, out);
-}
-
+// What a caller got wrong, or 0.
 enum MpdError {
   kMpdSuccess = 0,
-  kMpdBadSize = 1,   // K outside 1..16, or a negative count
-  kMpdBadAlpha = 2,  // alpha outside [0.5, 16], or NaN
+  kMpdBadSize = 1,       // K outside 1..16, or a negative count
+  kMpdBadAlpha = 2,      // alpha outside [0.5, 16], or NaN
+  kMpdBadNormalize = 3,  // no MpdNormalize, max_norm <= 0 or NaN, or an infinite ball
 };
 
+inline int mpd_check(const MpdParameters& parameters, int64_t count) {
+  if (count < 0 || parameters.K < 1 || parameters.K > kMpdMaxObjectives) return kMpdBadSize;
+  if (!(parameters.alpha >= kMpdMinAlpha && parameters.alpha <= kMpdMaxAlpha)) return kMpdBadAlpha;
+  const bool ball = parameters.normalize == kMpdBall;
+  if (parameters.normalize < kMpdNone || parameters.normalize > kMpdBall ||
+      !(parameters.max_norm > 0.0) || (ball && !mpd_detail::finite(parameters.max_norm))) {
+    return kMpdBadNormalize;
+  }
+  return kMpdSuccess;
+}
+
 // The native boundary: raw pointers and a code, no exceptions.
-// gram [count, K, K], weights [count, K], the others [count]; contiguous, and not overlapping.
-int mpd_solve_cpu(const double* gram, int64_t count, int K, double alpha, double* weights,
-                  double* norm, double* residual, int32_t* iterations, int32_t* status);
+// gram [count, K, K], out [count, K + kMpdFields]: contiguous, and not overlapping.
+int mpd_solve_cpu(const double* gram, int64_t count, const MpdParameters& parameters, double* out);
 
 }  // namespace fairhuman
 

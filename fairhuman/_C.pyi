@@ -7,7 +7,9 @@ class BuildInfo(TypedDict):
     version: str
     compiler: str
     cxx_standard: int
-    cuda: bool
+    cuda: str | None
+    cuda_archs: str | None
+    mpd_fields: int
 
 def build_info() -> BuildInfo: ...
 def solve_mpd_cpu(
@@ -15,9 +17,22 @@ def solve_mpd_cpu(
     count: int,
     K: int,
     alpha: float,
-    weights: int,
-    norm: int,
-    residual: int,
-    iterations: int,
-    status: int,
+    tolerance: float,
+    normalize: int,
+    max_norm: float,
+    out: int,
+) -> int: ...
+
+# Absent from a build without CUDA.
+def solve_mpd_cuda(
+    device: int,
+    stream: int,
+    gram: int,
+    count: int,
+    K: int,
+    alpha: float,
+    tolerance: float,
+    normalize: int,
+    max_norm: float,
+    out: int,
 ) -> None: ...

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from fairhuman.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code (2: a mistake to be mended)."""
+    """Run a command; returns the exit code (2: a mistake to be mended; 1: `doctor` found one)."""
     args = _parser().parse_args(argv)
     try:
-        args.run(args)
+        return args.run(args) or 0
     except UserError as error:
         print(f"fairhuman: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,6 +61,15 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--guidance", type=float, default=5.0)
     generate.add_argument("--size", type=int, help="side in pixels; default: the model's own")
     generate.set_defaults(run=_generate)
+
+    doctor = commands.add_parser(
+        "doctor", help="what was built, what the machine has, what each config would use"
+    )
+    doctor.add_argument(
+        "--config", type=Path, nargs="+", help="default: those in configs/, where there are any"
+    )
+    doctor.add_argument("--json", action="store_true", help="for scripts and bug reports")
+    doctor.set_defaults(run=_doctor)
     return parser
 
 
@@ -103,6 +113,14 @@ def _generate(args: argparse.Namespace) -> None:
         size=args.size,
     )
     print(f"{len(paths)} pictures in {args.out}")
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from fairhuman.doctor import examine
+
+    report = examine(args.config or sorted(Path("configs").glob("*.yaml")))
+    print(json.dumps(asdict(report), indent=2) if args.json else "\n".join(report.lines()))
+    return 1 if report.problems else 0
 
 
 if __name__ == "__main__":

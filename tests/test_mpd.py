@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from fairhuman import _C
-from fairhuman.fairness.mpd import MPDSolution, Status, solve_mpd, status_name
+from fairhuman.fairness.mpd import MPDSolution, Normalize, Status, solve_mpd, status_name
 
 Array = NDArray[np.float64]
 ALPHAS = (0.5, 1.0, 2.0, 8.0, 16.0)
@@ -30,15 +30,10 @@ def solve_batch(A: Array, alpha: float = 2.0) -> tuple[Array, Array, Array, Arra
     """Weights, norms, residuals, iterations and statuses of [N, K, K], in one native call."""
     A = np.ascontiguousarray(A, dtype=np.float64)
     N, K, _ = A.shape
-    out = (
-        np.empty((N, K)),
-        np.empty(N),
-        np.empty(N),
-        np.empty(N, np.int32),
-        np.empty(N, np.int32),
-    )
-    _C.solve_mpd_cpu(A.ctypes.data, N, K, alpha, *(array.ctypes.data for array in out))
-    return out  # type: ignore[return-value]
+    out = np.empty((N, K + 5))
+    _C.solve_mpd_cpu(A.ctypes.data, N, K, alpha, 1e-7, 0, math.inf, out.ctypes.data)
+    norm, residual, _, iterations, status = out[:, K:].T
+    return out[:, :K], norm, residual, iterations, status.astype(int)
 
 
 def backward_error(A: Array, w: Array, alpha: float) -> Array:
@@ -434,6 +429,37 @@ def test_status_names() -> None:
     assert status_name(torch.tensor(4, dtype=torch.int32)) == "nonfinite"
 
 
+# The length of the step
+
+
+@pytest.mark.parametrize("max_norm", [0.01, 1.0, 1e6])
+@pytest.mark.parametrize("normalize", ["none", "simplex", "ball"])
+def test_scale_gives_the_direction_its_length(normalize: Normalize, max_norm: float) -> None:
+    G = np.random.default_rng(0).normal(size=(3, 20))
+    solution = solve_mpd(torch.from_numpy(gram_of(G)), 2.0, normalize, max_norm)
+    w = solution.weights.numpy()
+    if normalize == "simplex":
+        w = w / w.sum()
+    d = w @ G
+    norm = float(np.linalg.norm(d))
+    if normalize == "ball" or norm > max_norm:
+        d *= max_norm / norm
+    found = float(solution.scale) * solution.weights.numpy() @ G
+    np.testing.assert_allclose(found, d, rtol=1e-12)
+
+
+def test_without_max_norm_nothing_is_clipped() -> None:
+    A = torch.diag(torch.tensor([1e20, 1e-20], dtype=torch.float64))
+    assert solve_mpd(A).scale == 1.0
+    simplex = solve_mpd(A, normalize="simplex")
+    assert float(simplex.weights.sum() * simplex.scale) == pytest.approx(1.0)
+
+
+def test_scale_is_one_where_there_is_no_direction() -> None:
+    for A in (np.zeros((2, 2)), np.full((2, 2), math.nan)):
+        assert solve_mpd(torch.from_numpy(A), 2.0, "ball", 0.5).scale == 1.0
+
+
 # The interface
 
 
@@ -444,6 +470,11 @@ def test_result_types() -> None:
     assert solution.iterations.dtype == solution.status.dtype == torch.int32
     assert solution.norm.shape == solution.status.shape == ()
     assert not solution.weights.requires_grad
+
+
+def test_a_solution_reaches_the_host_in_one_piece() -> None:
+    solution = solve_mpd(torch.eye(2), normalize="ball", max_norm=0.5)
+    assert repr(solution.cpu()) == repr(solution)
 
 
 def test_float32_is_upcast_and_strides_are_free() -> None:
@@ -475,6 +506,23 @@ def test_wrong_input_is_refused_with_its_reason(
         solve_mpd(gram, alpha)
 
 
+@pytest.mark.parametrize(
+    ("normalize", "max_norm", "message"),
+    [
+        ("ball", None, "give max_norm"),
+        ("ball", math.inf, "max_norm must be a number above 0, not inf"),
+        ("none", 0.0, "max_norm must be a number above 0, not 0"),
+        ("simplex", math.nan, "max_norm must be a number above 0, not nan"),
+        ("sphere", 1.0, "none, simplex or ball, not 'sphere'"),
+    ],
+)
+def test_a_wrong_step_length_is_refused(
+    normalize: str, max_norm: float | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        solve_mpd(torch.eye(2), normalize=normalize, max_norm=max_norm)  # type: ignore[arg-type]
+
+
 def test_a_device_without_a_solver_is_refused() -> None:
-    with pytest.raises(NotImplementedError, match="META solver is not in this build"):
+    with pytest.raises(NotImplementedError, match="this build has no solver for META"):
         solve_mpd(torch.eye(2, device="meta"))

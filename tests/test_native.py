@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import math
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -35,8 +38,7 @@ int main() {
   for (int K = 1; K <= 16; ++K) {
     for (int round = 0; round < 60; ++round) {
       const int rank = 1 + static_cast<int>(random() % K);
-      std::vector<double> G(K * rank), A(K * K), w(K), norm(1), residual(1);
-      std::vector<int32_t> iterations(1), status(1);
+      std::vector<double> G(K * rank), A(K * K), out(K + fairhuman::kMpdFields);
       for (int k = 0; k < K; ++k) {
         const double size = std::pow(10.0, (round % 3 == 0 ? 150.0 : 8.0) * uniform(random));
         for (int j = 0; j < rank; ++j) G[k * rank + j] = size * uniform(random);
@@ -47,18 +49,18 @@ int main() {
         }
       }
       if (round % 2) A[random() % (K * K)] = specials[random() % 9];
-      fairhuman::mpd_solve_cpu(A.data(), 1, K, alphas[round % 5], w.data(), norm.data(),
-                               residual.data(), iterations.data(), status.data());
-      for (double x : w) bad += !(std::isfinite(x) && x >= 0.0);
-      bad += !std::isfinite(norm[0]) || !std::isfinite(residual[0]);
+      fairhuman::mpd_solve_cpu(A.data(), 1, {K, alphas[round % 5], 1e-7, round % 3, 0.5},
+                               out.data());
+      for (double x : out) bad += !(std::isfinite(x) && x >= 0.0);
     }
   }
-  double x = 1.0, out[3];
-  int32_t counts[2];
-  bad += fairhuman::mpd_solve_cpu(&x, 1, 17, 2.0, out, out, out, counts, counts) !=
-         fairhuman::kMpdBadSize;
-  bad += fairhuman::mpd_solve_cpu(&x, 1, 1, NAN, out, out, out, counts, counts) !=
-         fairhuman::kMpdBadAlpha;
+  double x = 1.0, out[18];
+  bad += fairhuman::mpd_solve_cpu(&x, 1, {17, 2.0, 0.0, 0, 1.0}, out) != fairhuman::kMpdBadSize;
+  bad += fairhuman::mpd_solve_cpu(&x, 1, {1, NAN, 0.0, 0, 1.0}, out) != fairhuman::kMpdBadAlpha;
+  bad += fairhuman::mpd_solve_cpu(&x, 1, {1, 2.0, 0.0, 2, INFINITY}, out) !=
+         fairhuman::kMpdBadNormalize;
+  bad += fairhuman::mpd_solve_cpu(&x, 1, {1, 2.0, 0.0, 0, NAN}, out) !=
+         fairhuman::kMpdBadNormalize;
   std::printf("bad %ld\n", bad);
   return bad != 0;
 }
@@ -67,9 +69,12 @@ int main() {
 
 def test_build_info_tells_what_was_built() -> None:
     info = _C.build_info()
-    assert set(info) == {"version", "compiler", "cxx_standard", "cuda"}
     assert info["cxx_standard"] >= 201703
-    assert info["cuda"] is False
+    assert (
+        (info["cuda"] is None)
+        == (info["cuda_archs"] is None)
+        == (not hasattr(_C, "solve_mpd_cuda"))
+    )
     assert info["version"]
 
 
@@ -77,7 +82,7 @@ def test_build_info_tells_what_was_built() -> None:
 def test_error_codes_become_value_errors(K: int, alpha: float) -> None:
     """A wrong size is refused before any memory is touched."""
     with pytest.raises(ValueError, match="must be"):
-        _C.solve_mpd_cpu(0, 1, K, alpha, 0, 0, 0, 0, 0)
+        _C.solve_mpd_cpu(0, 1, K, alpha, 0.0, 0, 1.0, 0)
 
 
 def test_a_batch_gives_the_bits_of_single_solves() -> None:
@@ -87,19 +92,9 @@ def test_a_batch_gives_the_bits_of_single_solves() -> None:
 
     def run(batch: np.ndarray) -> np.ndarray:
         N, K, _ = batch.shape
-        w, scalars, counts = np.empty((N, K)), np.empty((2, N)), np.empty((2, N), np.int32)
-        _C.solve_mpd_cpu(
-            batch.ctypes.data,
-            N,
-            K,
-            2.0,
-            w.ctypes.data,
-            scalars[0].ctypes.data,
-            scalars[1].ctypes.data,
-            counts[0].ctypes.data,
-            counts[1].ctypes.data,
-        )
-        return w
+        out = np.empty((N, K + 5))
+        _C.solve_mpd_cpu(batch.ctypes.data, N, K, 2.0, 1e-7, 0, math.inf, out.ctypes.data)
+        return out
 
     together = run(A)
     assert np.array_equal(together, np.concatenate([run(A[n : n + 1]) for n in range(50)]))
@@ -115,6 +110,49 @@ def test_only_the_module_is_exported() -> None:
     ).stdout
     assert "PyInit__C" in listing
     assert "mpd" not in listing
+
+
+def test_the_device_solver_lives_in_registers_and_shared_memory(tmp_path: Path) -> None:
+    """A thread's own stack would be reserved for every resident thread of the card: gigabytes."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("no nvcc")
+    source = str(ROOT / "csrc" / "mpd_cuda.cu")
+    flags = ["-std=c++17", "-O3", "--fmad=false", "-arch=sm_90", "-cubin", "-Xptxas=-v"]
+    build = subprocess.run(
+        [nvcc, *flags, "-o", str(tmp_path / "cubin"), source],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert build.returncode == 0, build.stderr
+    frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill", build.stderr)
+    assert len(frames) >= 2
+    assert set(frames) == {("0", "0")}
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"FAIRHUMAN_CUDA": "ON", "PATH": "", "CUDA_HOME": "/nowhere"}, "there is no nvcc"),
+        ({"FAIRHUMAN_CUDA": "YES"}, "'YES': must be AUTO, ON or OFF"),
+    ],
+)
+def test_a_build_that_cannot_be_says_so_in_a_line(
+    environment: dict[str, str], message: str
+) -> None:
+    command = "import setup; print(*setup.cuda_options())"
+    stub = "from unittest import mock; import setuptools; setuptools.setup = mock.Mock();"
+    run = subprocess.run(
+        [sys.executable, "-c", stub + command],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode != 0
+    assert message in run.stderr.splitlines()[-1]
 
 
 def test_the_typed_marker_and_stubs_are_installed() -> None:

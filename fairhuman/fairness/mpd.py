@@ -9,9 +9,9 @@ The solver itself is native: csrc/mpd.h.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 from enum import IntFlag
-from math import isfinite
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,9 +22,14 @@ MAX_OBJECTIVES = 16
 MIN_ALPHA = 0.5
 MAX_ALPHA = 16.0
 
+Normalize = Literal["none", "simplex", "ball"]
+_NORMALIZE = {"none": 0, "simplex": 1, "ball": 2}  # MpdNormalize in csrc/mpd.h
+
 # What two entries A_ij and A_ji may differ by, relative to sqrt(A_ii A_jj): the rounding of a long
 # dot product in the matrix's dtype.
 _ASYMMETRY = {torch.float32: 1e-3, torch.float64: 1e-7}
+
+_FIELDS = _C.build_info()["mpd_fields"]
 
 
 class Status(IntFlag):
@@ -37,6 +42,10 @@ class Status(IntFlag):
     """The objectives are in exact conflict; solved with a small ridge relative to A's diagonal."""
     NONFINITE = 4
     """NaN or inf in A: every weight is 0, and the step should be skipped."""
+    INVALID = 8
+    """No Gram matrix: asymmetric, or a negative diagonal, beyond rounding; every weight is 0.
+    Only a CUDA tensor gets this status, for raising would make the host wait; a CPU tensor
+    raises."""
 
 
 def status_name(status: int | Tensor) -> str:
@@ -49,9 +58,10 @@ def status_name(status: int | Tensor) -> str:
     return "|".join(names) or "ok"
 
 
-@dataclass(frozen=True)
 class MPDSolution:
     """The weights of one Gram matrix, on its device; the scalars are tensors of shape [].
+
+    All of it is one tensor, so that `tolist` brings it to the host in one copy.
 
     Attributes:
         weights: [K] float64. 0 for an absent objective; all 0 if the matrix was not finite.
@@ -63,19 +73,61 @@ class MPDSolution:
             of A and the right-hand side under which w is exact. A few 1e-16 when solved, however
             hard the matrix; for a stationary one, of the regularised system; 0 if nothing was
             there to solve.
+        scale: float64, the factor on d that `normalize` and `max_norm` of `solve_mpd` ask for.
         iterations: int32, Newton steps.
         status: int32, the bits of `Status`.
     """
 
-    weights: Tensor
-    norm: Tensor
-    residual: Tensor
-    iterations: Tensor
-    status: Tensor
+    __slots__ = ("_row",)
+
+    def __init__(self, row: Tensor) -> None:
+        self._row = row
+
+    @property
+    def weights(self) -> Tensor:  # noqa: D102
+        return self._row[:-_FIELDS]
+
+    @property
+    def norm(self) -> Tensor:  # noqa: D102
+        return self._row[-_FIELDS]
+
+    @property
+    def residual(self) -> Tensor:  # noqa: D102
+        return self._row[1 - _FIELDS]
+
+    @property
+    def scale(self) -> Tensor:  # noqa: D102
+        return self._row[2 - _FIELDS]
+
+    @property
+    def iterations(self) -> Tensor:  # noqa: D102
+        return self._row[3 - _FIELDS].to(torch.int32)
+
+    @property
+    def status(self) -> Tensor:  # noqa: D102
+        return self._row[4 - _FIELDS].to(torch.int32)
+
+    def cpu(self) -> MPDSolution:
+        """Return the solution on the host, in one copy that waits for the device."""
+        return MPDSolution(self._row.cpu())
+
+    def __repr__(self) -> str:
+        return (
+            f"MPDSolution(weights={self.weights}, norm={self.norm}, residual={self.residual}, "
+            f"scale={self.scale}, iterations={self.iterations}, status={self.status})"
+        )
 
 
-def solve_mpd(gram: Tensor, alpha: float = 2.0) -> MPDSolution:
+def solve_mpd(
+    gram: Tensor,
+    alpha: float = 2.0,
+    normalize: Normalize = "none",
+    max_norm: float | None = None,
+) -> MPDSolution:
     """Solve ``A w = w^(-1/alpha)`` for ``w > 0`` (arXiv 2507.02714, the MPD criterion).
+
+    On a CUDA device this is one kernel on the current stream: nothing waits for the device, and a
+    CUDA graph can capture it.
 
     Exact cases return a status instead of raising, so that all ranks of a run can act alike: an
     absent objective, exact conflict, NaN or inf (see `Status`).
@@ -84,61 +136,69 @@ def solve_mpd(gram: Tensor, alpha: float = 2.0) -> MPDSolution:
         gram: [K, K] Gram matrix, float64 (or float32, which is upcast), K from 1 to 16. Its scale
             is free, and so are the scales of its objectives against each other.
         alpha: the fairness exponent, 0.5 to 16. Larger is closer to max-min fairness.
+        normalize: the length of the step, as a factor ``scale`` on d: "ball" gives d the norm
+            `max_norm`, up or down (the paper's trust region); "simplex" makes the weights sum
+            to 1; "none" leaves them. Known from the solution, it costs no pass over a gradient.
+        max_norm: d is clipped to this norm; None does not clip.
 
     Raises:
         ValueError: gram is not [K, K], K is outside 1..16, its dtype is not float32 or float64, it
-            is asymmetric or has a negative diagonal beyond rounding, or alpha is out of range.
+            is asymmetric or has a negative diagonal beyond rounding (on the CPU; else see
+            `Status.INVALID`), alpha or max_norm is out of range, normalize is unknown, or it is
+            "ball" without max_norm.
         NotImplementedError: gram is on a device that this build has no solver for.
+        RuntimeError: CUDA refused the launch.
     """
     if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
         raise ValueError(f"gram must be a square matrix [K, K], not {list(gram.shape)}")
     K = gram.shape[0]
     if not 1 <= K <= MAX_OBJECTIVES:
         raise ValueError(f"gram must have 1 to {MAX_OBJECTIVES} objectives, not {K}")
-    if gram.dtype not in _ASYMMETRY:
+    tolerance = _ASYMMETRY.get(gram.dtype)
+    if tolerance is None:
         raise ValueError(f"gram must be float64 or float32, not {gram.dtype}")
     if not MIN_ALPHA <= alpha <= MAX_ALPHA:  # also refuses NaN
         raise ValueError(f"alpha must be in [{MIN_ALPHA:g}, {MAX_ALPHA:g}], not {alpha:g}")
-    if gram.device.type != "cpu":
+    rule = _NORMALIZE.get(normalize)
+    if rule is None:
+        raise ValueError(f"normalize must be none, simplex or ball, not {normalize!r}")
+    if max_norm is None:
+        if normalize == "ball":
+            raise ValueError("normalize='ball' scales d to max_norm: give max_norm")
+        max_norm = math.inf
+    elif not 0.0 < max_norm < math.inf:
+        raise ValueError(f"max_norm must be a number above 0, not {max_norm:g}")
+
+    matrix = gram
+    if gram.dtype != torch.float64 or not gram.is_contiguous():
+        matrix = gram.detach().to(torch.float64).contiguous()
+    row = matrix.new_empty(K + _FIELDS)
+    problem = (matrix.data_ptr(), 1, K, alpha, tolerance, rule, max_norm, row.data_ptr())
+    solution = MPDSolution(row)
+    if gram.is_cpu:
+        if _C.solve_mpd_cpu(*problem) & Status.INVALID:
+            _explain_invalid(gram.tolist(), tolerance)
+    elif gram.is_cuda and hasattr(_C, "solve_mpd_cuda"):
+        stream = torch.cuda.current_stream(gram.device)
+        _C.solve_mpd_cuda(stream.device_index, stream.cuda_stream, *problem)
+    else:
         raise NotImplementedError(
-            f"the {gram.device.type.upper()} solver is not in this build: pass gram.cpu()"
+            f"this build has no solver for {gram.device.type.upper()}: pass gram.cpu()"
+            + (", or build fairhuman where nvcc is found" if gram.is_cuda else "")
         )
-    _check_symmetry(gram, _ASYMMETRY[gram.dtype])
-
-    matrix = gram.detach().to(torch.float64).contiguous()
-    # Two buffers instead of five: allocations are most of a small solve's time.
-    values = torch.empty(K + 2, dtype=torch.float64)
-    counts = torch.empty(2, dtype=torch.int32)
-    at, counts_at = values.data_ptr(), counts.data_ptr()
-    _C.solve_mpd_cpu(
-        gram=matrix.data_ptr(),
-        count=1,
-        K=K,
-        alpha=alpha,
-        weights=at,
-        norm=at + 8 * K,
-        residual=at + 8 * (K + 1),
-        iterations=counts_at,
-        status=counts_at + 4,
-    )
-    return MPDSolution(values[:K], values[K], values[K + 1], counts[0], counts[1])
+    return solution
 
 
-def _check_symmetry(gram: Tensor, tolerance: float) -> None:
-    """Refuse what cannot be a Gram matrix; NaN and inf pass, for they have a status."""
-    rows = gram.tolist()
-    if not all(isfinite(value) for row in rows for value in row):
-        return
+def _explain_invalid(rows: list[list[float]], tolerance: float) -> None:
+    """Raise for what the solver found to be no Gram matrix, naming the entry."""
     diagonal = [row[i] for i, row in enumerate(rows)]
-    largest = max(diagonal)
+    for i, value in enumerate(diagonal):
+        if value < -tolerance * max(*diagonal, 0.0):
+            raise ValueError(f"gram[{i}, {i}] = {value:g} is negative: no Gram matrix has that")
     for i, row in enumerate(rows):
-        if diagonal[i] < -tolerance * abs(largest):
-            raise ValueError(
-                f"gram[{i}, {i}] = {diagonal[i]:g} is negative: no Gram matrix has that"
-            )
         for j in range(i):
-            bound = tolerance * (max(diagonal[i], 0.0) * max(diagonal[j], 0.0)) ** 0.5
-            if abs(row[j] - rows[j][i]) > bound:
+            size = math.sqrt(max(diagonal[i], 0.0)) * math.sqrt(max(diagonal[j], 0.0))
+            if abs(row[j] - rows[j][i]) > tolerance * size:
                 raise ValueError(
                     f"gram is not symmetric: gram[{i}, {j}] = {row[j]:g}, "
                     f"gram[{j}, {i}] = {rows[j][i]:g}"

@@ -1,0 +1,68 @@
+// The solver of mpd.h on the device: one warp per matrix, of which one thread solves. The problem is
+// a chain of small dependent operations, in which more threads would wait for each other.
+
+#include "mpd_cuda.h"
+
+#include <cuda_runtime.h>
+
+namespace fairhuman {
+namespace {
+
+using namespace mpd_detail;
+
+constexpr int kWarp = 32;
+
+template <bool Unrolled>
+__global__ void __launch_bounds__(kWarp, 1)
+    mpd_solve_kernel(const double* __restrict__ grams, MpdParameters parameters,
+                     double* __restrict__ outs) {
+  const int K = parameters.K;
+  // Every thread of the warp leaves here but one; indices are shared, for a thread's own array
+  // would be in (slow, reserved for all) local memory.
+  __shared__ int index[kMax];
+  if (threadIdx.x != 0) return;
+  const double* gram = grams + static_cast<int64_t>(blockIdx.x) * K * K;
+  double* out = outs + static_cast<int64_t>(blockIdx.x) * (K + kMpdFields);
+  const int present = find_present(gram, parameters, index, out);
+  if (present == 0) return;
+  if constexpr (Unrolled) {
+    solve_unrolled(gram, parameters, index, present, out);
+  } else {
+    __shared__ Solver<kMax> solver;
+    solve_present(solver, gram, parameters, index, present, out);
+  }
+}
+
+int launch(cudaStream_t stream, const double* gram, int64_t count, const MpdParameters& parameters,
+           double* out) {
+  const unsigned blocks = static_cast<unsigned>(count);
+  if (parameters.K <= kUnrolled) {
+    mpd_solve_kernel<true><<<blocks, kWarp, 0, stream>>>(gram, parameters, out);
+  } else {
+    mpd_solve_kernel<false><<<blocks, kWarp, 0, stream>>>(gram, parameters, out);
+  }
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+int mpd_solve_cuda(int device, void* stream, const double* gram, int64_t count,
+                   const MpdParameters& parameters, double* out) {
+  int error = mpd_check(parameters, count);
+  if (error != kMpdSuccess || count == 0) return error;
+  if (count > INT32_MAX) return kMpdBadSize;  // a grid's limit
+  int current = 0;
+  error = cudaGetDevice(&current);
+  if (error == cudaSuccess && current != device) error = cudaSetDevice(device);
+  if (error != cudaSuccess) return -error;
+  error = launch(static_cast<cudaStream_t>(stream), gram, count, parameters, out);
+  if (current != device) {
+    const int restored = cudaSetDevice(current);
+    if (error == cudaSuccess) error = restored;
+  }
+  return -error;
+}
+
+const char* cuda_error_text(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }
+
+}  // namespace fairhuman

@@ -1,0 +1,156 @@
+"""What was built, what this machine has, and what each config would use here."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+import torch
+
+from fairhuman import _C
+from fairhuman.config import Config, load_config
+from fairhuman.errors import ConfigError
+from fairhuman.runtime import quiet
+
+PACKAGES = (
+    "torch",
+    "triton",
+    "diffusers",
+    "transformers",
+    "deepspeed",
+    "bitsandbytes",
+    "xformers",
+    "mediapipe",
+)
+_GIB = 1 << 30
+
+
+@dataclass
+class Report:
+    """The findings, in the order in which they are printed. `problems` say what to do."""
+
+    built: dict[str, str] = field(default_factory=dict)
+    packages: dict[str, str] = field(default_factory=dict)
+    machine: dict[str, str] = field(default_factory=dict)
+    uses: dict[str, str] = field(default_factory=dict)
+    configs: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def lines(self) -> Iterator[str]:
+        """Yield the report as text: a heading per part, and its rows."""
+        for title, rows in asdict(self).items():
+            if title == "problems" or not rows:
+                continue
+            yield f"{title}"
+            width = max(map(len, rows))
+            for name, value in rows.items():
+                yield f"  {name:<{width}}  {value}"
+        if self.problems:
+            yield "problems"
+            yield from (f"  - {problem}" for problem in self.problems)
+        else:
+            yield "no problems found"
+
+
+def examine(configs: Sequence[Path]) -> Report:
+    """Look at the installation, the machine, and what each config would use on it."""
+    quiet()
+    report = Report()
+    _installation(report)
+    _machine(report)
+    _backends(report)
+    for path in configs:
+        try:
+            report.configs[str(path)] = _plan(load_config(path))
+        except ConfigError as error:
+            report.configs[str(path)] = "cannot run, see problems"
+            report.problems.extend(str(error).splitlines())
+    return report
+
+
+def _installation(report: Report) -> None:
+    info = _C.build_info()
+    cuda = f"CUDA {info['cuda']} for {info['cuda_archs']} and PTX" if info["cuda"] else "no CUDA"
+    report.built = {
+        "fairhuman": f"{info['version']}, Python {platform.python_version()}",
+        "fairhuman._C": f"{info['compiler']}, {cuda}",
+    }
+    for name in PACKAGES:
+        try:
+            report.packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            report.packages[name] = "not installed"
+
+
+def _machine(report: Report) -> None:
+    memory = psutil.virtual_memory()
+    report.machine["CPU"] = (
+        f"{len(os.sched_getaffinity(0))} cores, {memory.total / _GIB:.0f} GiB of memory, "
+        f"{memory.available / _GIB:.0f} available"
+    )
+    nvcc = shutil.which("nvcc")
+    report.machine["nvcc"] = nvcc or "not on the PATH"
+    if not torch.cuda.is_available():
+        build = torch.version.cuda
+        reason = f"torch is built for CUDA {build}" if build else "torch is a build for the CPU"
+        report.machine["GPU"] = f"none is visible; {reason}"
+        if not build and shutil.which("nvidia-smi"):
+            report.problems.append(
+                "there is an NVIDIA driver, but torch is a build for the CPU: install torch's "
+                "CUDA build"
+            )
+        return
+    for index in range(torch.cuda.device_count()):
+        card = torch.cuda.get_device_properties(index)
+        free, _ = torch.cuda.mem_get_info(index)
+        report.machine[f"GPU {index}"] = (
+            f"{card.name}, sm_{card.major}{card.minor}, {card.total_memory / _GIB:.0f} GiB, "
+            f"{free / _GIB:.0f} free"
+        )
+        if card.major < 8:
+            report.problems.append(
+                f"GPU {index} ({card.name}) is older than sm_80: it has no bfloat16, and the "
+                "kernels are not built for it"
+            )
+    if _C.build_info()["cuda"] is None:
+        report.problems.append(
+            "fairhuman._C was built without CUDA, so the exact step cannot solve on the GPU: "
+            + ("reinstall fairhuman" if nvcc else "install nvcc, then reinstall fairhuman")
+        )
+
+
+def _backends(report: Report) -> None:
+    cuda = torch.cuda.is_available()
+    forced = os.environ.get("FAIRHUMAN_OPS")
+    chosen = forced or ("triton" if cuda else "reference")
+    report.uses = {
+        "region_mse, gram, combine": chosen + (" (FAIRHUMAN_OPS)" if forced else ""),
+        "solve_mpd": "native, on the GPU" if cuda else "native, on the CPU",
+    }
+
+
+def _plan(config: Config) -> str:
+    """Return what a run of the config would use, in one line; raise where this machine cannot."""
+    from deepspeed.accelerator import get_accelerator
+
+    device = get_accelerator()
+    zero = config.deepspeed["zero_optimization"]
+    parts = [
+        f"{config.fairness.mode} on {1 + len(config.objectives.regions)} objectives",
+        f"ZeRO-{zero['stage']}",
+        *(
+            f"{name.removeprefix('offload_')} on the {where['device']}"
+            for name in ("offload_optimizer", "offload_param")
+            if (where := zero.get(name)) and where["device"] != "none"
+        ),
+        config.optimizer.name,
+        f"{config.train.precision} on the {'GPU' if device.device_name() == 'cuda' else 'CPU'}",
+        f"{config.data.resolution} px",
+    ]
+    return ", ".join(parts)
