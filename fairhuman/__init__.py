@@ -3,6 +3,7 @@
 The method is Minimum Potential Delay weighting of per-region gradients (arXiv 2507.02714).
 """
 
+from fairhuman.fairness.local import fair_backward
 from fairhuman.ops import MPDSolution, combine, gram, region_mse, solve_mpd
 
-__all__ = ["MPDSolution", "combine", "gram", "region_mse", "solve_mpd"]
+__all__ = ["MPDSolution", "combine", "fair_backward", "gram", "region_mse", "solve_mpd"]
