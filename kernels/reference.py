@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
 
 import torch
 from torch import Tensor
+
+from fairhuman.kernels.layout import same_order, storage_view
 
 # Elements per row that are widened to float64 at a time: K * 2 MiB of scratch, which stays in
 # the cache, instead of a copy of the gradients.
@@ -38,37 +39,64 @@ def region_mse(
     return sums / (channels * torch.where(area > 0, area, torch.ones_like(area)))
 
 
-def _aligned_chunks(rows: Sequence[Sequence[Tensor]]) -> Iterator[list[Tensor]]:
-    """Yield K flat pieces at a time that hold the same elements of each row."""
-    for tensors in zip(*rows, strict=True):
-        flat = [tensor.detach().reshape(-1) for tensor in tensors]
-        for start in range(0, flat[0].numel(), CHUNK):
-            yield [piece[start : start + CHUNK] for piece in flat]
-
-
 def gram(rows: Sequence[Sequence[Tensor]]) -> Tensor:
     """See `fairhuman.ops.gram`; products and sums are in float64, chunk by chunk."""
-    device = next(chain.from_iterable(rows)).device
-    total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=device)
-    for pieces in _aligned_chunks(rows):
-        block = torch.stack([piece.double() for piece in pieces])
-        total += block @ block.T
-    return (total + total.T) / 2
+    count = len(rows)
+    device = rows[0][0].device
+    longest = sum(tensor.numel() for tensor in rows[0])
+    scratch = torch.empty(count, min(CHUNK, longest), dtype=torch.float64, device=device)
+    sums = [torch.zeros(count * (count + 1) // 2, dtype=torch.float64, device=device)]
+
+    def add_up(block: Tensor) -> None:
+        pairs = [torch.dot(block[i], block[j]) for i in range(count) for j in range(i + 1)]
+        sums.append(torch.stack(pairs))
+
+    filled = 0  # small tensors share a chunk
+    for pieces in _aligned_pieces(rows):
+        size = pieces[0].numel()
+        if filled + size > CHUNK:
+            add_up(scratch[:, :filled])
+            filled = 0
+        for row, piece in zip(scratch, pieces, strict=True):
+            row[filled : filled + size].copy_(piece)
+        filled += size
+    add_up(scratch[:, :filled])
+    lower = torch.zeros(count, count, dtype=torch.float64, device=device)
+    i, j = torch.tril_indices(count, count, device=device)
+    lower[i, j] = torch.stack(sums).sum(0)
+    return lower + lower.tril(-1).T
 
 
 def combine(
-    rows: Sequence[Sequence[Tensor]], weights: Tensor, out: Sequence[Tensor]
+    rows: Sequence[Sequence[Tensor]],
+    weights: Tensor,
+    out: Sequence[Tensor],
+    scale: Tensor | None = None,
 ) -> Sequence[Tensor]:
-    """See `fairhuman.ops.combine`; `out` may be one of the rows."""
-    factors = weights.tolist()
-    flat_out = [tensor.view(-1) for tensor in out]
-    for index, destination in enumerate(flat_out):
-        flat = [row[index].detach().reshape(-1) for row in rows]
-        for start in range(0, destination.numel(), CHUNK):
-            window = slice(start, start + CHUNK)
-            total = torch.zeros_like(destination[window], dtype=torch.float64)
-            for factor, piece in zip(factors, flat, strict=True):
-                if factor != 0.0:  # an absent objective's row is not read: 0 * inf is NaN
-                    total.add_(piece[window].double(), alpha=factor)
-            destination[window].copy_(total)
+    """See `fairhuman.ops.combine`; the sum is in float64 and rounded once."""
+    factors = weights.double() if scale is None else weights.double() * scale.double()
+    # An absent objective's row is not read: 0 * inf is NaN.
+    read = [(k, factor) for k, factor in enumerate(factors.tolist()) if factor != 0.0]
+    longest = max(tensor.numel() for tensor in out)
+    scratch = torch.empty(min(CHUNK, longest), dtype=torch.float64, device=out[0].device)
+    for *tensors, destination in zip(*rows, out, strict=True):
+        *sources, target = same_order([*tensors, destination])
+        views = [(storage_view(sources[k].detach()), factor) for k, factor in read]
+        flat = storage_view(target)
+        for start in range(0, flat.numel(), CHUNK):
+            window = flat[start : start + CHUNK]
+            total = scratch[: window.numel()].zero_()
+            for view, factor in views:
+                total.add_(view[start : start + CHUNK], alpha=factor)
+            window.copy_(total)
+        if target is not destination:
+            destination.copy_(target)
     return out
+
+
+def _aligned_pieces(rows: Sequence[Sequence[Tensor]]) -> Iterator[list[Tensor]]:
+    """Yield K flat pieces of at most CHUNK elements that hold the same elements of each row."""
+    for tensors in zip(*rows, strict=True):
+        flat = [storage_view(tensor.detach()) for tensor in same_order(tensors)]
+        for start in range(0, flat[0].numel(), CHUNK):
+            yield [piece[start : start + CHUNK] for piece in flat]

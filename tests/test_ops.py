@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fairhuman.kernels import reference
 from torch import Tensor
 
 from fairhuman import combine, gram, region_mse
+from fairhuman.kernels import reference
 from fairhuman.objectives import Objectives, snr_weight, target
 
 SHAPES = [(1, 1, 1, 1), (3, 4, 5, 7), (2, 4, 16, 16), (5, 3, 1, 9)]
@@ -106,6 +106,8 @@ def test_region_mse_keeps_tiny_and_huge_values(scale: float) -> None:
         ({"masks": torch.zeros(2, 1, 4, 4)}, r"masks must be \[B, R, H, W\]"),
         ({"sample_weight": torch.zeros(3)}, r"sample_weight must be \[B\] = \[2\]"),
         ({"reduction": "mean"}, "must be 'image' or 'region', got 'mean'"),
+        ({"target": torch.zeros(2, 3, 4, 5, requires_grad=True)}, "differentiable in pred only"),
+        ({"target": torch.zeros(2, 3, 4, 5, device="meta")}, "on one device, got .*cpu.*meta"),
     ],
 )
 def test_region_mse_says_what_does_not_fit(change: dict[str, object], message: str) -> None:
@@ -165,15 +167,91 @@ def test_combine_does_not_read_a_row_of_weight_zero() -> None:
     assert torch.equal(out, torch.full((10,), 2.0))
 
 
+def test_combine_scales_every_weight() -> None:
+    rows = torch.randn(2, 100)
+    weights = torch.tensor([0.5, -2.0])
+    found = combine(rows, weights, scale=torch.tensor(0.25, dtype=torch.float64))
+    torch.testing.assert_close(found, combine(rows, weights * 0.25))
+
+
+def test_gram_and_combine_take_strides_of_any_kind() -> None:
+    plain = torch.randn(2, 2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    last = [t.contiguous(memory_format=torch.channels_last) for t in plain]
+    weights = torch.tensor([0.5, -2.0])
+    expected = combine([[t] for t in plain], weights)[0]
+    for rows in ([[t] for t in last], [[plain[0]], [last[1]]], [[last[0]], [plain[1]]]):
+        torch.testing.assert_close(gram(rows), gram(plain.reshape(2, -1)), rtol=1e-12, atol=0)
+        out = [torch.empty(4, 5, 2, 3).permute(2, 3, 0, 1)]
+        assert torch.equal(combine(rows, weights, out=out)[0], expected)
+        kept = [[t.clone() for t in row] for row in rows]
+        assert torch.equal(combine(kept, weights, out=kept[1])[0], expected)
+
+
+def test_tensors_without_elements_change_nothing() -> None:
+    rows = torch.randn(2, 5)
+    lists = [[torch.empty(0), row, torch.empty(3, 0)] for row in rows]
+    assert torch.equal(gram(lists), gram(rows))
+    assert torch.equal(gram(torch.empty(2, 0)), torch.zeros(2, 2, dtype=torch.float64))
+    torch.testing.assert_close(combine(lists, torch.ones(2))[1], rows.sum(0))
+
+
+def test_many_small_tensors_share_the_chunks_of_the_reference(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reference, "CHUNK", 7)
+    rows = torch.randn(3, 60, generator=torch.Generator().manual_seed(0))
+    lists = [list(row.split([3, 4, 1, 20, 7, 5, 5, 15])) for row in rows]
+    wide = rows.double()
+    torch.testing.assert_close(gram(lists), wide @ wide.T, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ("cuda", "FAIRHUMAN_OPS must be 'reference' or 'triton', got 'cuda'"),
+        ("", "FAIRHUMAN_OPS must be 'reference' or 'triton', got ''"),
+        ("triton", "FAIRHUMAN_OPS=triton cannot run a tensor on cpu: .* TRITON_INTERPRET=1"),
+    ],
+)
+def test_a_backend_that_cannot_be_is_one_clear_error(
+    choice: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("FAIRHUMAN_OPS", choice)
+    image = torch.zeros(1, 1, 2, 2)
+    for call in (
+        lambda: gram(torch.ones(2, 3)),
+        lambda: combine(torch.ones(2, 3), torch.ones(2)),
+        lambda: region_mse(image, image, image),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_the_reference_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAIRHUMAN_OPS", "reference")
+    assert gram(torch.ones(1, 3)).item() == 3.0
+
+
 def test_gram_and_combine_say_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match=r"\[K, P\] with K >= 1"):
         gram(torch.zeros(3))
     with pytest.raises(ValueError, match="at least one gradient"):
         gram([])
-    with pytest.raises(ValueError, match="tensors of the same shapes"):
+    with pytest.raises(ValueError, match="tensors of the same shapes and dtypes"):
         gram([[torch.zeros(3)], [torch.zeros(4)]])
+    with pytest.raises(ValueError, match="same shapes and dtypes"):
+        gram([[torch.zeros(3)], [torch.zeros(3).half()]])
+    with pytest.raises(ValueError, match=r"on one device, got .*cpu.*meta"):
+        gram([[torch.zeros(3)], [torch.zeros(3, device="meta")]])
     with pytest.raises(ValueError, match=r"weights must be \[K\] = \[2\]"):
         combine(torch.zeros(2, 3), torch.zeros(3))
+    with pytest.raises(ValueError, match=r"scale must be 0-d, got \[1\]"):
+        combine(torch.zeros(2, 3), torch.zeros(2), scale=torch.ones(1))
+    with pytest.raises(ValueError, match="out must have the shapes of one row"):
+        combine(torch.zeros(2, 3), torch.zeros(2), out=torch.zeros(4))
+    with pytest.raises(ValueError, match="pred must hold at least one element"):
+        region_mse(torch.zeros(0, 1, 2, 2), torch.zeros(0, 1, 2, 2), torch.zeros(0, 1, 2, 2))
 
 
 def test_contributions_average_to_the_losses_of_the_whole_batch() -> None:
