@@ -297,6 +297,12 @@ _ALLOWED = [
     "memory_breakdown",
     "dump_state",
 ]
+_REFUSED = {
+    "wall_clock_breakdown": (
+        "its timers break when one graph is gone through backwards several times; remove it (the "
+        "step's time is in OUT/metrics.jsonl)"
+    ),
+}
 
 
 def column_names(regions: Sequence[str]) -> list[str]:
@@ -348,6 +354,8 @@ def _deepspeed_conflicts(config: Config) -> list[str]:
         if key in _OWNED:
             if value != "auto":
                 problems.append(f"deepspeed.{key} = {value!r}: is set by {_OWNED[key]}; remove it")
+        elif key in _REFUSED:
+            problems.append(f"deepspeed.{key}: {_REFUSED[key]}")
         elif key not in _ALLOWED:
             problems.append(
                 f"deepspeed.{key}: is not supported{_near(key, _ALLOWED)}; supported are "
@@ -360,21 +368,82 @@ def _deepspeed_conflicts(config: Config) -> list[str]:
             problems.append(
                 f"deepspeed.{precision}.enabled = {enabled!r}: is set by train.precision; remove it"
             )
+    return problems + _zero_conflicts(config)
+
+
+# Keys of zero_optimization that cannot work, or that nobody has tried with one gradient per
+# objective, and why.
+_REFUSED_ZERO = {
+    "zenflow": "moves some parameters before all objectives are known; remove it",
+    "zero_quantized_gradients": "rounds each objective's gradient to a few bits; remove it",
+    "zero_quantized_weights": "rounds the weights at each use; remove it",
+    "zero_quantized_nontrainable_weights": "rounds the weights at each use; remove it",
+    "stage3_module_granularity_threshold": (
+        "releases a whole block after its first of several backward passes; remove it"
+    ),
+    "leaf_module": "releases a whole block after its first of several backward passes; remove it",
+    "mics_shard_size": "was never tried with one gradient per objective; remove it",
+    "cpu_offload": "is an old name; use offload_optimizer: {device: cpu}",
+    "cpu_offload_param": "is an old name; use offload_param: {device: cpu}",
+    "cpu_offload_use_pin_memory": "is an old name; use offload_optimizer: {pin_memory: …}",
+}
+
+
+def _zero_conflicts(config: Config) -> list[str]:
+    """Return what of the section zero_optimization cannot work, one line each."""
     zero = config.deepspeed.get("zero_optimization", {})
-    stage = zero.get("stage", 0) if isinstance(zero, dict) else None
-    if stage not in (1, 2):
+    prefix = "deepspeed.zero_optimization"
+    if not isinstance(zero, dict):
+        return [f"{prefix} = {zero!r}: must hold keys such as stage"]
+    problems = []
+    stage = zero.get("stage", 0)
+    if stage not in (1, 2, 3):
         problems.append(
-            f"deepspeed.zero_optimization.stage = {stage!r}: must be 1 or 2 (stage 0 has no "
-            "gradient shards to read)"
+            f"{prefix}.stage = {stage!r}: must be 1, 2 or 3 (stage 0 has no gradient shards to "
+            "read, and steps wrongly under fp16)"
         )
-    elif stage == 1 and config.train.precision == "bf16":
+    for key, reason in _REFUSED_ZERO.items():
+        if zero.get(key):
+            problems.append(f"{prefix}.{key} = {zero[key]!r}: {reason}")
+    if zero.get("zero_hpz_partition_size", 1) != 1:
         problems.append(
-            "deepspeed.zero_optimization.stage = 1: works with train.precision fp32 and fp16; "
-            "use stage 2 with bf16"
+            f"{prefix}.zero_hpz_partition_size = {zero['zero_hpz_partition_size']!r}: was never "
+            "tried with one gradient per objective; remove it"
         )
-    for key in ("offload_optimizer", "offload_param", "round_robin_gradients", "zenflow"):
-        if isinstance(zero, dict) and zero.get(key):
-            problems.append(
-                f"deepspeed.zero_optimization.{key} = {zero[key]!r}: is not supported; remove it"
-            )
+    if not zero.get("compute_grad_norm", True):
+        problems.append(
+            f"{prefix}.compute_grad_norm = {zero['compute_grad_norm']!r}: DeepSpeed tells by the "
+            "norm that a step must be skipped; remove it"
+        )
+    distance = zero.get("stage3_max_reuse_distance", 0)
+    if stage == 3 and config.fairness.mode == "exact" and distance != 0:
+        problems.append(
+            f"{prefix}.stage3_max_reuse_distance = {distance!r}: is 0 under fairness.mode=exact "
+            "(over several backward passes DeepSpeed's look-ahead takes longer than they do); "
+            "remove it"
+        )
+    for key in ("offload_optimizer", "offload_param"):
+        problems += _offload_conflicts(f"{prefix}.{key}", zero.get(key), stage)
+    return problems
+
+
+def _offload_conflicts(key: str, offload: Any, stage: Any) -> list[str]:
+    if not offload:
+        return []
+    if not isinstance(offload, dict):
+        return [f"{key} = {offload!r}: must hold keys; write {{device: cpu}}"]
+    problems = []
+    device = offload.get("device")
+    if device != "cpu":
+        problems.append(
+            f"{key}.device = {device!r}: must be cpu (other devices were never tried with one "
+            f"gradient per objective); to offload nothing, remove {key.rpartition('.')[2]}"
+        )
+    if key.endswith("offload_param") and stage != 3:
+        problems.append(f"{key}: the parameters are whole at stage {stage}; use stage 3")
+    if offload.get("ratio", 1.0) != 1.0 or offload.get("super_offload"):
+        name = "super_offload" if offload.get("super_offload") else "ratio"
+        problems.append(
+            f"{key}.{name} = {offload[name]!r}: works with DeepSpeed's own Adam only; remove it"
+        )
     return problems

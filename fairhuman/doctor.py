@@ -16,6 +16,7 @@ import torch
 from fairhuman import _C
 from fairhuman.config import Config, load_config
 from fairhuman.errors import ConfigError
+from fairhuman.fairness.mpd import solves_on
 from fairhuman.runtime import quiet
 
 PACKAGES = (
@@ -29,6 +30,7 @@ PACKAGES = (
     "mediapipe",
 )
 _GIB = 1 << 30
+CUDA = torch.device("cuda")
 
 
 @dataclass
@@ -118,9 +120,9 @@ def _machine(report: Report) -> None:
                 f"GPU {index} ({card.name}) is older than sm_80: it has no bfloat16, and the "
                 "kernels are not built for it"
             )
-    if _C.build_info()["cuda"] is None:
+    if not solves_on(CUDA):
         report.problems.append(
-            "fairhuman._C was built without CUDA, so the exact step cannot solve on the GPU: "
+            "fairhuman._C was built without CUDA, so the weights are solved for on the CPU: "
             + ("reinstall fairhuman" if nvcc else "install nvcc, then reinstall fairhuman")
         )
 
@@ -131,7 +133,7 @@ def _backends(report: Report) -> None:
     chosen = forced or ("triton" if cuda else "reference")
     report.uses = {
         "region_mse, gram, combine": chosen + (" (FAIRHUMAN_OPS)" if forced else ""),
-        "solve_mpd": "native, on the GPU" if cuda else "native, on the CPU",
+        "solve_mpd": f"native, on the {'GPU' if cuda and solves_on(CUDA) else 'CPU'}",
     }
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from fairhuman.config import Config
 from fairhuman.errors import ConfigError
+from fairhuman.fairness.zero.check import check_deepspeed
+from fairhuman.fairness.zero.stage3 import whole_weights
 
 
 def make_engine(config: Config, model: nn.Module) -> Any:
@@ -21,18 +24,36 @@ def make_engine(config: Config, model: nn.Module) -> Any:
 
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = make_optimizer(config, trained)
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=optimizer,
-        lr_scheduler=_schedule(config),
-        config=deepspeed_config(config),
-        dist_init_required=False,
-    )
+    with redirect_stdout(None):  # some of DeepSpeed's optimizers print the memory they use
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            lr_scheduler=_schedule(config),
+            config=deepspeed_config(config),
+            dist_init_required=False,
+        )
     return engine
 
 
+@contextmanager
+def gathered(engine: Any) -> Iterator[None]:
+    """Have the model's whole weights on every rank: to save them, to draw or to validate.
+
+    Entering and leaving are collectives. Inside, any rank may use the module alone, without
+    gradients, while the others wait. Under ZeRO-3 it takes the memory of all weights in their
+    training precision; under ZeRO-1 and 2 they are whole anyway, and this does nothing.
+    """
+    if engine.zero_optimization_partition_weights():
+        with whole_weights(engine):
+            yield
+    else:
+        yield
+
+
 def check_engine(config: Config) -> None:
-    """Check what only DeepSpeed can tell: this device's precisions, and its own keys.
+    """Check what only DeepSpeed can tell: precisions, its own keys, its gradients in `exact`.
+
+    A collective.
 
     Raises:
         ConfigError: one line per problem.
@@ -58,6 +79,9 @@ def check_engine(config: Config) -> None:
                 f"deepspeed.zero_optimization.{key} = {problem['input']!r}: {problem['msg']}"
             )
         raise ConfigError("\n".join(lines)) from None
+    if config.fairness.mode == "exact":
+        with redirect_stdout(None):
+            check_deepspeed(deepspeed_config(config))
 
 
 def deepspeed_config(config: Config) -> dict[str, Any]:
@@ -83,8 +107,18 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
     }
     for key in ("train_batch_size", "optimizer", "scheduler"):
         tree.pop(key, None)
+    zero = dict(config.deepspeed["zero_optimization"])
+    if zero.get("offload_optimizer"):
+        # DeepSpeed would insist on its own Adam, which it compiles at run time.
+        tree["zero_force_ds_cpu_optimizer"] = False
+    if zero["stage"] == 3 and config.fairness.mode == "exact":
+        # DeepSpeed looks this far ahead for the next use of each weight it could release. Over
+        # K backward passes that search alone takes longer than the training.
+        zero["stage3_max_reuse_distance"] = 0
+    tree["zero_optimization"] = zero
     if train.precision != "fp32":
-        # Sums over micro-batches and ranks in bf16 lose the small objectives' gradients.
+        # Sums over micro-batches in bf16 lose the small objectives' gradients. (Between ranks,
+        # deepspeed.communication_data_type says; by default it is train.precision.)
         tree["data_types"] = {"grad_accum_dtype": "fp32"}
     return tree
 
@@ -108,13 +142,23 @@ def make_optimizer(config: Config, parameters: Sequence[nn.Parameter]) -> Optimi
     adam: dict[str, Any] = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps}
     if settings.name == "AdamW":
         return torch.optim.AdamW(groups, **adam)
-    import bitsandbytes
+    return _adamw8bit(groups, **adam)
 
-    optimizer: Optimizer = bitsandbytes.optim.AdamW8bit(groups, **adam)
-    # bitsandbytes' way to give one tensor its own width is by its place: group, index.
-    bitsandbytes.optim.GlobalOptimManager.get_instance().index2config = {
-        (index, 0): {"optim_bits": group["optim_bits"]} for index, group in enumerate(groups)
-    }
+
+def _adamw8bit(groups: Sequence[dict[str, Any]], **settings: Any) -> Optimizer:
+    """Return bitsandbytes' AdamW with each group's own `optim_bits`.
+
+    Its own way to set them is by the group's index, which under ZeRO-1 and 2 is always 0:
+    DeepSpeed steps one group at a time.
+    """
+    from bitsandbytes.optim import AdamW8bit
+
+    class GroupedAdamW8bit(AdamW8bit):
+        def get_config(self, gindex: int, pindex: int, group: dict[str, Any]) -> dict[str, Any]:
+            config = super().get_config(gindex, pindex, group)
+            return {**config, "optim_bits": group["optim_bits"]}
+
+    optimizer: Optimizer = GroupedAdamW8bit(groups, **settings)
     return optimizer
 
 

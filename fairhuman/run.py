@@ -19,7 +19,7 @@ from fairhuman.data import dataset
 from fairhuman.data.dataset import People
 from fairhuman.data.order import StepSampler
 from fairhuman.data.records import Entry, Problem, Record, check_entries, load_records
-from fairhuman.engine import check_engine, make_engine
+from fairhuman.engine import check_engine, gathered, make_engine
 from fairhuman.log import METRICS, Log
 from fairhuman.models.sdxl import SDXL
 from fairhuman.pictures import draw, grid
@@ -96,7 +96,9 @@ class Run:
         train = self.config.train
         step = progress.step
         if self.validation and train.validate_every and self.due(train.validate_every, step):
-            losses = self._quietly(functools.partial(self.validation, self.engine.module))
+            # Gathered, for ranks may hold unlike numbers of batches: no collectives in between.
+            with gathered(self.engine):
+                losses = self._quietly(functools.partial(self.validation, self.engine.module))
             for name, loss in zip(self.names, losses, strict=True):
                 record[f"val/loss/{name}"] = loss
         if self.log:
@@ -118,7 +120,8 @@ class Run:
         """Write OUT/final and say where to look, or how to go on."""
         done = progress.step >= self.config.train.steps
         if done:
-            on_rank0(functools.partial(self.sdxl.save, self.output / FINAL))
+            with gathered(self.engine):
+                on_rank0(functools.partial(self.sdxl.save, self.output / FINAL))
         if self.log:
             self.log.close()
             print("\n".join(_where_to_look(self.output, done, progress, stop)))
@@ -139,21 +142,25 @@ class Run:
 
     def _draw_samples(self, step: int) -> None:
         """Draw the fixed prompts on rank 0; the others wait."""
-        if self.first:
-            pictures = self._quietly(
-                lambda: draw(
-                    self.sdxl.pipeline,
-                    self.prompts,
-                    seed=self.config.train.seed,
-                    size=self.config.data.resolution,
-                    guidance=self.config.train.sample_guidance,
-                )
+        with gathered(self.engine):
+            if self.first:
+                self._save_samples(step)
+            dist.barrier()
+
+    def _save_samples(self, step: int) -> None:
+        pictures = self._quietly(
+            lambda: draw(
+                self.sdxl.pipeline,
+                self.prompts,
+                seed=self.config.train.seed,
+                size=self.config.data.resolution,
+                guidance=self.config.train.sample_guidance,
             )
-            sheet = grid(pictures)
-            sheet.save(self.output / SAMPLES / f"step-{step:08d}.png")
-            if self.log:
-                self.log.picture("samples", np.asarray(sheet), step)
-        dist.barrier()
+        )
+        sheet = grid(pictures)
+        sheet.save(self.output / SAMPLES / f"step-{step:08d}.png")
+        if self.log:
+            self.log.picture("samples", np.asarray(sheet), step)
 
     def _report_start(self, left_out: Sequence[Problem], found: Path | None) -> None:
         if not self.log:

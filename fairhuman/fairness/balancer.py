@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from fairhuman import ops
-from fairhuman.fairness.mpd import Status
+from fairhuman.fairness.mpd import Normalize, Status, solves_on
 from fairhuman.fairness.zero import ZeroGradients
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,9 @@ class ExactBalancer:
     Minimum Potential Delay criterion.
     """
 
-    def __init__(self, engine: Any, alpha: float, normalize: str, max_norm: float | None) -> None:
+    def __init__(
+        self, engine: Any, alpha: float, normalize: Normalize, max_norm: float | None
+    ) -> None:
         self.gradients = ZeroGradients(engine)
         self.alpha = alpha
         self.normalize = normalize
@@ -75,35 +79,38 @@ class ExactBalancer:
 
     def step(self) -> Balance:
         """Solve for the weights and move along d; skip on all ranks if A is not finite."""
-        # K x K numbers: the solver runs on the host, and its answer is logged from there.
-        gram = self._embed(self.gradients.gram().cpu())
-        solution = ops.solve_mpd(gram, self.alpha)
-        status = int(solution.status)
-        norms = gram.diagonal().sqrt().tolist()
-        absent = [k not in self._present for k in range(self._count)]
+        gram = self.gradients.gram()
+        solution = ops.solve_mpd(
+            gram if solves_on(gram.device) else gram.cpu(),
+            self.alpha,
+            self.normalize,
+            self.max_norm,
+        )
+        # All that the host needs to know, in the step's one wait for the backward passes.
+        found, gram = solution.cpu(), gram.cpu()
+        status = int(found.status)
+        if len(self._present) < self._count:
+            status |= Status.ABSENT
         report: dict[str, Any] = {
-            "grad_norms": [
-                None if gone else norm for norm, gone in zip(norms, absent, strict=True)
-            ],
-            "cosines": _cosines(gram),
+            "grad_norms": self._embed(gram.diagonal().sqrt().tolist(), None),
+            "cosines": [self._embed(row, None) for row in self._embed(_cosines(gram), [])],
             "status": status,
-            "residual": float(solution.residual),
-            "iterations": int(solution.iterations),
+            "residual": float(found.residual),
+            "iterations": int(found.iterations),
         }
-        if status & Status.NONFINITE:
+        if status & (Status.NONFINITE | Status.INVALID):
             self.gradients.skip()
             return Balance([0.0] * self._count, None, skipped=True, **report)
-        scale = step_scale(self.normalize, solution.weights, float(solution.norm), self.max_norm)
-        weights = solution.weights * scale
-        self.gradients.step(weights[self._present])
-        return Balance(weights.tolist(), float(solution.norm) * scale, skipped=False, **report)
+        self.gradients.step(solution.weights, solution.scale)
+        weights = self._embed((found.weights * found.scale).tolist(), 0.0)
+        return Balance(weights, float(found.norm * found.scale), skipped=False, **report)
 
-    def _embed(self, present: Tensor) -> Tensor:
-        """Return the Gram matrix of all K objectives, zero where one is absent."""
-        gram = present.new_zeros(self._count, self._count)
-        rows = torch.tensor(self._present)
-        gram[rows[:, None], rows[None, :]] = present
-        return gram
+    def _embed(self, present: Sequence[T], absent: T) -> list[T]:
+        """Return one value for each of the K objectives from those of the present ones."""
+        values = [absent] * self._count
+        for k, value in zip(self._present, present, strict=False):
+            values[k] = value
+        return values
 
 
 class FixedBalancer:
@@ -143,24 +150,6 @@ class FixedBalancer:
             grad_norms=unknown,
             cosines=[unknown] * len(self.fixed),
         )
-
-
-def step_scale(normalize: str, weights: Tensor, norm: float, max_norm: float | None) -> float:
-    """Return the factor on d that `fairness.normalize` and clipping ask for.
-
-    `ball` is the paper's trust region: d gets the norm `max_norm`, up or down. `simplex` makes
-    the weights sum to 1, `none` leaves them; both are then clipped to `max_norm`. The norm of d
-    is known from the solve, so none of this reads a gradient.
-    """
-    if norm == 0.0:
-        return 1.0  # no objective has a gradient: there is nothing to scale
-    if normalize == "ball":
-        assert max_norm is not None, "the config check requires train.max_grad_norm for ball"
-        return max_norm / norm
-    scale = 1.0 / float(weights.sum()) if normalize == "simplex" else 1.0
-    if max_norm is not None and norm * scale > max_norm:
-        scale = max_norm / norm
-    return scale
 
 
 def _cosines(gram: Tensor) -> list[list[float | None]]:

@@ -178,7 +178,7 @@ def solve_mpd(
     if gram.is_cpu:
         if _C.solve_mpd_cpu(*problem) & Status.INVALID:
             _explain_invalid(gram.tolist(), tolerance)
-    elif gram.is_cuda and hasattr(_C, "solve_mpd_cuda"):
+    elif solves_on(gram.device):
         stream = torch.cuda.current_stream(gram.device)
         _C.solve_mpd_cuda(stream.device_index, stream.cuda_stream, *problem)
     else:
@@ -187,6 +187,11 @@ def solve_mpd(
             + (", or build fairhuman where nvcc is found" if gram.is_cuda else "")
         )
     return solution
+
+
+def solves_on(device: torch.device) -> bool:
+    """Return whether this build has a solver for the device; else the matrix goes to the CPU."""
+    return device.type == "cpu" or (device.type == "cuda" and hasattr(_C, "solve_mpd_cuda"))
 
 
 def _explain_invalid(rows: list[list[float]], tolerance: float) -> None:
