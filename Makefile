@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BUILD_FILES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: help install demo test lint format bench check-torch wheel clean
+.PHONY: help install demo test lint format bench gpu-check check-torch wheel clean
 
 help:
 	@echo "make demo     draw people, make a tiny SDXL, train it on two CPU ranks: 10 minutes"
 	@echo "make test     the test suite"
 	@echo "make lint     ruff and mypy"
 	@echo "make bench    microbenchmarks of the operations; BENCH='--op gram --quick' chooses"
+	@echo "make gpu-check  GPU tests, microbenchmarks and SDXL's step, with GPU_PYTHON's packages"
 	@echo "make check-torch TORCH=2.10   the wheel of this tree under another torch"
 	@echo "make wheel    sdist and wheel in dist/"
 	@echo "make clean    remove what make made, but .venv and outputs/"
@@ -43,6 +44,14 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m fairhuman.kernels.bench $(BENCH)
+
+# On a CUDA machine, also one without a network: in the environment of GPU_PYTHON as it is, which
+# needs torch, triton, deepspeed, diffusers, bitsandbytes, scipy, pytest, and to build pybind11, cmake,
+# ninja and setuptools.
+GPU_PYTHON ?= python3
+gpu-check:
+	$(GPU_PYTHON) -m pip install --quiet --no-index --no-deps --no-build-isolation -e .
+	$(GPU_PYTHON) tests/gpu/check.py $(CHECK)
 
 # The native extension knows nothing of torch, so the same wheel must pass under any version.
 TORCH ?= 2.10

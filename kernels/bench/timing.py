@@ -61,22 +61,40 @@ def _once(contender: Contender, repeat: int) -> float:
 
 
 def _peak_memory(run: Callable[[], object]) -> int | None:
-    """Return the bytes that one run needs above what is there: the GPU's, or else the host's."""
     run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+    with PeakMemory() as peak:
         run()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    except OSError:
-        return None
-    before = _status_kib("VmRSS")
-    run()
-    return max(0, _status_kib("VmHWM") - before) * 1024
+    return peak.bytes
+
+
+class PeakMemory:
+    """Bytes that a block needs above what is there when it begins: the GPU's, or the host's.
+
+    `bytes` is known after the block, and None where the host does not tell.
+    """
+
+    bytes: int | None = None
+    _before = 0
+
+    def __enter__(self) -> PeakMemory:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            self._before = torch.cuda.memory_allocated()
+            return self
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+            self._before = _status_kib("VmRSS")
+        except OSError:
+            self._before = -1
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            self.bytes = torch.cuda.max_memory_allocated() - self._before
+        elif self._before >= 0:
+            self.bytes = max(0, _status_kib("VmHWM") - self._before) * 1024
 
 
 def _status_kib(name: str) -> int:
