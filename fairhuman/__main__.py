@@ -1,7 +1,7 @@
-"""`python -m fairhuman` is the command `fairhuman`."""
+"""`python -m fairhuman` is the command `fairhuman`; alone, it is `fairhuman doctor`."""
 
 import sys
 
 from fairhuman.cli import main
 
-sys.exit(main())
+sys.exit(main(sys.argv[1:] or ["doctor"]))
