@@ -33,6 +33,7 @@ from fairhuman.kernels.bench.timing import PeakMemory
 from fairhuman.objectives import Objectives
 from fairhuman.runtime import init_distributed, quiet
 from fairhuman.step import make_balancer
+from fairhuman.traffic import Traffic
 
 PLAIN = "global"
 MODES = (PLAIN, "sum", "exact")
@@ -75,6 +76,8 @@ class Cost:
     """Mean time of each part per step, in steps that wait for the device around each."""
     peak_bytes: int | None
     """Memory above the model and the engine, at its highest."""
+    sent_bytes: float
+    """What this rank sends in one step, as a ring would; see `Traffic`."""
     parameters: int
 
 
@@ -111,7 +114,7 @@ def _config(
         "optimizer": {"name": "AdamW8bit", "lr": 1e-5},
         "train": {
             "output_dir": "nowhere",
-            "steps": 2 * steps + WARM_UP,
+            "steps": 2 * steps + WARM_UP + 1,
             "batch_size": batch,
             "gradient_accumulation": accumulation,
             "precision": "bf16" if device.type == "cuda" else "fp32",
@@ -126,6 +129,7 @@ def _config(
 
 def _cost(config: Config, size: str, device: torch.device, steps: int, checkpointing: bool) -> Cost:
     unet = _unet(size, device, config.train.precision, checkpointing)
+    parameters = sum(p.numel() for p in unet.parameters())  # ZeRO-3 is to leave none of them
     engine = make_engine(config, unet)
     balancer = make_balancer(config, engine)
     take_step = _Step(config, engine, balancer, UNETS[size], device)
@@ -137,6 +141,8 @@ def _cost(config: Config, size: str, device: torch.device, steps: int, checkpoin
     with _timed_parts(take_step, parts, device):
         for _ in range(steps):
             take_step()
+    with Traffic() as traffic:
+        take_step()
     engine.destroy()
     return Cost(
         mode=config.fairness.mode,
@@ -144,7 +150,8 @@ def _cost(config: Config, size: str, device: torch.device, steps: int, checkpoin
         times_plain=1.0,
         parts={name: sum(times) / steps for name, times in parts.items()},
         peak_bytes=peak.bytes,
-        parameters=sum(p.numel() for p in unet.parameters()),
+        sent_bytes=traffic.bytes,
+        parameters=parameters,
     )
 
 
@@ -275,15 +282,15 @@ def as_markdown(table: Sequence[Cost]) -> str:
     """Return one line per mode."""
     names = list(dict.fromkeys(name for cost in table for name in cost.parts))
     lines = [
-        f"| mode | step | plain = 1 | {' | '.join(names)} | memory |",
-        "| --- " * (4 + len(names)) + "|",
+        f"| mode | step | plain = 1 | {' | '.join(names)} | memory | sent |",
+        "| --- " * (5 + len(names)) + "|",
     ]
     for cost in table:
         parts = [f"{1e3 * cost.parts[n]:.3g} ms" if cost.parts.get(n) else "" for n in names]
         memory = "" if cost.peak_bytes is None else f"{cost.peak_bytes / 2**20:.0f} MiB"
         lines.append(
             f"| {cost.mode} | {1e3 * cost.step:.4g} ms | {cost.times_plain:.2f} "
-            f"| {' | '.join(parts)} | {memory} |"
+            f"| {' | '.join(parts)} | {memory} | {cost.sent_bytes / 2**20:.4g} MiB |"
         )
     return "\n".join(lines)
 
