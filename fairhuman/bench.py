@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from fairhuman import ops
 from fairhuman.config import Config, load_config
 from fairhuman.engine import make_engine
 from fairhuman.errors import UserError
+from fairhuman.fairness.balancer import Sensitivity
 from fairhuman.kernels.bench.report import device_name
 from fairhuman.kernels.bench.timing import PeakMemory
 from fairhuman.objectives import Objectives
@@ -36,7 +37,7 @@ from fairhuman.step import make_balancer
 from fairhuman.traffic import Traffic
 
 PLAIN = "global"
-MODES = (PLAIN, "sum", "exact")
+MODES = (PLAIN, "sum", "exact", "amortized", "sketch")
 WARM_UP = 2
 
 # SDXL's UNet (stabilityai/stable-diffusion-xl-base-1.0, unet/config.json) and one of its shape
@@ -69,7 +70,7 @@ class Cost:
 
     mode: str
     step: float
-    """Median time of a step."""
+    """Mean time of a step: some modes do more in some steps than in others."""
     times_plain: float
     """Over that of plain fine-tuning in the same run."""
     parts: dict[str, float]
@@ -146,7 +147,7 @@ def _cost(config: Config, size: str, device: torch.device, steps: int, checkpoin
     engine.destroy()
     return Cost(
         mode=config.fairness.mode,
-        step=median(whole),
+        step=fmean(whole),
         times_plain=1.0,
         parts={name: sum(times) / steps for name, times in parts.items()},
         peak_bytes=peak.bytes,
@@ -207,12 +208,14 @@ class _Step:
 
     def __call__(self) -> None:
         self.balancer.start([True] * 3, self.micro_batches)
-        for _ in range(self.micro_batches):
-            self.balancer.backward(self.losses(self.forward()))
+        for _ in range(self.balancer.passes * self.micro_batches):
+            prediction = self.forward()
+            sensitivity = self.sensitivity(prediction) if self.balancer.measures else None
+            self.balancer.backward(self.losses(prediction), sensitivity)
         self.balancer.step()
 
     def forward(self) -> Tensor:
-        prediction: Tensor = self.engine(
+        prediction: Tensor = self.balancer.model(
             self.noisy,
             self.timesteps,
             encoder_hidden_states=self.prompt,
@@ -220,6 +223,11 @@ class _Step:
             return_dict=False,
         )[0]
         return prediction
+
+    def sensitivity(self, prediction: Tensor) -> Sensitivity:
+        squares = self.objectives.sensitivity(prediction, self.target, self.masks, None, self.area)
+        share = torch.full_like(squares, 1.0 / (self.micro_batches * dist.get_world_size()))
+        return Sensitivity(squares, share)
 
     def losses(self, prediction: Tensor) -> Tensor:
         return self.objectives.losses(prediction, self.target, self.masks, None, self.area)
@@ -233,9 +241,11 @@ def _timed_parts(
     places: list[tuple[Any, str, str]] = [
         (step, "forward", "forward"),
         (step, "losses", "losses"),
+        (step, "sensitivity", "sensitivity"),
         (step.engine, "backward", "backward"),
     ]
-    if gradients := getattr(step.balancer, "gradients", None):
+    exact = getattr(step.balancer, "exact", step.balancer)  # what amortized refreshes with
+    if gradients := getattr(exact, "gradients", None):
         places.append((gradients, "gram", "gram"))
     places += [(ops, "solve_mpd", "solve"), (ops, "combine", "combine")]
     places.append((step.engine, "step", "optimizer"))
@@ -300,7 +310,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fairhuman.bench", description=__doc__)
     parser.add_argument("--size", choices=UNETS, help="default: sdxl on a GPU, else small")
     parser.add_argument("--mode", action="append", help="may be repeated; default: all")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps of each mode")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=5,
+        help="timed steps of each mode; amortized refreshes every fifth",
+    )
     parser.add_argument("--batch", type=int, default=1, help="samples per micro-batch")
     parser.add_argument("--accumulation", type=int, default=1)
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations")

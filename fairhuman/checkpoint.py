@@ -2,43 +2,57 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 
 from fairhuman.errors import ConfigError, OutputError
+from fairhuman.layout import Layout, layout_of, publish, read_layout
+from fairhuman.manifest import (
+    Manifest,
+    Progress,
+    Setup,
+    incomplete,
+    installed,
+    read_manifest,
+    setup_of,
+)
+from fairhuman.reshard import OldState, check_same_model, open_states, restore
+
+T = TypeVar("T")
 
 FOLDER = "checkpoints"
-MANIFEST = "manifest.json"
 PARTIAL = ".partial"
 _TAG = "deepspeed"
+_BALANCER = "balancer.pt"
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Where a run is. Orders and random numbers follow from it, so there is no more to keep."""
-
-    step: int = 0
-    samples_seen: int = 0
-    """Over all ranks."""
-    skipped: int = 0
-
-
-def save(engine: Any, output: Path, progress: Progress, keep: int) -> Path:
+def save(
+    engine: Any,
+    output: Path,
+    progress: Progress,
+    keep: int,
+    balancer: dict[str, Any] | None = None,
+) -> Path:
     """Write OUT/checkpoints/step-NNNNNNNN, drop the oldest; all ranks together.
 
     Written aside, synced and renamed, so that a folder with that name is always whole. A rank
     that cannot write (a full disk) raises and the launcher ends the run; the checkpoints that
     were there stay.
+
+    Args:
+        balancer: its state, tensors and plain values, the same on all ranks.
     """
     folder = output / FOLDER / f"step-{progress.step:08d}"
     aside = folder.with_name(folder.name + PARTIAL)
     first = dist.get_rank() == 0
+    layout = layout_of(engine)
     if first:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
@@ -47,7 +61,10 @@ def save(engine: Any, output: Path, progress: Progress, keep: int) -> Path:
         engine.save_checkpoint(str(aside), tag=_TAG, save_latest=False)
         dist.barrier()
         if first:
-            _finish(aside, folder, progress)
+            layout.write(aside)
+            if balancer:
+                torch.save(balancer, aside / _BALANCER)
+            _finish(engine, aside, folder, progress)
             _rotate(output / FOLDER, keep)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into RuntimeError
         free = shutil.disk_usage(output).free / 2**30
@@ -94,51 +111,120 @@ def newest(output: Path) -> Path | None:
     return next((folder for folder in folders if not incomplete(folder)), None)
 
 
-def incomplete(folder: Path) -> str | None:
-    """Return what a checkpoint lacks, or None if every file is there with its size."""
-    if not folder.is_dir():
-        return "there is no such folder (a checkpoint is OUT/checkpoints/step-NNNNNNNN)"
-    try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError):
-        return f"is no checkpoint of FairHuman: {MANIFEST} is missing or broken"
-    for name, size in files.items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != size:
-            return f"is not whole: {name} is missing or has another size than when it was written"
-    return None
-
-
-def read_progress(folder: Path, ranks: int) -> Progress:
-    """Return where the checkpoint's run was.
+def resumable(folder: Path, setup: Setup) -> Manifest:
+    """Return the manifest of a checkpoint that a run of this setup can go on from.
 
     Raises:
-        ConfigError: it was made by another number of ranks.
+        ConfigError: it was made with another optimizer, or by another number of ranks before
+            checkpoints could be resharded.
     """
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    if manifest["ranks"] != ranks:
+    manifest = read_manifest(folder)
+    made = manifest.setup
+    if made is None and manifest.ranks != setup.ranks:
         raise ConfigError(
-            f"{folder}: was made by {manifest['ranks']} ranks, this run has {ranks}; start "
-            f"{manifest['ranks']} (deepspeed --num_accelerators {manifest['ranks']} …)"
+            f"{folder}: was made by {manifest.ranks} ranks, this run has {setup.ranks}, and the "
+            "FairHuman that wrote it did not record what another number needs; start "
+            f"{manifest.ranks} (deepspeed --num_accelerators {manifest.ranks} …)"
         )
-    return Progress(**manifest["progress"])
+    if made and made.optimizer != setup.optimizer:
+        raise ConfigError(
+            f"optimizer.name = {setup.optimizer!r}: {folder} was made with {made.optimizer}, whose "
+            f"state it cannot take over; set optimizer.name={made.optimizer}"
+        )
+    return manifest
 
 
-def load(engine: Any, folder: Path) -> None:
-    """Bring parameters, optimizer, schedule and loss scale back, bit by bit."""
-    path, _ = engine.load_checkpoint(str(folder), tag=_TAG)
+def load(engine: Any, folder: Path) -> bool:
+    """Bring parameters, optimizer, schedule and loss scale back; all ranks together.
+
+    In the form in which they were saved (ranks, ZeRO stage, offload, precision) it is bit by
+    bit. In another the float32 weights and moments are too, and 8-bit moments are quantised anew.
+
+    Returns:
+        Whether the form was another.
+
+    Raises:
+        ConfigError: a file is damaged, or holds another model or optimizer. The same on all ranks.
+    """
+    setup = _setup(engine)
+    made = resumable(folder, setup).setup
+    old, new = read_layout(folder), layout_of(engine)
+    if old is None or made is None:
+        _load_as_is(engine, folder, setup.ranks)
+        return False
+    check_same_model(folder, old, new)
+    if made == setup and old == new:
+        _load_as_is(engine, folder, setup.ranks)
+        return False
+    _reshard(engine, folder, old)
+    return True
+
+
+def load_balancer(folder: Path) -> dict[str, Any] | None:
+    """Return the balancer's state, None if there was none."""
+    path = folder / _BALANCER
+    if not path.is_file():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file raises anything, from pickle to zip
+        raise ConfigError(f"{path}: cannot be read; resume from another checkpoint") from error
+    return state
+
+
+def _load_as_is(engine: Any, folder: Path, ranks: int) -> None:
+    # Opened by all before DeepSpeed does: a rank that failed alone would leave the others waiting.
+    _agreed(lambda: [open_states(folder, rank) for rank in range(ranks)])
+    try:
+        with redirect_stdout(None):  # some of DeepSpeed's optimizers print here
+            path, _ = engine.load_checkpoint(str(folder), tag=_TAG)
+    except (RuntimeError, KeyError, ValueError, AssertionError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"{folder}: DeepSpeed cannot load it: {first}") from error
     if path is None:
         raise ConfigError(f"{folder}: DeepSpeed found no checkpoint in it")
 
 
-def _finish(aside: Path, folder: Path, progress: Progress) -> None:
+def _reshard(engine: Any, folder: Path, old: Layout) -> None:
+    _agreed(lambda: restore(engine, OldState(folder, old)))
+    publish(engine)
+
+
+def _agreed(work: Callable[[], T]) -> T:
+    """Do some work on every rank; if it fails on one, raise that ConfigError on all."""
+    problem, result = None, None
+    try:
+        result = work()
+    except ConfigError as error:
+        problem = str(error)
+    problems: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(problems, problem)
+    for found in problems:
+        if found:
+            raise ConfigError(found)
+    return result  # type: ignore[return-value]  # None only if T is
+
+
+def _setup(engine: Any) -> Setup:
+    kinds = type(engine.optimizer.optimizer).__mro__  # the first is not ours, but the library's
+    name = next(kind.__name__ for kind in kinds if not kind.__module__.startswith("fairhuman"))
+    return setup_of(engine.config, name, dist.get_world_size())
+
+
+def _finish(engine: Any, aside: Path, folder: Path, progress: Progress) -> None:
     files = {
         str(path.relative_to(aside)): path.stat().st_size
         for path in sorted(aside.rglob("*"))
         if path.is_file()
     }
-    manifest = {"ranks": dist.get_world_size(), "progress": asdict(progress), "files": files}
-    (aside / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+    Manifest(
+        ranks=dist.get_world_size(),
+        progress=progress,
+        files=files,
+        setup=_setup(engine),
+        global_batch=engine.train_batch_size(),
+        versions=installed(),
+    ).write(aside)
     for path in [*aside.rglob("*"), aside]:
         _sync(path)
     if folder.exists():

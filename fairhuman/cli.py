@@ -68,6 +68,12 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument(
         "--config", type=Path, nargs="+", help="default: those in configs/, where there are any"
     )
+    doctor.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="DIR",
+        help="look at a checkpoint, or at all in a run's train.output_dir, instead",
+    )
     doctor.add_argument("--json", action="store_true", help="for scripts and bug reports")
     doctor.set_defaults(run=_doctor)
     return parser
@@ -116,11 +122,26 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _doctor(args: argparse.Namespace) -> int:
+    if args.checkpoint:
+        return _doctor_checkpoint(args)
     from fairhuman.doctor import examine
 
     report = examine(args.config or sorted(Path("configs").glob("*.yaml")))
     print(json.dumps(asdict(report), indent=2) if args.json else "\n".join(report.lines()))
     return 1 if report.problems else 0
+
+
+def _doctor_checkpoint(args: argparse.Namespace) -> int:
+    from fairhuman.runtime import quiet
+
+    quiet()
+    from fairhuman.checkpoint_report import as_json, examine
+
+    if args.config and len(args.config) > 1:
+        raise UserError("--config: give one config at most with --checkpoint")
+    found = examine(args.checkpoint, args.config[0] if args.config else None)
+    print(json.dumps(as_json(found), indent=2) if args.json else "\n".join(found.lines()))
+    return 0 if found.sound else 1
 
 
 if __name__ == "__main__":

@@ -96,12 +96,34 @@ class Objectives(Section):
 class Fairness(Section):
     """How the objectives share a step."""
 
-    mode: Literal["exact", "sum", "global"] = "exact"
-    """`exact` solves for fair weights; `sum` weighs all alike; `global` is plain fine-tuning."""
+    mode: Literal["exact", "amortized", "sketch", "sum", "global"] = "exact"
+    """`exact` solves for fair weights from K backward passes a step; `amortized` does so now and
+    then, with one backward pass in between; `sketch` solves from sketches of the gradients, in the
+    memory of one; `sum` weighs all alike; `global` is plain fine-tuning."""
     alpha: Annotated[float, Field(ge=0.5, le=16.0)] = 2.0
     """2 is Minimum Potential Delay, 1 proportional fairness (Nash)."""
     normalize: Literal["ball", "simplex", "none"] = "ball"
     """Scale of the step: norm train.max_grad_norm, weights that sum to 1, or as solved."""
+    floor: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Solve with A + (floor * largest norm)^2 I: a gradient far below that counts for less."""
+    refresh_every: Positive | None = None
+    """Steps from one measurement of the gradients to the next; null: 5 in `amortized`, 1 in
+    `sketch`. A step with two objectives that never met before is measured too."""
+    between: Literal["calibrated", "stale", "ema"] = "calibrated"
+    """The weights of the steps between: with norms that follow the batch, those of the last
+    measurement, or by a moving average of the Gram matrix."""
+    sketch_size: Annotated[int, Field(ge=64, le=2**20, multiple_of=64)] = 4096
+    """Numbers per sketch; the error of a cosine is about 1 / sqrt(sketch_size)."""
+
+    @property
+    def solves(self) -> bool:
+        """Whether weights are solved for, and the step's length set, before DeepSpeed's step."""
+        return self.mode in ("exact", "amortized", "sketch")
+
+    @property
+    def every(self) -> int:
+        """Steps from one measurement to the next, also where `refresh_every` is null."""
+        return self.refresh_every or (5 if self.mode == "amortized" else 1)
 
 
 class Optimizer(Section):
@@ -328,7 +350,7 @@ def _conflicts(config: Config) -> list[str]:
                 f"data.columns.{name}: there is no such column{_near(name, columns)}; they are "
                 f"{', '.join(columns)}"
             )
-    balled = config.fairness.mode == "exact" and config.fairness.normalize == "ball"
+    balled = config.fairness.solves and config.fairness.normalize == "ball"
     if balled and config.train.max_grad_norm is None:
         problems.append(
             "train.max_grad_norm = None: fairness.normalize=ball scales each step to this norm; "
@@ -416,11 +438,11 @@ def _zero_conflicts(config: Config) -> list[str]:
             "norm that a step must be skipped; remove it"
         )
     distance = zero.get("stage3_max_reuse_distance", 0)
-    if stage == 3 and config.fairness.mode == "exact" and distance != 0:
+    if stage == 3 and config.fairness.solves and distance != 0:
         problems.append(
-            f"{prefix}.stage3_max_reuse_distance = {distance!r}: is 0 under fairness.mode=exact "
-            "(over several backward passes DeepSpeed's look-ahead takes longer than they do); "
-            "remove it"
+            f"{prefix}.stage3_max_reuse_distance = {distance!r}: is 0 under "
+            f"fairness.mode={config.fairness.mode} (over several backward passes DeepSpeed's "
+            "look-ahead takes longer than they do); remove it"
         )
     for key in ("offload_optimizer", "offload_param"):
         problems += _offload_conflicts(f"{prefix}.{key}", zero.get(key), stage)

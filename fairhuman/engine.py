@@ -79,7 +79,7 @@ def check_engine(config: Config) -> None:
                 f"deepspeed.zero_optimization.{key} = {problem['input']!r}: {problem['msg']}"
             )
         raise ConfigError("\n".join(lines)) from None
-    if config.fairness.mode == "exact":
+    if config.fairness.solves:
         with redirect_stdout(None):
             check_deepspeed(deepspeed_config(config))
 
@@ -89,7 +89,7 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
     train = config.train
     # In `exact` the norm of the update is known from the solve, and clipped before DeepSpeed
     # sees it.
-    clips_itself = config.fairness.mode == "exact" or train.max_grad_norm is None
+    clips_itself = config.fairness.solves or train.max_grad_norm is None
     tree = {
         **config.deepspeed,
         "train_micro_batch_size_per_gpu": train.batch_size,
@@ -111,7 +111,7 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
     if zero.get("offload_optimizer"):
         # DeepSpeed would insist on its own Adam, which it compiles at run time.
         tree["zero_force_ds_cpu_optimizer"] = False
-    if zero["stage"] == 3 and config.fairness.mode == "exact":
+    if zero["stage"] == 3 and config.fairness.solves:
         # DeepSpeed looks this far ahead for the next use of each weight it could release. Over
         # K backward passes that search alone takes longer than the training.
         zero["stage3_max_reuse_distance"] = 0

@@ -93,3 +93,24 @@ class Objectives:
             share = area / mean_area.to(area).clamp(min=torch.finfo(torch.float64).tiny)
             factor = factor * share.to(losses)
         return losses * factor
+
+    def sensitivity(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        masks: Tensor,
+        sample_weight: Tensor | None,
+        mean_area: Tensor,
+    ) -> Tensor:
+        """Return ||dl_k/dp||^2 of what `losses` returns for the same arguments, [K] float64.
+
+        Touches the prediction only, never the model behind it.
+        """
+        # In float32, for gradients as small as 1 / numel vanish in fp16.
+        leaf = pred.detach().to(torch.promote_types(pred.dtype, torch.float32)).requires_grad_()
+        squares = []
+        with torch.enable_grad():
+            for loss in self.losses(leaf, target, masks, sample_weight, mean_area):
+                (gradient,) = torch.autograd.grad(loss, leaf, retain_graph=True)
+                squares.append(gradient.double().square().sum())
+        return torch.stack(squares)

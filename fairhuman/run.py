@@ -13,14 +13,16 @@ import torch
 import torch.distributed as dist
 
 from fairhuman import checkpoint
-from fairhuman.checkpoint import Progress
 from fairhuman.config import Config
 from fairhuman.data import dataset
 from fairhuman.data.dataset import People
 from fairhuman.data.order import StepSampler
 from fairhuman.data.records import Entry, Problem, Record, check_entries, load_records
-from fairhuman.engine import check_engine, gathered, make_engine
+from fairhuman.engine import check_engine, deepspeed_config, gathered, make_engine
+from fairhuman.errors import ConfigError
+from fairhuman.fairness.balancer import Balancer
 from fairhuman.log import METRICS, Log
+from fairhuman.manifest import Manifest, Progress, setup_of
 from fairhuman.models.sdxl import SDXL
 from fairhuman.pictures import draw, grid
 from fairhuman.runtime import Stop, on_rank0
@@ -41,11 +43,11 @@ class Run:
         self.device = device
         self.output = Path(train.output_dir)
         self.first = dist.get_rank() == 0
-        self.progress = Progress()
         check_engine(config)
         found = on_rank0(functools.partial(checkpoint.find, self.output, train.resume))
-        if found:
-            self.progress = checkpoint.read_progress(found, dist.get_world_size())
+        setup = setup_of(deepspeed_config(config), config.optimizer.name, dist.get_world_size())
+        manifest = checkpoint.resumable(found, setup) if found else None
+        self.progress = manifest.progress if manifest else Progress()
         records, left_out = load_records(
             Path(config.data.root),
             config.objectives.regions,
@@ -60,10 +62,11 @@ class Run:
         sdxl.unet.train()
         self.sdxl = sdxl
         self.engine = make_engine(config, sdxl.unet)
-        if found:
-            checkpoint.load(self.engine, found)
+        resharded = checkpoint.load(self.engine, found) if found else False
         denoising = Denoising(sdxl, config, device)
         self.step = TrainingStep(self.engine, denoising, make_balancer(config, self.engine))
+        if found:
+            _restore_balancer(self.step.balancer, found)
         self.validation = Validation(held_out, denoising, config) if held_out else None
         self.names = denoising.objectives.names
         self.prompts = list(train.sample_prompts) or _captions(trained)
@@ -85,11 +88,21 @@ class Run:
         self.log = (
             Log(self.output, train.steps, self.progress.step, self.names) if self.first else None
         )
-        self._report_start(left_out, found)
+        self._report_left_out(left_out)
+        if found and manifest and self.log:
+            self.log.say(f"resumed from {found} at step {self.progress.step}")
+            if resharded:
+                self.log.say(f"resharded: it was made by {manifest.setup}; this run has {setup}")
+            self._report_batch(manifest)
 
     def due(self, every: int, step: int) -> bool:
         """Return whether something that comes every so many steps, and at the end, is due."""
         return step == self.config.train.steps or (every > 0 and step % every == 0)
+
+    def save(self, progress: Progress) -> None:
+        """Write a checkpoint; all ranks together."""
+        keep, state = self.config.train.keep_checkpoints, self.step.balancer.state_dict()
+        checkpoint.save(self.engine, self.output, progress, keep, state)
 
     def write(self, record: dict[str, Any], progress: Progress, seconds: float) -> None:
         """Log a step, with the validation and the samples that are due after it."""
@@ -162,15 +175,32 @@ class Run:
         if self.log:
             self.log.picture("samples", np.asarray(sheet), step)
 
-    def _report_start(self, left_out: Sequence[Problem], found: Path | None) -> None:
+    def _report_left_out(self, left_out: Sequence[Problem]) -> None:
         if not self.log:
             return
         for problem in left_out:
             self.log.say(f"left out: {problem}")
         if left_out:
             self.log.say(f"{len(left_out)} samples left out, {self.count} trained on")
-        if found:
-            self.log.say(f"resumed from {found} at step {self.progress.step}")
+
+    def _report_batch(self, manifest: Manifest) -> None:
+        before = manifest.global_batch
+        if self.log and before and before != self.global_batch:
+            self.log.say(
+                f"the global batch was {before} and is now {self.global_batch} (ranks x "
+                "train.batch_size x train.gradient_accumulation); the data go on from sample "
+                f"{self.progress.samples_seen}"
+            )
+
+
+def _restore_balancer(balancer: Balancer, found: Path) -> None:
+    try:
+        balancer.load_state_dict(checkpoint.load_balancer(found) or {})
+    except (KeyError, ValueError) as error:
+        raise ConfigError(
+            f"{found}: the balancer cannot go on from it ({error}); give the objectives and the "
+            "fairness.mode of the run that wrote it"
+        ) from error
 
 
 def _check_shared(entries: Sequence[Entry]) -> list[Record | Problem]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,9 +14,30 @@ from fairhuman import objectives
 from fairhuman.config import Config
 from fairhuman.data.dataset import Batch
 from fairhuman.data.order import generator
-from fairhuman.fairness.balancer import Balance, Balancer, ExactBalancer, FixedBalancer
-from fairhuman.models.sdxl import SDXL
+from fairhuman.fairness.amortized import AmortizedBalancer
+from fairhuman.fairness.balancer import (
+    Balance,
+    Balancer,
+    ExactBalancer,
+    FixedBalancer,
+    Sensitivity,
+)
+from fairhuman.fairness.forecast import Forecast
+from fairhuman.fairness.sketch import SketchBalancer
+from fairhuman.fairness.solve import Solver
+from fairhuman.models.sdxl import SDXL, Prompt
 from fairhuman.objectives import Objectives
+
+
+class Prepared(NamedTuple):
+    """A micro-batch as the UNet takes it: about a MiB per sample at 1024 px."""
+
+    noisy: Tensor
+    steps: Tensor
+    prompt: Prompt
+    time_ids: Tensor
+    truth: tuple[Tensor, Tensor, Tensor | None]
+    """Target, masks and sample weights: what `Objectives.losses` asks for after `pred`."""
 
 
 class Denoising:
@@ -33,21 +54,31 @@ class Denoising:
 
     def losses(self, unet: Any, batch: Batch, mean_area: Tensor) -> Tensor:
         """Return the micro-batch's contributions to the K losses; see `Objectives.losses`."""
+        ready = self.prepare(batch)
+        return self.objectives.losses(self.predict(unet, ready), *ready.truth, mean_area)
+
+    def prepare(self, batch: Batch) -> Prepared:
+        """Encode a micro-batch and draw its noise: all that comes before the UNet."""
         sdxl = self.sdxl
         draws = self._draw(batch)
         latents = sdxl.encode_images(batch.pixels, draws["posterior"])
         noise, steps = draws["noise"].to(latents), draws["step"].to(latents.device)
-        noisy = sdxl.add_noise(latents, noise, steps)
-        prompt = sdxl.encode_captions(batch.captions)
-        pred = sdxl.predict(unet, noisy, steps, prompt, batch.time_ids)
         alphas = sdxl.alphas_cumprod.to(latents.device)
-        return self.objectives.losses(
-            pred,
-            objectives.target(sdxl.prediction_type, latents, noise, alphas, steps),
-            batch.masks.to(latents.device),
-            objectives.snr_weight(sdxl.prediction_type, alphas, steps, self.gamma),
-            mean_area,
+        return Prepared(
+            noisy=sdxl.add_noise(latents, noise, steps),
+            steps=steps,
+            prompt=sdxl.encode_captions(batch.captions),
+            time_ids=batch.time_ids,
+            truth=(
+                objectives.target(sdxl.prediction_type, latents, noise, alphas, steps),
+                batch.masks.to(latents.device),
+                objectives.snr_weight(sdxl.prediction_type, alphas, steps, self.gamma),
+            ),
         )
+
+    def predict(self, unet: Any, ready: Prepared) -> Tensor:
+        """Return the UNet's prediction for a micro-batch, [B, C, H, W]."""
+        return self.sdxl.predict(unet, ready.noisy, ready.steps, ready.prompt, ready.time_ids)
 
     def _draw(self, batch: Batch) -> dict[str, Tensor]:
         """Draw timestep and noise per sample: the same however the batch is split."""
@@ -80,15 +111,17 @@ class TrainingStep:
         """
         device = self.denoising.device
         contributions = len(batches) * dist.get_world_size()
-        mean_area = _sum_over_ranks(sum(Objectives.area(batch.masks) for batch in batches), device)
-        mean_area /= contributions
-        present = (mean_area > 0).tolist()
+        areas = [Objectives.area(batch.masks) for batch in batches]
+        whole_area = _sum_over_ranks(sum(areas), device)
+        present = (whole_area > 0).tolist()
         total = torch.zeros(len(present), dtype=torch.float64, device=device)
         self.balancer.start(present, len(batches))
-        for batch in batches:
-            losses = self.denoising.losses(self.engine, batch, mean_area)
-            total += losses.detach().double()
-            self.balancer.backward(losses)
+        ready = [self.denoising.prepare(batch) for batch in batches]
+        for again in range(self.balancer.passes):
+            for prepared, area in zip(ready, areas, strict=True):
+                losses = self._losses(prepared, area.to(device), whole_area, contributions)
+                if not again:
+                    total += losses
         balance = self.balancer.step()
         means = _sum_over_ranks(total, device) / contributions
         return [
@@ -96,17 +129,36 @@ class TrainingStep:
             for loss, here in zip(means, present, strict=True)
         ], balance
 
+    def _losses(
+        self, ready: Prepared, area: Tensor, whole_area: Tensor, contributions: int
+    ) -> Tensor:
+        """Hand a micro-batch to the balancer; return its contributions to the losses, [K]."""
+        objectives, mean_area = self.denoising.objectives, whole_area / contributions
+        pred = self.denoising.predict(self.balancer.model, ready)
+        losses = objectives.losses(pred, *ready.truth, mean_area)
+        sensitivity = None
+        if self.balancer.measures:
+            squares = objectives.sensitivity(pred, *ready.truth, mean_area)
+            sensitivity = Sensitivity(squares, torch.where(area > 0, area / whole_area, area))
+        self.balancer.backward(losses, sensitivity)
+        return losses.detach().double()
+
 
 def make_balancer(config: Config, engine: Any) -> Balancer:
     """Return what `fairness.mode` names."""
-    regions = len(config.objectives.regions)
-    if config.fairness.mode == "sum":
-        return FixedBalancer(engine, [1.0] * (1 + regions))
-    if config.fairness.mode == "global":
-        return FixedBalancer(engine, [1.0] + [0.0] * regions)
-    return ExactBalancer(
-        engine, config.fairness.alpha, config.fairness.normalize, config.train.max_grad_norm
-    )
+    fairness = config.fairness
+    count = 1 + len(config.objectives.regions)
+    if fairness.mode == "sum":
+        return FixedBalancer(engine, [1.0] * count)
+    if fairness.mode == "global":
+        return FixedBalancer(engine, [1.0] + [0.0] * (count - 1))
+    solver = Solver(fairness.alpha, fairness.normalize, config.train.max_grad_norm, fairness.floor)
+    if fairness.mode == "exact":
+        return ExactBalancer(engine, solver)
+    forecast = Forecast(count, fairness.between, fairness.every)
+    if fairness.mode == "amortized":
+        return AmortizedBalancer(engine, solver, forecast)
+    return SketchBalancer(engine, solver, forecast, fairness.sketch_size)
 
 
 def _sum_over_ranks(values: Any, device: torch.device) -> Tensor:

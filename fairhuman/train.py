@@ -12,7 +12,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fairhuman import checkpoint
 from fairhuman.config import Config, load_config
 from fairhuman.errors import OutputError, UserError
 from fairhuman.log import step_record
@@ -64,7 +63,7 @@ def train(config: Config) -> None:
         run.write(record, progress, seconds=time.perf_counter() - started)
         ending = stop.agreed(device)
         if ending or run.due(config.train.checkpoint_every, progress.step):
-            checkpoint.save(run.engine, run.output, progress, config.train.keep_checkpoints)
+            run.save(progress)
         if ending:
             break
     run.finish(progress, stop)

@@ -32,7 +32,11 @@ MISTAKES = [
         "train.batchsize: unknown key (did you mean batch_size?); allowed here: output_dir,",
     ),
     ("trian.steps=2", "trian: unknown key (did you mean train?); allowed here: model, data,"),
-    ("fairness.mode=exat", "fairness.mode = 'exat': must be one of exact, sum, global (did you"),
+    ("fairness.mode=exat", "'exat': must be one of exact, amortized, sketch, sum, global (did you"),
+    ("fairness.between=emma", "must be one of calibrated, stale, ema (did you mean ema?)"),
+    ("fairness.refresh_every=0", "fairness.refresh_every = 0: must be greater than or equal to 1"),
+    ("fairness.floor=-1", "fairness.floor = -1: must be greater than or equal to 0"),
+    ("fairness.sketch_size=1000", "fairness.sketch_size = 1000: must be a multiple of 64"),
     ("train.steps=many", "train.steps = 'many': must be a valid integer"),
     ("train.steps=0", "train.steps = 0: must be greater than or equal to 1"),
     ("train.steps=1.5", "train.steps = 1.5: must be a valid integer"),
@@ -183,6 +187,28 @@ def test_every_shipped_deepspeed_config_is_valid(good: Path, path: Path, precisi
     config = load_config(good, [f"deepspeed={path}", f"train.precision={precision}"])
     zero = deepspeed_config(config)["zero_optimization"]
     assert DeepSpeedZeroConfig(**zero).stage == zero["stage"]
+
+
+@pytest.mark.parametrize("mode", ["exact", "amortized", "sketch"])
+def test_modes_that_solve_set_the_length_themselves(good: Path, mode: str) -> None:
+    stage3 = "deepspeed.zero_optimization={stage: 3}"
+    tree = deepspeed_config(load_config(good, [f"fairness.mode={mode}", stage3]))
+    assert tree["gradient_clipping"] == 0.0
+    assert tree["zero_optimization"]["stage3_max_reuse_distance"] == 0
+    far = "deepspeed.zero_optimization={stage: 3, stage3_max_reuse_distance: 10}"
+    for wrong, line in (
+        (far, f"stage3_max_reuse_distance = 10: is 0 under fairness.mode={mode}"),
+        ("train.max_grad_norm=null", "train.max_grad_norm = None: fairness.normalize=ball scales"),
+    ):
+        with pytest.raises(ConfigError, match=line):
+            load_config(good, [f"fairness.mode={mode}", wrong])
+
+
+@pytest.mark.parametrize(("mode", "every"), [("amortized", 5), ("sketch", 1)])
+def test_measurements_come_as_often_as_the_mode_needs(good: Path, mode: str, every: int) -> None:
+    chosen = [f"fairness.mode={mode}"]
+    assert load_config(good, chosen).fairness.every == every
+    assert load_config(good, [*chosen, "fairness.refresh_every=7"]).fairness.every == 7
 
 
 def test_deepspeed_s_look_ahead_is_off_where_one_graph_is_gone_through_several_times(

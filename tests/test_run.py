@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ import torch
 from torch import nn
 
 from fairhuman import checkpoint
-from fairhuman.checkpoint import Progress
 from fairhuman.config import Config
 from fairhuman.data.records import Record
 from fairhuman.engine import check_engine, make_optimizer
 from fairhuman.errors import ConfigError, DataError
 from fairhuman.log import keep_until
+from fairhuman.manifest import Progress, Setup
 from fairhuman.validation import hold_out
+
+SETUP = Setup(2, 2, (), "fp32", "AdamW")
 
 
 def make_checkpoint(output: Path, step: int, ranks: int = 2) -> Path:
@@ -41,14 +44,14 @@ def test_auto_takes_the_newest_whole_checkpoint(tmp_path: Path) -> None:
     assert checkpoint.find(tmp_path, "auto") == second
     (second / "weights").write_bytes(b"12")  # cut short by a full disk
     assert checkpoint.find(tmp_path, "auto") == first
-    assert checkpoint.read_progress(first, 2) == Progress(100, 800, 1)
+    assert checkpoint.resumable(first, SETUP).progress == Progress(100, 800, 1)
 
 
 def test_what_cannot_be_resumed_says_why(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "a", 100)
     make_checkpoint(tmp_path / "a", 200)
-    with pytest.raises(ConfigError, match="was made by 2 ranks, this run has 3; start 2"):
-        checkpoint.read_progress(folder, 3)
+    with pytest.raises(ConfigError, match=r"by 2 ranks, this run has 3, and the .*; start 2"):
+        checkpoint.resumable(folder, replace(SETUP, ranks=3))  # before there were layouts
     with pytest.raises(ConfigError, match="there is no such folder"):
         checkpoint.find(tmp_path / "b", str(tmp_path / "none"))
     with pytest.raises(ConfigError, match="is no checkpoint of FairHuman"):
@@ -60,6 +63,19 @@ def test_what_cannot_be_resumed_says_why(tmp_path: Path) -> None:
     assert checkpoint.find(tmp_path / "b", str(folder)) == folder
     (folder / "weights").unlink()
     with pytest.raises(ConfigError, match="is not whole: weights is missing"):
+        checkpoint.find(tmp_path / "b", str(folder))
+
+
+def test_another_form_can_be_resumed_and_another_optimizer_cannot(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, 100)
+    manifest = json.loads((folder / "manifest.json").read_text()) | {"setup": asdict(SETUP)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    other = Setup(3, 3, ("optimizer",), "bf16", "AdamW")
+    assert checkpoint.resumable(folder, other).setup == SETUP
+    with pytest.raises(ConfigError, match=r"optimizer.name = 'SGD': .* made with AdamW, whose"):
+        checkpoint.resumable(folder, replace(SETUP, optimizer="SGD"))
+    (folder / "manifest.json").write_text("[]")
+    with pytest.raises(ConfigError, match="is no checkpoint of FairHuman"):
         checkpoint.find(tmp_path / "b", str(folder))
 
 

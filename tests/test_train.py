@@ -181,6 +181,74 @@ def test_a_killed_run_resumes_as_if_it_had_never_stopped(
     assert not list(killed.rglob("*.partial"))
 
 
+def test_a_run_under_zero_3_resumes_and_ends_on_another_number_of_ranks(
+    config: Path, tmp_path: Path
+) -> None:
+    """Four steps on two ranks, and two of them again on one, with the same global batch.
+
+    (tests/test_zero3.py has that the same two ranks go on bit by bit.)
+    """
+    from diffusers import StableDiffusionXLPipeline
+
+    zero3 = [
+        "deepspeed.zero_optimization.stage=3",
+        "deepspeed.zero_optimization.stage3_param_persistence_threshold=0",
+        "train.steps=4",
+        "train.checkpoint_every=2",
+        "train.validate_every=2",
+        "optimizer.name=AdamW",
+    ]
+    whole, broken = tmp_path / "on 2", tmp_path / "on 1"
+    train(config, whole, 2, *zero3, "train.sample_every=4", "train.sample_prompts=[a boy]")
+    assert (whole / "samples" / "step-00000004.png").is_file()
+    shutil.copytree(whole, broken)
+    shutil.rmtree(broken / "checkpoints" / "step-00000004")
+    shutil.rmtree(broken / "final")
+    printed = train(config, broken, 1, *zero3, "train.resume=auto", "train.batch_size=4")
+    assert "at step 2" in printed
+    assert "resharded: it was made by 2 ranks, ZeRO-3, fp32, AdamW; this run has 1 rank" in printed
+    assert "the global batch was" not in printed
+    unet, resumed = (
+        StableDiffusionXLPipeline.from_pretrained(output / "final").unet.state_dict()
+        for output in (whole, broken)
+    )
+    error = max(float((value - resumed[name]).abs().max()) for name, value in unet.items())
+    assert error < 1e-4  # of an update of 4e-3: sums over the batch in another order, and Adam
+    for on_one, on_two in zip(metrics(tmp_path / "on 1"), metrics(whole), strict=True):
+        assert on_one["loss/global"] == pytest.approx(on_two["loss/global"], rel=1e-4)
+        assert on_one["epoch"] == on_two["epoch"]
+    # What was saved is what the ranks' checkpoints say: DeepSpeed's own way to the same weights.
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    masters = get_fp32_state_dict_from_zero_checkpoint(
+        whole / "checkpoints" / "step-00000004", tag="deepspeed"
+    )
+    assert masters.keys() == unet.keys()
+    assert all(torch.equal(value, unet[name]) for name, value in masters.items())
+
+
+def test_another_global_batch_is_told_and_the_data_go_on(
+    finished: tuple[Path, str], config: Path, tmp_path: Path
+) -> None:
+    """From two ranks, ZeRO-2 and 8 bits to one of ZeRO-1."""
+    whole, _ = finished
+    checkpoint = whole / "checkpoints" / "step-00000006"
+    printed = train(
+        config,
+        tmp_path / "out",
+        1,
+        f"train.resume={checkpoint}",
+        "train.steps=8",
+        "deepspeed.zero_optimization.stage=1",
+    )
+    assert "the global batch was 4 and is now 2" in printed
+    assert "the data go on from sample 24" in printed
+    records = metrics(tmp_path / "out")
+    assert [record["epoch"] for record in records] == [26 / 20, 28 / 20]
+    before = metrics(whole)[-1]["loss/global"]
+    assert all(record["loss/global"] < 2 * before for record in records)
+
+
 def test_one_global_batch_gives_the_same_metrics_however_it_is_split(
     config: Path, tmp_path: Path
 ) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from fairhuman import ops
-from fairhuman.fairness.mpd import Normalize, Status, solves_on
+from fairhuman.fairness.mpd import MPDSolution, Status
+from fairhuman.fairness.solve import Solver
 from fairhuman.fairness.zero import ZeroGradients
 
 T = TypeVar("T")
@@ -34,90 +35,102 @@ class Balance:
     iterations: int | None = None
 
 
-class Balancer(Protocol):
+class Sensitivity(NamedTuple):
+    """What a micro-batch's K losses feel of the prediction; see `Objectives.sensitivity`."""
+
+    squares: Tensor
+    """[K] float64, ||dl_k/dp||^2 of the micro-batch's contributions."""
+    share: Tensor
+    """[K] float64, its part of each objective's area in the whole global batch."""
+
+
+class Balancer(ABC):
     """One optimizer step: `start`, `backward` per micro-batch, `step`.
 
-    Every method is a collective: all ranks call it alike, with the same `present`.
+    Every method is a collective: all ranks call it alike, with the same `present`. Between
+    `start` and `step` the caller goes through the step's micro-batches `passes` times, each time
+    with the same losses, and predicts with `model`.
     """
 
+    measures = False
+    """Whether `backward` needs to be told the sensitivities."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+
+    @property
+    def passes(self) -> int:
+        """How often this step's micro-batches are gone through."""
+        return 1
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """What to call for the next micro-batch's prediction."""
+        engine: Callable[..., Any] = self.engine
+        return engine
+
+    @abstractmethod
     def start(self, present: Sequence[bool], micro_batches: int) -> None:
         """Begin a step; `present[k]` tells whether any rank's batch holds objective k."""
 
-    def backward(self, losses: Tensor) -> None:
+    @abstractmethod
+    def backward(self, losses: Tensor, sensitivity: Sensitivity | None = None) -> None:
         """Take in a micro-batch's contributions to the K losses, [K]."""
 
+    @abstractmethod
     def step(self) -> Balance:
         """Move the parameters."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs: small, on the host, the same on every rank."""
+        return {}
 
-class ExactBalancer:
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027  # most have none
+        """Go on from what `state_dict` returned; that of another mode is `{}` or is ignored."""
+
+
+class ExactBalancer(Balancer):
     """Alpha-fair weights from the true gradients, one backward pass per present objective.
 
     FairHuman (arXiv 2507.02714): d = sum_k w_k g_k with A w = w^(-1/alpha); alpha = 2 is the
     Minimum Potential Delay criterion.
     """
 
-    def __init__(
-        self, engine: Any, alpha: float, normalize: Normalize, max_norm: float | None
-    ) -> None:
+    def __init__(self, engine: Any, solver: Solver) -> None:
+        super().__init__(engine)
         self.gradients = ZeroGradients(engine)
-        self.alpha = alpha
-        self.normalize = normalize
-        self.max_norm = max_norm
-        self._present: list[int] = []
-        self._count = 0
+        self.solver = solver
+        self._present: list[bool] = []
 
     def start(self, present: Sequence[bool], micro_batches: int) -> None:
         """Begin a step; an absent objective costs no backward pass."""
-        self._count = len(present)
-        self._present = [k for k, here in enumerate(present) if here]
-        self.gradients.start(len(self._present))
+        self._present = list(present)
+        self.gradients.start(sum(present))
 
-    def backward(self, losses: Tensor) -> None:
+    def backward(self, losses: Tensor, sensitivity: Sensitivity | None = None) -> None:
         """Add the gradient of each present loss to its sum."""
-        self.gradients.backward([losses[k] for k in self._present])
+        self.gradients.backward([losses[k] for k in indices(self._present)])
 
     def step(self) -> Balance:
         """Solve for the weights and move along d; skip on all ranks if A is not finite."""
         gram = self.gradients.gram()
-        solution = ops.solve_mpd(
-            gram if solves_on(gram.device) else gram.cpu(),
-            self.alpha,
-            self.normalize,
-            self.max_norm,
-        )
+        solution = self.solver(gram)
         # All that the host needs to know, in the step's one wait for the backward passes.
-        found, gram = solution.cpu(), gram.cpu()
-        status = int(found.status)
-        if len(self._present) < self._count:
-            status |= Status.ABSENT
-        report: dict[str, Any] = {
-            "grad_norms": self._embed(gram.diagonal().sqrt().tolist(), None),
-            "cosines": [self._embed(row, None) for row in self._embed(_cosines(gram), [])],
-            "status": status,
-            "residual": float(found.residual),
-            "iterations": int(found.iterations),
-        }
-        if status & (Status.NONFINITE | Status.INVALID):
+        found = solution.cpu()
+        measured = solved(found, self._present) | of_gram(gram.cpu(), self._present)
+        if unsolved(found):
             self.gradients.skip()
-            return Balance([0.0] * self._count, None, skipped=True, **report)
+            return Balance([0.0] * len(self._present), None, skipped=True, **measured)
         self.gradients.step(solution.weights, solution.scale)
-        weights = self._embed((found.weights * found.scale).tolist(), 0.0)
-        return Balance(weights, float(found.norm * found.scale), skipped=False, **report)
-
-    def _embed(self, present: Sequence[T], absent: T) -> list[T]:
-        """Return one value for each of the K objectives from those of the present ones."""
-        values = [absent] * self._count
-        for k, value in zip(self._present, present, strict=False):
-            values[k] = value
-        return values
+        weights = embed((found.weights * found.scale).tolist(), self._present, 0.0)
+        return Balance(weights, float(found.norm * found.scale), skipped=False, **measured)
 
 
-class FixedBalancer:
+class FixedBalancer(Balancer):
     """One ordinary backward pass of sum_k w_k l_k, with weights that never change."""
 
     def __init__(self, engine: Any, weights: Sequence[float]) -> None:
-        self.engine = engine
+        super().__init__(engine)
         self.fixed = torch.tensor(weights)
         self._weights = self.fixed
         self._left = 0
@@ -127,7 +140,7 @@ class FixedBalancer:
         self._weights = self.fixed * torch.tensor(present)
         self._left = micro_batches
 
-    def backward(self, losses: Tensor) -> None:
+    def backward(self, losses: Tensor, sensitivity: Sensitivity | None = None) -> None:
         """Run DeepSpeed's own backward, which reduces at the last micro-batch."""
         self._left -= 1
         self.engine.set_gradient_accumulation_boundary(self._left == 0)
@@ -142,17 +155,55 @@ class FixedBalancer:
         clip = self.engine.gradient_clipping()
         if clip > 0:
             update = min(update, clip)
-        unknown: list[float | None] = [None] * len(self.fixed)
         return Balance(
             weights=self._weights.tolist(),
             update_norm=None if skipped or not math.isfinite(update) else update,
             skipped=skipped,
-            grad_norms=unknown,
-            cosines=[unknown] * len(self.fixed),
+            **unmeasured(len(self.fixed)),
         )
 
 
-def _cosines(gram: Tensor) -> list[list[float | None]]:
+def indices(present: Sequence[bool]) -> list[int]:
+    """Return which objectives are present."""
+    return [k for k, here in enumerate(present) if here]
+
+
+def embed(values: Sequence[T], present: Sequence[bool], absent: T) -> list[T]:
+    """Return one value for each of the K objectives from those of the present ones."""
+    left = iter(values)
+    return [next(left) if here else absent for here in present]
+
+
+def unsolved(found: MPDSolution) -> bool:
+    """Return whether there are no weights: the step must be skipped."""
+    return bool(int(found.status) & (Status.NONFINITE | Status.INVALID))
+
+
+def solved(found: MPDSolution, present: Sequence[bool]) -> dict[str, Any]:
+    """Return a solution's part of `Balance`; it must be on the host."""
+    status = int(found.status) | (0 if all(present) else Status.ABSENT)
+    return {
+        "status": status,
+        "residual": float(found.residual),
+        "iterations": int(found.iterations),
+    }
+
+
+def of_gram(gram: Tensor, present: Sequence[bool]) -> dict[str, Any]:
+    """Return the part of `Balance` that the present objectives' A, on the host, tells."""
     norms = gram.diagonal().sqrt()
-    cosines = gram / (norms[:, None] * norms[None, :])
-    return [[value if math.isfinite(value) else None for value in row] for row in cosines.tolist()]
+    cosines = [
+        [value if math.isfinite(value) else None for value in row]
+        for row in (gram / (norms[:, None] * norms[None, :])).tolist()
+    ]
+    nothing: list[float | None] = [None] * len(present)
+    rows = [embed(row, present, None) for row in cosines]
+    return {
+        "grad_norms": embed(norms.tolist(), present, None),
+        "cosines": embed(rows, present, nothing),
+    }
+
+
+def unmeasured(count: int) -> dict[str, Any]:
+    """Return the part of `Balance` where no gradient of an objective is known by itself."""
+    return {"grad_norms": [None] * count, "cosines": [[None] * count] * count}

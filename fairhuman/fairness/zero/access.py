@@ -46,6 +46,12 @@ class ShardAccess(ABC):
         An infinite one makes DeepSpeed skip that step on all ranks. May keep the tensors.
         """
 
+    def rescale(self, factor: float) -> None:
+        """Multiply the gradient of the last backward, in place: `engine.step` takes it next."""
+        for pieces in self.read():
+            for piece in pieces:
+                piece.mul_(factor)
+
     def loss_scale(self) -> float:
         """Return the factor that the gradients carry."""
         return float(self.optimizer.loss_scale)

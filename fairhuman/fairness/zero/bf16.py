@@ -44,6 +44,11 @@ class BF16Shards(ShardAccess):
             dist.all_gather_into_tensor(whole, part, group=zero.real_dp_process_group[i])
             zero.fp32_groups_has_gradients[i] = [True] * len(zero.fp32_groups_has_gradients[i])
 
+    def rescale(self, factor: float) -> None:
+        """Multiply the whole gradient, of which this rank's part is a view."""
+        for whole in self.optimizer.fp32_groups_gradients_flat:
+            whole.mul_(factor)
+
     def loss_scale(self) -> float:
         """Return 1: bf16 needs no scale, and this optimizer has none."""
         return 1.0

@@ -127,7 +127,7 @@ def _choose(engine: Any) -> ShardAccess:
         kind = BF16Shards
     else:
         raise ConfigError(
-            "deepspeed: fairness.mode=exact needs ZeRO stage 1, 2 or 3, got the optimizer "
+            "deepspeed: weights from gradients need ZeRO stage 1, 2 or 3, got the optimizer "
             f"{type(optimizer).__name__}"
         )
     missing = [f"{type(optimizer).__name__}.{n}" for n in kind.needs if not hasattr(optimizer, n)]
@@ -136,6 +136,6 @@ def _choose(engine: Any) -> ShardAccess:
     if missing:
         raise ConfigError(
             f"deepspeed {deepspeed.__version__} has no {', '.join(missing)}, which "
-            "fairness.mode=exact needs; install the version in constraints.txt"
+            "weights from gradients need; install the version in constraints.txt"
         )
     return kind(engine)

@@ -102,3 +102,10 @@ class OffloadedStage12Shards(Stage12Shards):
                 _, _, start, count = zero.grad_position[key]
                 zero.norm_for_param_grads[key] = part[start : start + count].norm()
             zero.local_overflow |= not bool(torch.isfinite(part).all())
+
+    def rescale(self, factor: float) -> None:
+        """Multiply gradients and norms."""
+        super().rescale(factor)
+        norms = self.optimizer.norm_for_param_grads
+        for key in norms:
+            norms[key] = norms[key] * factor

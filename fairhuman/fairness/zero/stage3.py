@@ -93,6 +93,15 @@ class OffloadedStage3Shards(Stage3Shards):
             index, start, count = zero.grad_position[key]
             zero.norm_for_param_grads[key] = parts[index][start : start + count].norm()
 
+    def rescale(self, factor: float) -> None:
+        """Multiply the buffer, and give the step copies of all of it.
+
+        DeepSpeed has copied the parameters that were reached; the others hold what an earlier
+        step left there.
+        """
+        super().rescale(factor)
+        self.write([self._buffer()])
+
 
 @contextmanager
 def whole_weights(engine: Any) -> Iterator[None]:

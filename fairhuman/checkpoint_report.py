@@ -1,0 +1,180 @@
+"""What a checkpoint holds, whether it is whole, and how a run could go on from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from fairhuman import checkpoint
+from fairhuman.config import Config, load_config
+from fairhuman.engine import deepspeed_config
+from fairhuman.errors import ConfigError
+from fairhuman.layout import read_layout
+from fairhuman.manifest import (
+    MANIFEST,
+    Manifest,
+    incomplete,
+    installed,
+    missing,
+    read_manifest,
+    setup_of,
+)
+
+_GIB = 1 << 30
+_SHOWN = 5  # missing files, of the hundreds that a large run may have
+
+
+@dataclass
+class Report:
+    """One checkpoint."""
+
+    path: str
+    whole: bool
+    auto: bool
+    """Whether train.resume=auto takes it."""
+    holds: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def lines(self) -> Iterator[str]:
+        """Yield it as text."""
+        yield self.path + (" (train.resume=auto takes this one)" if self.auto else "")
+        width = max(map(len, self.holds), default=0)
+        for name, value in self.holds.items():
+            yield f"  {name:<{width}}  {value}"
+        yield from (f"  - {problem}" for problem in self.problems)
+
+
+@dataclass
+class Checkpoints:
+    """All that were looked at, oldest first."""
+
+    checkpoints: list[Report]
+    unfinished: list[str]
+    """Folders of checkpoints that a run could not finish writing; it removes them itself."""
+
+    @property
+    def sound(self) -> bool:
+        """Whether all of them are whole."""
+        return all(report.whole for report in self.checkpoints)
+
+    def lines(self) -> Iterator[str]:
+        """Yield all as text."""
+        for report in self.checkpoints:
+            yield from report.lines()
+        yield from (
+            f"{path}: was not finished; the next one removes it" for path in self.unfinished
+        )
+
+
+def examine(path: Path, config: Path | None = None) -> Checkpoints:
+    """Look at a checkpoint, or at all of a run.
+
+    Args:
+        path: the checkpoint's folder, or the run's train.output_dir.
+        config: what a run that goes on would use; default: the config.yaml beside the checkpoints.
+
+    Raises:
+        ConfigError: there is neither in the folder, or the config cannot be read.
+    """
+    inside = path / checkpoint.FOLDER
+    if inside.is_dir():
+        run, folders = path, sorted(inside.glob("step-????????"))
+        unfinished = sorted(inside.glob("*" + checkpoint.PARTIAL))
+    else:
+        run, unfinished = path.resolve().parent.parent, []
+        folders = [path] if path.match("step-????????") or (path / MANIFEST).is_file() else []
+    if not path.is_dir() or not (folders or unfinished):
+        raise ConfigError(
+            f"{path}: holds no checkpoint; give OUT/{checkpoint.FOLDER}/step-NNNNNNNN, or OUT, the "
+            "train.output_dir of a run"
+        )
+    newest = checkpoint.newest(run)
+    config = config or (run / "config.yaml" if (run / "config.yaml").is_file() else None)
+    plan = load_config(config) if config else None
+    taken = newest.resolve() if newest else None
+    return Checkpoints(
+        [_report(folder, folder.resolve() == taken, plan) for folder in folders],
+        [str(folder) for folder in unfinished],
+    )
+
+
+def _report(folder: Path, auto: bool, config: Config | None) -> Report:
+    report = Report(str(folder), whole=False, auto=auto)
+    problem = incomplete(folder)
+    try:
+        manifest = read_manifest(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        report.problems.append(str(problem))
+        return report
+    report.holds = _holds(folder, manifest)
+    gone = missing(folder, manifest.files)
+    report.problems += [
+        f"{name} is missing or has another size than when it was written" for name in gone[:_SHOWN]
+    ]
+    if gone[_SHOWN:]:
+        report.problems.append(f"and {len(gone) - _SHOWN} files more")
+    try:
+        read_layout(folder)
+    except ConfigError as error:
+        report.problems += str(error).splitlines()
+    report.whole = not report.problems
+    if report.whole:
+        report.holds["resumes"] = _resumes(folder, manifest, config)
+    return report
+
+
+def _holds(folder: Path, manifest: Manifest) -> dict[str, str]:
+    progress, setup = manifest.progress, manifest.setup
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    holds = {
+        "step": str(progress.step),
+        "samples": str(progress.samples_seen),
+        "skipped": f"{progress.skipped} steps",
+        "made by": str(setup) if setup else f"{manifest.ranks} ranks; the rest was not recorded",
+        "size": f"{size / _GIB:.2f} GiB in {len(manifest.files) + 1} files",
+    }
+    if manifest.global_batch:
+        holds["global batch"] = f"{manifest.global_batch} samples"
+    if manifest.versions:
+        here = installed()
+        holds["versions"] = ", ".join(
+            f"{name} {version}" + ("" if here[name] == version else f" (here {here[name]})")
+            for name, version in manifest.versions.items()
+        )
+    return holds
+
+
+def _resumes(folder: Path, manifest: Manifest, config: Config | None) -> str:
+    """Return how a run would go on from here; with a config, how its run would."""
+    made = manifest.setup
+    if made is None:
+        return f"with {manifest.ranks} ranks alone"
+    if config is None:
+        return (
+            f"bit by bit as it was made; resharded otherwise, with optimizer.name={made.optimizer}"
+        )
+    wanted = setup_of(deepspeed_config(config), config.optimizer.name, made.ranks)
+    try:
+        checkpoint.resumable(folder, wanted)
+    except ConfigError as error:
+        return f"not with this config: {error}"
+    if not _able(wanted.precision):
+        return f"not on this machine: it cannot train in {wanted.precision}"
+    ranks = "1 rank" if made.ranks == 1 else f"{made.ranks} ranks"
+    if wanted == made:
+        return f"bit by bit with {ranks}, resharded with another number"
+    return f"resharded, with any number of ranks: from {made} to {wanted} on as many"
+
+
+def _able(precision: str) -> bool:
+    from deepspeed.accelerator import get_accelerator
+
+    device = get_accelerator()
+    half = {"bf16": device.is_bf16_supported, "fp16": device.is_fp16_supported}
+    return precision not in half or bool(half[precision]())
+
+
+def as_json(found: Checkpoints) -> dict[str, object]:
+    """Return it for scripts."""
+    return {**asdict(found), "sound": found.sound}

@@ -1,0 +1,61 @@
+"""From a Gram matrix to weights and the length of the step, with the run's settings."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fairhuman import ops
+from fairhuman.fairness.mpd import MPDSolution, Normalize, solves_on
+
+# ||d||^2 = w'Aw is a difference of large numbers where objectives conflict. Below this part of the
+# solver's own (regularised) norm it is rounding, and must not be blown up to the ball.
+CANCELLED = 1e-6
+
+
+@dataclass(frozen=True)
+class Solver:
+    """`fairness.alpha`, `fairness.floor`, `fairness.normalize` and `train.max_grad_norm`."""
+
+    alpha: float = 2.0
+    normalize: Normalize = "ball"
+    max_norm: float | None = 1.0
+    floor: float = 0.0
+
+    def __call__(self, gram: Tensor) -> MPDSolution:
+        """Return the weights of A, [K, K] float64, and the factor on d; see `ops.solve_mpd`.
+
+        On A's device where it has a solver, else on the CPU. With a floor the weights are those
+        of A + (floor * largest norm)^2 I, and norm and factor those of the true d.
+        """
+        if not solves_on(gram.device):
+            gram = gram.cpu()
+        if self.floor == 0.0:
+            return ops.solve_mpd(gram, self.alpha, self.normalize, self.max_norm)
+        norms2 = gram.diagonal()
+        # What is absent stays so.
+        ridge = self.floor**2 * norms2.max() * (norms2 > 0)
+        found = ops.solve_mpd(gram + torch.diag(ridge), self.alpha)
+        w = found.weights
+        norm = (w @ gram @ w).clamp(min=0.0).sqrt().maximum(CANCELLED * found.norm)
+        factor = self.factor(norm, w.sum())
+        # The fields of MPDSolution in their order.
+        fields = [norm, found.residual, factor, found.iterations.double(), found.status.double()]
+        return MPDSolution(torch.cat([w, torch.stack(fields)]))
+
+    def factor(self, norm: Tensor, weight_sum: Tensor) -> Tensor:
+        """Return the factor on a direction of this norm, 0-d float64; 1 where the norm is 0.
+
+        The rule of `ops.solve_mpd`, for a norm that is not the solver's.
+        """
+        limit = math.inf if self.max_norm is None else self.max_norm
+        one = torch.ones_like(norm)
+        scale = one / weight_sum if self.normalize == "simplex" else one
+        if self.normalize == "ball":
+            scale = limit / norm
+        else:
+            scale = torch.where(norm * scale > limit, limit / norm, scale)
+        return torch.where(norm > 0, scale, one)
