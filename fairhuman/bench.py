@@ -95,6 +95,8 @@ def costs(
 ) -> Iterator[Cost]:
     """Yield the cost of each mode; plain fine-tuning comes first, whatever `modes` says."""
     plain = None
+    # What runs first in a process pays for its memory and its threads: it is not the one measured.
+    _cost(_config(PLAIN, device, batch, accumulation, 1, deepspeed), size, device, 1, checkpointing)
     for mode in [PLAIN, *(mode for mode in modes if mode != PLAIN)]:
         config = _config(mode, device, batch, accumulation, steps, deepspeed)
         one = _cost(config, size, device, steps, checkpointing)

@@ -181,6 +181,21 @@ def test_a_killed_run_resumes_as_if_it_had_never_stopped(
     assert not list(killed.rglob("*.partial"))
 
 
+def test_a_resumed_amortized_run_forecasts_from_what_was_measured_before(
+    config: Path, tmp_path: Path
+) -> None:
+    """The resume at step 3 lies between the refreshes of steps 1 and 5: bit-equal."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    amortized = ["fairness.mode=amortized", "fairness.refresh_every=4"]
+    train(config, whole, 1, *amortized)
+    shutil.copytree(whole, killed)
+    shutil.rmtree(killed / "checkpoints" / "step-00000006")
+    train(config, killed, 1, "train.resume=auto", *amortized)
+    assert repeatable(killed) == repeatable(whole)
+    measured = [record["grad_norm/face"] is not None for record in metrics(whole)]
+    assert measured == [True, False, False, False, True, False]
+
+
 def test_a_run_under_zero_3_resumes_and_ends_on_another_number_of_ranks(
     config: Path, tmp_path: Path
 ) -> None:

@@ -1,0 +1,236 @@
+"""What a run needs on each of N ranks, from its sizes alone: memory and traffic in every mode.
+
+Run `python -m fairhuman.planning` for the page docs/planning.md. The formulas are held against
+counted tensors and counted collectives of running engines (tests/test_planning.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Mode = Literal["global", "sum", "exact", "amortized", "sketch"]
+MODES: tuple[Mode, ...] = ("global", "exact", "amortized", "sketch")
+
+SDXL_PARAMETERS = 2_567_463_684
+"""Of the UNet of stabilityai/stable-diffusion-xl-base-1.0."""
+FROZEN_BYTES = 2 * (123_060_480 + 694_659_840) + 4 * 83_653_863
+"""Its text encoders in 16 bits and its VAE in float32, whole on every rank."""
+_MOMENTS = {"AdamW8bit": 2 + 8 / 256, "AdamW": 8.0, "SGD": 0.0}  # 8 bit: two scales per 256
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One training set-up. Bytes and numbers are those of one rank."""
+
+    parameters: int
+    """Trained ones."""
+    ranks: int
+    stage: Literal[1, 2, 3]
+    mode: Mode = "exact"
+    objectives: int = 3
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    optimizer: Literal["AdamW8bit", "AdamW", "SGD"] = "AdamW8bit"
+    micro_batches: int = 1
+    offload_optimizer: bool = False
+    bucket: int = 500_000_000
+    """Elements: zero_optimization.reduce_bucket_size."""
+    live: int = 1_000_000_000
+    """Elements: zero_optimization.stage3_max_live_parameters."""
+
+    def model_bytes(self) -> float:
+        """Return what lies on the device between steps: weights, master weights and moments.
+
+        With optimizer offload the last two are in the CPU's memory: `host_bytes`.
+        """
+        weights = self._width / (self.ranks if self.stage == 3 else 1)
+        state = 0.0 if self.offload_optimizer else self._state
+        return self.parameters * (weights + state + self._whole_sums)
+
+    def host_bytes(self) -> float:
+        """Return what offload puts into the CPU's memory: masters, moments, gradients."""
+        if not self.offload_optimizer:
+            return 0.0
+        rows = 1 + (self.objectives if self._keeps_rows else 0)
+        return self.parameters * (self._state + 4 * rows / self.ranks)
+
+    def gradient_bytes(self) -> float:
+        """Return what the gradients take at the end of the backward passes, before the step."""
+        if self.offload_optimizer:
+            return 0.0
+        rows = self.objectives if self._keeps_rows else 0
+        if self.stage == 3:
+            rows += 1  # to which DeepSpeed reduces
+        elif not rows:
+            # BF16_Optimizer averages in its sums, and the model's own gradients are still there.
+            return self.parameters * (self._width if self._whole_sums else 4 / self.ranks)
+        return self.parameters * 4 * rows / self.ranks
+
+    def working_bytes(self) -> float:
+        """Return DeepSpeed's buffers: gradients on their way to the network, gathered weights.
+
+        ZeRO-1 and 2 overlap two buckets during a backward pass; ZeRO-3 keeps one for good, and as
+        many whole weights as `live` lets stay.
+        """
+        if self.stage == 3:
+            return self._width * (self.bucket + min(self.live, self.parameters))
+        return 2 * self._width * min(self.bucket, self.parameters)
+
+    def device_bytes(self) -> float:
+        """Return all of a rank's device memory but activations and frozen models."""
+        return self.model_bytes() + self.gradient_bytes() + self.working_bytes()
+
+    def sent_bytes(self) -> float:
+        """Return what a rank sends per optimizer step, as a ring would.
+
+        ZeRO-1 and 2 all-reduce gradients, ZeRO-3 reduce-scatters them; each after every backward
+        pass, but for ZeRO-1 outside of `exact`, which sums its micro-batches first. ZeRO-3 fetches
+        the weights in every forward and every backward pass: the most that it can be, for what
+        `live` lets stay is not fetched again. An `amortized` step is one between two refreshes.
+        """
+        forwards, backwards = self._passes()
+        if self.stage == 3:
+            numbers = self._width * (forwards + backwards + self._reductions())
+        else:
+            numbers = self._width * (2 * self._reductions() + 1)
+        if self.mode == "exact":
+            numbers += self._whole_sums  # the direction goes to all ranks
+        return (self.ranks - 1) / self.ranks * self.parameters * numbers
+
+    def forwards_of_compute(self, refresh_every: int = 5) -> float:
+        """Return the step's compute in forward passes of one micro-batch; a backward counts 2.
+
+        An `amortized` step is the mean over `refresh_every` steps.
+        """
+        plain, exact = 3, 1 + 2 * self.objectives
+        if self.mode == "amortized":
+            one = plain + (exact - plain) / refresh_every
+        elif self.mode == "exact":
+            one = exact
+        elif self.mode == "sketch":
+            # Several micro-batches are gone through twice.
+            one = exact + 2 + (self.micro_batches > 1)
+        else:
+            one = plain
+        return one * self.micro_batches
+
+    @property
+    def _width(self) -> int:
+        return 4 if self.precision == "fp32" else 2
+
+    @property
+    def _state(self) -> float:
+        return (4 + _MOMENTS[self.optimizer]) / self.ranks
+
+    @property
+    def _whole_sums(self) -> float:
+        """DeepSpeed's BF16_Optimizer keeps every gradient whole, in float32, between steps too."""
+        return 4.0 if self.stage == 1 and self.precision == "bf16" else 0.0
+
+    @property
+    def _keeps_rows(self) -> bool:
+        return self.mode in ("exact", "amortized")
+
+    def _passes(self) -> tuple[int, int]:
+        m, k = self.micro_batches, self.objectives
+        if self.mode == "exact":
+            return m, m * k
+        if self.mode == "sketch":
+            return (2 * m if m > 1 else m), m * (k + 1)
+        return m, m
+
+    def _reductions(self) -> int:
+        if self.mode == "exact":
+            return self.micro_batches * self.objectives
+        return 1 if self.stage == 1 else self.micro_batches
+
+
+def page() -> str:
+    """Return docs/planning.md: SDXL's UNet on 1, 8, 64 and 512 GPUs, in Markdown."""
+    offload = Plan(SDXL_PARAMETERS, 1, 2, "sketch", offload_optimizer=True)
+    return _PAGE.format(
+        frozen=FROZEN_BYTES / _GIB,
+        exact_rows=4 * 3 * SDXL_PARAMETERS / _GIB,
+        tables="\n\n".join(_table(stage) for stage in (2, 3)),
+        offload_device=offload.device_bytes() / _GIB,
+        offload_host=offload.host_bytes() / _GIB,
+    )
+
+
+def _table(stage: Literal[2, 3]) -> str:
+    lines = [
+        f"### ZeRO-{stage}",
+        "",
+        "| GPUs | mode | weights and optimizer | gradients | buffers | in all | sent per step |",
+        "| --- " * 7 + "|",
+    ]
+    for ranks in (1, 8, 64, 512):
+        for mode in MODES:
+            plan = Plan(SDXL_PARAMETERS, ranks, stage, mode)
+            parts = (
+                plan.model_bytes(),
+                plan.gradient_bytes(),
+                plan.working_bytes(),
+                plan.device_bytes(),
+                plan.sent_bytes(),
+            )
+            figures = " | ".join(f"{part / _GIB:.1f}" for part in parts)
+            lines.append(f"| {ranks} | {mode} | {figures} |")
+    return "\n".join(lines)
+
+
+_PAGE = """\
+# Planning a run
+
+What full fine-tuning of SDXL's UNet (2.567 billion parameters) asks of each GPU, in bf16 with
+AdamW8bit, three objectives and one micro-batch per step. Computed by `python -m fairhuman.planning`
+from formulas that the tests hold against the tensors and the collectives of running engines
+(two CPU ranks, ZeRO-1, 2 and 3); nothing on this page was measured on a GPU.
+
+All figures are GiB of one rank. To them come {frozen:.1f} GiB for the frozen text encoders and the
+VAE, and the activations, which are the same in every mode: `exact` keeps one graph and goes through
+it three times. `model.gradient_checkpointing` makes them small and costs one more forward pass per
+backward pass. `amortized` holds `exact`'s memory, for it takes exact steps now and then; what it
+sends is that of a step in between.
+
+{tables}
+
+What is sent is the volume on a ring: 2 (N-1)/N of the gradients per all-reduce under ZeRO-2, and
+the weights once. Under ZeRO-3 it is the most that can be: a larger `stage3_max_live_parameters`
+keeps weights from being fetched again. With m micro-batches m times as many gradients are sent, but
+for ZeRO-1 in the other modes than `exact`, which adds its micro-batches up first.
+
+## Which to choose
+
+- **One GPU.** The gradients of three objectives are {exact_rows:.1f} GiB in float32. On 80 GiB take
+  `exact`, or `amortized` for nearly the price of plain fine-tuning. Where they have no room,
+  `sketch` has plain fine-tuning's memory. With `configs/deepspeed/zero2_offload.json` masters,
+  moments and gradients are in the CPU's memory: `sketch` then needs {offload_device:.1f} GiB on
+  the GPU and {offload_host:.1f} GiB on the host.
+- **8 GPUs of one machine.** The rows of `exact` are an eighth. ZeRO-2 with `exact` where the GPUs
+  talk over NVLink, `amortized` where the step must cost what plain fine-tuning costs.
+- **64 and 512 GPUs.** Memory is no matter any more, the network is: `exact` sends three times the
+  gradients. Take `amortized` (its refreshes are a fifth of the steps by default; set
+  `fairness.refresh_every=10` for half of that), with ZeRO-1 if micro-batches are accumulated
+  (in bf16 it keeps one whole float32 gradient per rank).
+- **Weights that do not fit.** ZeRO-3, with `amortized` or `sketch` for the same reason.
+
+Compute, in forward passes of one micro-batch (a backward pass counts 2): plain 3, `exact` 7,
+`amortized` 3.8 (3.4 with `refresh_every=10`), `sketch` 9, or 10 per micro-batch where there are
+several. Measured ratios of each mode are in the README.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the page."""
+    argparse.ArgumentParser(prog="python -m fairhuman.planning").parse_args(argv)
+    sys.stdout.write(page())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""The planning page: its formulas agree with running engines, and the page with its formulas."""
+
+from __future__ import annotations
+
+import gc
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import run_ranks
+
+from fairhuman.planning import SDXL_PARAMETERS, Plan, page
+
+ROOT = Path(__file__).resolve().parents[1]
+UNET = {
+    "sample_size": 8,
+    "block_out_channels": (32, 64, 64),
+    "transformer_layers_per_block": (1, 1, 1),
+    "attention_head_dim": (2, 4, 4),
+    "cross_attention_dim": 32,
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 80,
+}
+BUCKET, LIVE = 100_000, 1
+CASES = [
+    (1, "bf16", "exact"),
+    (1, "bf16", "global"),
+    (1, "fp32", "exact"),
+    (2, "bf16", "exact"),
+    (2, "bf16", "global"),
+    (2, "fp32", "sketch"),
+    (3, "bf16", "exact"),
+    (3, "fp32", "global"),
+    (3, "fp32", "sketch"),
+]
+
+
+def count(folder: str) -> list[dict[str, float]]:
+    """Count a rank's tensors before a step, and what it sends in one, for every case."""
+    from fairhuman import bench
+
+    bench.UNETS["small"] = UNET
+    found = []
+    for stage, precision, mode in CASES:
+        path = Path(folder) / f"zero{stage}.json"
+        zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": BUCKET}
+        if stage == 3:
+            zero |= {
+                "stage3_max_live_parameters": LIVE,
+                "stage3_param_persistence_threshold": 0,
+                "stage3_prefetch_bucket_size": 0,
+                "stage3_max_reuse_distance": 0,
+            }
+        if not path.exists() or json.loads(path.read_text())["zero_optimization"] != zero:
+            path.write_text(json.dumps({"zero_optimization": zero}))
+        found.append(count_one(mode, precision, str(path)))
+    return found
+
+
+def count_one(mode: str, precision: str, deepspeed: str) -> dict[str, float]:
+    from fairhuman import bench
+    from fairhuman.engine import make_engine
+    from fairhuman.step import make_balancer
+    from fairhuman.traffic import Traffic
+
+    device = torch.device("cpu")
+    config = bench._config(mode, device, 1, 1, 1, deepspeed)
+    train = config.train.model_copy(update={"precision": precision})
+    config = config.model_copy(update={"train": train})
+    before = tensors()  # kept, so that their places are not given out again
+    unet = bench._unet("small", device, precision, False)
+    parameters = sum(p.numel() for p in unet.parameters())
+    engine = make_engine(config, unet)
+    balancer = make_balancer(config, engine)
+    step = bench._Step(config, engine, balancer, UNET, device)
+    step()
+    held: list[float] = []
+    take = balancer.step
+
+    def counted() -> Any:
+        held.append(live_bytes(before))
+        return take()
+
+    balancer.step = counted  # type: ignore[method-assign]
+    with Traffic() as traffic:
+        step()
+    engine.destroy()
+    return {"parameters": parameters, "held": held[0], "sent": traffic.bytes}
+
+
+def tensors() -> list[torch.Tensor]:
+    """Return all tensors that Python can reach."""
+    gc.collect()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)]
+        return found + [tensor.grad for tensor in found if tensor.grad is not None]
+
+
+def live_bytes(before: list[torch.Tensor]) -> float:
+    """Return the bytes of the tensors that have come since."""
+    old = {tensor.untyped_storage().data_ptr() for tensor in before}
+    storages = [tensor.untyped_storage() for tensor in tensors()]
+    new = {s.data_ptr(): s.nbytes() for s in storages if s.data_ptr() not in old}
+    return float(sum(new.values()))
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str, str], Any]:
+    found = run_ranks(count, 2, str(tmp_path_factory.mktemp("deepspeed")))[0]
+    return dict(zip(CASES, found, strict=True))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_memory_and_traffic_are_those_of_a_running_engine(
+    counted: dict[tuple[int, str, str], Any], case: tuple[Any, Any, Any]
+) -> None:
+    found = counted[case]
+    stage, precision, mode = case
+    plan = Plan(
+        int(found["parameters"]), 2, stage, mode, precision=precision, bucket=BUCKET, live=LIVE
+    )
+    planned = plan.model_bytes() + plan.gradient_bytes()
+    if stage == 3:
+        planned += plan.working_bytes()  # elsewhere they are gone after the backward pass
+    assert found["held"] == pytest.approx(planned, rel=0.04)  # norms' moments are not 8 bit
+    assert found["sent"] == pytest.approx(plan.sent_bytes(), rel=0.01)
+
+
+def test_the_page_is_what_its_command_prints() -> None:
+    assert (ROOT / "docs" / "planning.md").read_text(encoding="utf-8") == page()
+
+
+def test_the_parameter_count_is_that_of_sdxl_s_unet() -> None:
+    from diffusers import UNet2DConditionModel
+
+    from fairhuman.bench import UNETS
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=2,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            **UNETS["sdxl"],
+        )
+    assert sum(p.numel() for p in unet.parameters()) == SDXL_PARAMETERS
+
+
+def test_exact_holds_the_shards_of_all_objectives_and_sketch_holds_none() -> None:
+    plain, exact, sketch = (
+        Plan(SDXL_PARAMETERS, 8, 2, mode).gradient_bytes() for mode in ("global", "exact", "sketch")
+    )
+    assert exact == 3 * plain
+    assert sketch == plain
