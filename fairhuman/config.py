@@ -57,7 +57,11 @@ class Data(Section):
     """An image without a region's key: an error, or taken as having no such region."""
     on_error: Literal["fail", "skip"] = "fail"
     """A sample that cannot be used: stop before training, or leave it out, counted and logged."""
-    crop: Literal["center", "random"] = "center"
+    crop: Literal["center", "random", "regions"] = "center"
+    """`regions` draws among the crops that keep the most faces and hands whole."""
+    region_share: Probability | None = None
+    """Share of the samples that show a region, in every batch on average; those are repeated or
+    the others left out for it. Null: as the data set has them."""
     flip: bool = False
     """Mirror half of the samples (image, masks and boxes alike)."""
     caption_dropout: Probability = 0.0

@@ -94,7 +94,7 @@ class Plan:
         """
         forwards, backwards = self._passes()
         if self.stage == 3:
-            numbers = self._width * (forwards + backwards + self._reductions())
+            numbers: float = self._width * (forwards + backwards + self._reductions())
         else:
             numbers = self._width * (2 * self._reductions() + 1)
         if self.mode == "exact":
@@ -106,7 +106,7 @@ class Plan:
 
         An `amortized` step is the mean over `refresh_every` steps.
         """
-        plain, exact = 3, 1 + 2 * self.objectives
+        plain, exact = 3.0, 1.0 + 2 * self.objectives
         if self.mode == "amortized":
             one = plain + (exact - plain) / refresh_every
         elif self.mode == "exact":

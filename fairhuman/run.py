@@ -16,7 +16,7 @@ from fairhuman import checkpoint
 from fairhuman.config import Config
 from fairhuman.data import dataset
 from fairhuman.data.dataset import People
-from fairhuman.data.order import StepSampler
+from fairhuman.data.order import Order, StepSampler
 from fairhuman.data.records import Entry, Problem, Record, check_entries, load_records
 from fairhuman.engine import check_engine, deepspeed_config, gathered, make_engine
 from fairhuman.errors import ConfigError
@@ -75,8 +75,7 @@ class Run:
         self.count = len(trained)
         people = People(trained, config.objectives.regions, config.data, train.seed, sdxl.cell)
         sampler = StepSampler(
-            len(trained),
-            train.seed,
+            _order(trained, config),
             batch_size=train.batch_size,
             micro_batches=train.gradient_accumulation,
             rank=dist.get_rank(),
@@ -191,6 +190,14 @@ class Run:
                 "train.batch_size x train.gradient_accumulation); the data go on from sample "
                 f"{self.progress.samples_seen}"
             )
+
+
+def _order(records: Sequence[Record], config: Config) -> Order:
+    shows = [any(a.boxes or a.mask for a in record.regions.values()) for record in records]
+    try:
+        return Order(len(records), config.train.seed, shows, config.data.region_share)
+    except ValueError as error:
+        raise ConfigError(f"data.region_share = {config.data.region_share}: {error}") from None
 
 
 def _restore_balancer(balancer: Balancer, found: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fairhuman.config import Data
 from fairhuman.data.dataset import Batch, People, collate, steps
-from fairhuman.data.order import StepSampler, generator, permutation
+from fairhuman.data.order import Order, StepSampler, generator, permutation
 from fairhuman.data.records import Record, load_records, open_image, write_metadata
 from fairhuman.errors import DataError
 
@@ -150,6 +150,35 @@ def test_any_mode_becomes_rgb_and_transparency_lies_on_white(tmp_path: Path, mod
     assert opened.getpixel((0, 0)) == ((255, 255, 255) if white else (0, 0, 0))
 
 
+def test_16_bits_of_grey_are_scaled_not_clipped(tmp_path: Path) -> None:
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "a.png")
+    opened = open_image(tmp_path / "a.png")
+    np.testing.assert_array_equal(np.asarray(opened), np.repeat(grey[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.7, 1.0])
+def test_a_region_share_is_kept_in_every_stretch_of_the_stream(share: float) -> None:
+    shows = [index % 5 == 0 for index in range(40)]
+    order = Order(40, 3, shows, share)
+    draws = [order[position] for position in range(400)]
+    held = np.cumsum([shows[index] for _, index in draws])
+    np.testing.assert_allclose(held, share * np.arange(1, 401), atol=1)
+    assert len(set(draws)) == 400  # a sample that comes again has other random numbers
+    assert [order[position] for position in (399, 0, 57)] == [draws[p] for p in (399, 0, 57)]
+    for shown in {True, False} if 0 < share < 1 else {share > 0}:
+        times = np.bincount([index for _, index in draws if shows[index] == shown], minlength=40)
+        times = times[[show == shown for show in shows]]
+        assert times.max() - times.min() <= 1  # nobody is preferred
+
+
+def test_a_share_without_such_samples_is_refused() -> None:
+    with pytest.raises(ValueError, match="with a region"):
+        Order(4, 0, [False] * 4, 0.5)
+    with pytest.raises(ValueError, match="without a region"):
+        Order(4, 0, [True] * 4, 0.5)
+
+
 def test_orders_are_permutations_that_differ_by_epoch_and_seed() -> None:
     orders = [permutation(seed, epoch, 50).tolist() for seed in (0, 1) for epoch in (0, 1)]
     assert all(sorted(order) == list(range(50)) for order in orders)
@@ -168,7 +197,7 @@ def test_the_numbers_of_a_sample_are_its_own() -> None:
 
 
 def take(count: int, **settings: Any) -> list[list[tuple[int, int]]]:
-    iterator = iter(StepSampler(7, 0, **settings))
+    iterator = iter(StepSampler(Order(7, 0), **settings))
     return [next(iterator) for _ in range(count)]
 
 
@@ -241,7 +270,7 @@ def test_captions_are_dropped_at_the_asked_rate(people: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loading_in_workers_gives_the_same_batches(people: Path, workers: int) -> None:
     data = dataset(people, crop="random")
-    sampler = StepSampler(24, 0, batch_size=3, micro_batches=2, rank=0, ranks=1)
+    sampler = StepSampler(Order(24, 0), batch_size=3, micro_batches=2, rank=0, ranks=1)
     stream = steps(data, sampler, workers)
     found = [next(stream) for _ in range(3)]
     order = iter(sampler)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from fairhuman.data.regions import rasterize, to_latent, widen
+from fairhuman.data.regions import Box, rasterize, to_latent, widen
 from fairhuman.data.transform import Placement, grey
 
 
@@ -51,6 +53,40 @@ def test_the_draw_does_not_depend_on_the_settings() -> None:
     still = Placement.draw((200, 100), 64, rng(3), crop="random", flip=False)
     flipped = Placement.draw((200, 100), 64, rng(3), crop="random", flip=True)
     assert (still.left, still.top) == (flipped.left, flipped.top)
+
+
+def whole_boxes(placement: Placement, boxes: list[Box]) -> int:
+    inside = [(x, y, x + w, y + h) for x, y, w, h in placement.boxes(boxes)]
+    return sum(min(box) >= -1 and max(box) <= placement.size + 1 for box in inside)
+
+
+@pytest.mark.parametrize("upright", [False, True])
+def test_a_crop_by_regions_keeps_as_many_whole_as_any_crop_could(upright: bool) -> None:
+    noise = rng(5)
+    places = set()
+    for draw in range(100):
+        boxes: list[Box] = []
+        for _ in range(int(noise.integers(1, 5))):
+            along, across = float(noise.integers(0, 130)), float(noise.integers(0, 40))
+            extent = float(noise.integers(5, 30))
+            box = (across, along, 20.0, extent) if upright else (along, across, extent, 20.0)
+            boxes.append(box)
+        stored = (64, 160) if upright else (160, 64)
+        found = Placement.draw(stored, 64, rng(draw), crop="regions", flip=True, keep=boxes)
+        others = [
+            replace(found, top=start) if upright else replace(found, left=start)
+            for start in range(97)
+        ]
+        assert whole_boxes(found, boxes) == max(whole_boxes(other, boxes) for other in others)
+        places.add((found.left, found.top))
+    assert len(places) > 30  # and it stays a random crop
+
+
+def test_a_region_larger_than_the_crop_fills_it() -> None:
+    placement = Placement.draw(
+        (300, 64), 64, rng(0), crop="regions", keep=[(100.0, 0.0, 150.0, 64.0)]
+    )
+    assert 100 <= placement.left <= 250 - 64
 
 
 @pytest.mark.parametrize("size", [(64, 64), (640, 480), (33, 1000), (1000, 33), (65, 64)])

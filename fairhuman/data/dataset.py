@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from fairhuman.config import Data
 from fairhuman.data.order import Draw, StepSampler, generator
 from fairhuman.data.records import Record, open_image, open_mask
-from fairhuman.data.regions import as_tensor, rasterize, to_latent, widen
+from fairhuman.data.regions import Box, as_tensor, rasterize, to_latent, widen
 from fairhuman.data.transform import Placement, grey
 
 
@@ -68,13 +68,7 @@ class People(Dataset[Batch]):
         """Return the sample as a batch of one."""
         epoch, index = draw
         record = self.records[index]
-        placement = Placement.draw(
-            record.size,
-            self.data.resolution,
-            generator(self.seed, epoch, record.id, "placement"),
-            crop=self.data.crop,
-            flip=self.data.flip,
-        )
+        placement = self.placement(record, epoch)
         image = placement.image(open_image(record.image))
         pixels = torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1)
         dropout = generator(self.seed, epoch, record.id, "caption").random()
@@ -86,6 +80,29 @@ class People(Dataset[Batch]):
             captions=[None if dropout < self.data.caption_dropout else record.text],
             time_ids=torch.tensor([placement.time_ids()], dtype=torch.float32),
         )
+
+    def placement(self, record: Record, epoch: int) -> Placement:
+        """Return how the record's image lies in its training square in that epoch."""
+        return Placement.draw(
+            record.size,
+            self.data.resolution,
+            generator(self.seed, epoch, record.id, "placement"),
+            crop=self.data.crop,
+            flip=self.data.flip,
+            keep=self._boxes(record) if self.data.crop == "regions" else (),
+        )
+
+    def _boxes(self, record: Record) -> list[Box]:
+        """Return where the record's regions are; of a mask, the box around what is white."""
+        boxes: list[Box] = []
+        for region in self.regions:
+            annotation = record.regions[region]
+            if annotation.mask is None:
+                boxes += annotation.boxes
+            elif around := open_mask(annotation.mask).point(lambda v: 255 * (v > 127)).getbbox():
+                left, top, right, bottom = around
+                boxes.append((left, top, right - left, bottom - top))
+        return boxes
 
     def _masks(self, record: Record, placement: Placement) -> Tensor:
         masks = []

@@ -36,18 +36,32 @@ class Placement:
         rng: np.random.Generator,
         crop: str = "center",
         flip: bool = False,
+        keep: Sequence[Box] = (),
     ) -> Placement:
-        """Draw a placement; the same numbers are drawn whatever the settings are."""
+        """Draw a placement; the same numbers are drawn whatever the settings are.
+
+        Args:
+            stored: width and height of the stored image.
+            size: of the training square.
+            rng: three numbers are drawn from it.
+            crop: "center", "random", or "regions": one of the crops with the most of `keep` whole.
+            flip: whether to mirror every other sample.
+            keep: boxes in pixels of the stored image, for "regions".
+        """
         width, height = stored
         scale = size / min(width, height)
         resized = (max(size, round(width * scale)), max(size, round(height * scale)))
         spare = (resized[0] - size, resized[1] - size)
         horizontal, vertical, mirror = rng.random(3)
-        if crop == "random":
-            left, top = int(horizontal * (spare[0] + 1)), int(vertical * (spare[1] + 1))
-        else:
-            left, top = spare[0] // 2, spare[1] // 2
-        return cls(stored, resized, left, top, size, flip and bool(mirror < 0.5))
+        flipped = flip and bool(mirror < 0.5)
+        if crop == "center":
+            return cls(stored, resized, spare[0] // 2, spare[1] // 2, size, flipped)
+        boxes: list[Box] = []
+        if crop == "regions":
+            boxes = cls(stored, resized, 0, 0, size, flipped).boxes(keep)
+        left = _offset(horizontal, spare[0], size, [(x, x + width) for x, _, width, _ in boxes])
+        top = _offset(vertical, spare[1], size, [(y, y + height) for _, y, _, height in boxes])
+        return cls(stored, resized, left, top, size, flipped)
 
     def image(self, image: Image.Image) -> Image.Image:
         """Bring the image, a mask of it or its control image into the square."""
@@ -79,6 +93,25 @@ class Placement:
         """
         width, height = self.stored
         return (height, width, self.top, self.left, self.size, self.size)
+
+
+def _offset(number: float, spare: int, size: int, spans: Sequence[tuple[float, float]]) -> int:
+    """Return the crop's start along one side, by a number in [0, 1).
+
+    Any that has the most spans whole; among those, and where no span fits, any that shows the
+    most of them.
+    """
+    starts = np.arange(spare + 1)
+    whole = np.zeros(len(starts), dtype=np.int64)
+    shown = np.zeros(len(starts))
+    for first, last in spans:
+        # A pixel's tolerance: boxes come from detectors and resizing that round.
+        whole += (starts <= first + 1) & (starts + size >= last - 1)
+        shown += np.clip(np.minimum(starts + size, last) - np.maximum(starts, first), 0, None)
+    best = starts[whole == whole.max()]
+    seen = shown[best].round()
+    best = best[seen == seen.max()]
+    return int(best[int(number * len(best))])
 
 
 def grey(image: Image.Image) -> NDArray[np.float32]:

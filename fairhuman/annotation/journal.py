@@ -1,0 +1,82 @@
+"""What an unfinished annotation has found so far, so that it goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+NAME = ".annotate.progress.jsonl"
+
+
+class Journal:
+    """A file of one JSON line per image, appended as images are done.
+
+    Args:
+        root: the data set's folder.
+        by: the detector; what another one found is dropped.
+    """
+
+    def __init__(self, root: Path, by: str) -> None:
+        self.root = root
+        self.path = root / NAME
+        self.by = by
+        self.found: dict[str, dict[str, Any]] = {}
+        """By file name."""
+        if self.path.is_file():
+            for line in self.path.read_bytes().splitlines():
+                self._take(line)
+
+    def __enter__(self) -> Journal:
+        # A line that was cut off must not have another one appended to it.
+        aside = self.path.with_suffix(".partial")
+        with aside.open("w", encoding="utf-8") as lines:
+            lines.writelines(map(_line, self.found.values()))
+        os.replace(aside, self.path)
+        self._file = self.path.open("a", encoding="utf-8")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def add(self, name: str, entry: dict[str, Any]) -> None:
+        """Write down what was found in an image."""
+        self.found[name] = {
+            "file_name": name,
+            "by": self.by,
+            "stamp": stamp(self.root / name),
+            **entry,
+        }
+        self._file.write(_line(self.found[name]))
+        self._file.flush()
+
+    def remove(self) -> None:
+        """Delete the file: the annotation is done."""
+        self.path.unlink(missing_ok=True)
+
+    def _take(self, line: bytes) -> None:
+        try:
+            entry = json.loads(line)
+            name = entry["file_name"]
+            same = entry["by"] == self.by and entry["stamp"] == stamp(self.root / name)
+        except (ValueError, KeyError, TypeError, OSError):
+            return  # cut off, or its image is gone
+        if same:
+            self.found[name] = entry
+
+
+def stamp(path: Path) -> list[int]:
+    """Return size and time of a file: an image that was replaced is looked at anew."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _line(entry: dict[str, Any]) -> str:
+    return json.dumps(entry, ensure_ascii=False) + "\n"

@@ -1,0 +1,92 @@
+"""Whose an annotation is: a region of an image is ours, a human's, or nobody's yet.
+
+The rule: it is ours if the row bears our mark for it and the boxes, the mask's name and the
+mask's bytes are still those that we wrote. Any other annotation is a human's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+MARK = "detected"
+"""The key of our marks: by region, the detector, its confidences and a digest."""
+
+
+class Owner(Enum):
+    """Whose the annotation of a region is."""
+
+    NOBODY = "nobody"
+    DETECTOR = "detector"
+    HUMAN = "human"
+
+
+def owner(row: Mapping[str, Any], region: str, root: Path) -> Owner:
+    """Return whose a row's annotation of a region is."""
+    boxes, mask = row.get(f"{region}s"), row.get(f"{region}_mask")
+    if boxes is None and mask is None:
+        return Owner.NOBODY
+    mark = _mark(row, region)
+    if mark.get("digest") == digest(boxes, mask, root):
+        return Owner.DETECTOR
+    return Owner.HUMAN
+
+
+def made_by(row: Mapping[str, Any], region: str) -> str | None:
+    """Return the detector that a row's mark names, with its version and threshold."""
+    by = _mark(row, region).get("by")
+    return by if isinstance(by, str) else None
+
+
+def put(row: dict[str, Any], region: str, found: Mapping[str, Any], by: str, root: Path) -> None:
+    """Write what a detector found of a region into a row, with our mark.
+
+    Args:
+        row: changed in place.
+        region: its name.
+        found: "boxes", "scores", and "mask", a file name or None.
+        by: the detector.
+        root: the data set's folder.
+    """
+    row[f"{region}s"] = found["boxes"]
+    row.pop(f"{region}_mask", None)
+    if found["mask"]:
+        row[f"{region}_mask"] = found["mask"]
+    marks = row.pop(MARK, None)
+    row[MARK] = dict(marks) if isinstance(marks, dict) else {}
+    row[MARK][region] = {
+        "by": by,
+        "scores": found["scores"],
+        "digest": digest(found["boxes"], found["mask"], root),
+    }
+
+
+def digest(boxes: Any, mask: Any, root: Path) -> str:
+    """Return a digest of an annotation: its boxes, the mask's name, and the mask's bytes."""
+    content = None
+    if isinstance(mask, str):
+        try:
+            content = hashlib.sha256((root / mask).read_bytes()).hexdigest()
+        except (OSError, ValueError):
+            content = "unreadable"
+    text = json.dumps([_numbers(boxes), mask, content], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _numbers(value: Any) -> Any:
+    """Return the value with 10 and 10.0 made alike."""
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    return value
+
+
+def _mark(row: Mapping[str, Any], region: str) -> Mapping[str, Any]:
+    marks = row.get(MARK)
+    mark = marks.get(region) if isinstance(marks, dict) else None
+    return mark if isinstance(mark, dict) else {}

@@ -1,0 +1,185 @@
+"""The page of a trained model, as the Hugging Face hub reads it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import yaml
+
+from fairhuman.config import Config
+from fairhuman.export.writer import written_aside
+
+_WHAT = {
+    "full": "The UNet was trained whole; the text encoders and the VAE are as they were.",
+    "lora": "A LoRA: low-rank additions to the model's layers.",
+    "controlnet": "A ControlNet: it guides the model by a control image.",
+    "t2i_adapter": "A T2I-Adapter: it guides the model by a control image.",
+}
+_TAGS = {
+    "full": [],
+    "lora": ["lora"],
+    "controlnet": ["controlnet"],
+    "t2i_adapter": ["t2i-adapter"],
+}
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_LOAD = {
+    "full": """\
+pipeline = StableDiffusionXLPipeline.from_pretrained("{here}")
+""",
+    "lora": """\
+pipeline = StableDiffusionXLPipeline.from_pretrained("{base}")
+pipeline.load_lora_weights("{here}")
+""",
+    "controlnet": """\
+controlnet = ControlNetModel.from_pretrained("{here}")
+pipeline = StableDiffusionXLControlNetPipeline.from_pretrained("{base}", controlnet=controlnet)
+""",
+    "t2i_adapter": """\
+adapter = T2IAdapter.from_pretrained("{here}")
+pipeline = StableDiffusionXLAdapterPipeline.from_pretrained("{base}", adapter=adapter)
+""",
+}
+_IMPORTS = {
+    "full": "StableDiffusionXLPipeline",
+    "lora": "StableDiffusionXLPipeline",
+    "controlnet": "ControlNetModel, StableDiffusionXLControlNetPipeline",
+    "t2i_adapter": "StableDiffusionXLAdapterPipeline, T2IAdapter",
+}
+_PLACES = ("pretrained", "vae", "root", "output_dir", "resume")
+
+
+def write_card(
+    folder: Path,
+    config: Config,
+    method: str,
+    *,
+    steps: int | None = None,
+    prompts: Sequence[str] = (),
+    instance_prompt: str | None = None,
+) -> Path:
+    """Write README.md into the folder of a trained model, replacing the last; return its path.
+
+    Paths on this machine are shortened to their last part: a card is made to be published.
+
+    Args:
+        folder: where the model is.
+        config: what it was trained with.
+        method: `full`, `lora`, `controlnet` or `t2i_adapter`.
+        steps: how many were made; None: as many as the config asks for.
+        prompts: examples to try.
+        instance_prompt: the words that stand for what was trained, where there are such.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    path = folder / "README.md"
+    text = card_text(
+        config,
+        method,
+        name=folder.resolve().name,
+        steps=steps,
+        prompts=prompts,
+        instance_prompt=instance_prompt,
+    )
+    with written_aside(path, force=True) as aside:
+        aside.write_text(text, encoding="utf-8")
+    return path
+
+
+def card_text(
+    config: Config,
+    method: str,
+    *,
+    name: str,
+    steps: int | None = None,
+    prompts: Sequence[str] = (),
+    instance_prompt: str | None = None,
+) -> str:
+    """Return the text of a card; the arguments are those of `write_card`."""
+    base = config.model.pretrained
+    front: dict[str, Any] = {}
+    if _on_the_hub(base):  # the hub refuses a base_model that is no name of its own
+        front["base_model"] = base
+        front["base_model_relation"] = "finetune" if method == "full" else "adapter"
+    front |= {
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "license": "unknown",
+        "tags": ["stable-diffusion-xl", "text-to-image", "diffusers", "fairhuman", *_TAGS[method]],
+    }
+    if instance_prompt:
+        front["instance_prompt"] = instance_prompt
+    if prompts:
+        front["widget"] = [{"text": prompt} for prompt in prompts]
+    shown_base = base if _on_the_hub(base) else PurePath(base).name
+    regions = ", ".join(config.objectives.regions) or "none"
+    batch = f"{config.train.batch_size} x {config.train.gradient_accumulation}"
+    rows = [
+        ("trained from", f"`{shown_base}`"),
+        ("steps", str(config.train.steps if steps is None else steps)),
+        ("resolution", f"{config.data.resolution} px"),
+        ("objectives", f"the whole image; regions: {regions}"),
+        ("weights of the objectives", f"`{config.fairness.mode}`"),
+        ("optimizer", f"{config.optimizer.name}, learning rate {config.optimizer.lr:g}"),
+        ("batch per rank", f"{batch} (samples x accumulation)"),
+        ("precision", config.train.precision),
+        ("prediction", config.model.prediction_type or "as the model it was trained from"),
+    ]
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows)
+    load = _LOAD[method].format(here=name, base=shown_base)
+    resolved = _dump(_without_places(config.model_dump(mode="json")))
+    return f"""\
+---
+{_dump(front)}---
+
+# {name}
+
+Stable Diffusion XL, fine-tuned with FairHuman on the whole image and on its regions at once, by
+the method of [arXiv 2507.02714](https://arxiv.org/abs/2507.02714). {_WHAT[method]}
+
+| | |
+| --- | --- |
+{table}
+
+The license is not known: it follows from the model that this one was trained from and from the
+pictures. Put the right one here before you publish it.
+
+## Load it
+
+```python
+from diffusers import {_IMPORTS[method]}
+
+{load}```
+
+## The config
+
+```yaml
+{resolved}```
+"""
+
+
+def _on_the_hub(name: str) -> bool:
+    return bool(_HUB_NAME.fullmatch(name)) and not Path(name).exists()
+
+
+def _without_places(tree: Any) -> Any:
+    """Return the config with each path reduced to its last part."""
+    if isinstance(tree, dict):
+        return {
+            key: PurePath(value).name
+            if key in _PLACES and isinstance(value, str) and not _on_the_hub(value)
+            else _without_places(value)
+            for key, value in tree.items()
+        }
+    if isinstance(tree, list):
+        return [_without_places(value) for value in tree]
+    if isinstance(tree, str) and PurePath(tree).is_absolute():
+        return PurePath(tree).name
+    return tree
+
+
+def _dump(tree: Any) -> str:
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)

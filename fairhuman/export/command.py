@@ -1,0 +1,112 @@
+"""`fairhuman export`: what is asked for, from what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fairhuman.errors import UserError
+from fairhuman.export.layout import Layout
+from fairhuman.export.lora import WEIGHTS_NAME, from_kohya, is_kohya, lora_file, to_kohya
+from fairhuman.export.modelspec import parse_fields
+from fairhuman.export.single_file import from_single_file, to_single_file
+from fairhuman.export.weights import PICKLED, open_weights
+from fairhuman.export.writer import DTYPES
+
+FORMS = ("single-file", "comfy-lora", "diffusers")
+"""What can be exported to."""
+
+BASE = "stabilityai/stable-diffusion-xl-base-1.0"
+"""The hub's SDXL, whose configs are taken where none are given."""
+
+
+def export(
+    model: Path,
+    form: str,
+    out: Path,
+    *,
+    dtype: str | None = None,
+    config: str | None = None,
+    meta: Sequence[str] = (),
+    allow_pickle: bool = False,
+    force: bool = False,
+) -> str:
+    """Write `model` in another form; return what was written, in a line.
+
+    Args:
+        model: a pipeline's folder, a single file, or a LoRA's folder or file.
+        form: one of FORMS.
+        out: the file or folder to write.
+        dtype: one of `writer.DTYPES`; None keeps each tensor's own.
+        config: a pipeline's folder or hub name, whose configs are taken; None: SDXL base's.
+        meta: `key=value` texts for the header.
+        allow_pickle: read files that torch.save wrote, too (tensors only).
+        force: replace `out`.
+
+    Raises:
+        UserError: this cannot be made of that, or `out` is there.
+        OutputError: it cannot be written.
+    """
+    fields = parse_fields(meta)
+    if not model.exists():
+        raise UserError(f"--model {model}: there is no such file or folder")
+    common: dict[str, Any] = {
+        "dtype": DTYPES[dtype] if dtype else None,
+        "allow_pickle": allow_pickle,
+        "force": force,
+    }
+    if form != "diffusers" and out.suffix != ".safetensors":
+        raise UserError(f"--out {out}: must end in .safetensors")
+    if form == "single-file":
+        if not model.is_dir():
+            raise UserError(f"--model {model}: must be a pipeline's folder for --to single-file")
+        if (model / WEIGHTS_NAME).is_file() and not (model / "model_index.json").is_file():
+            raise UserError(f"--model {model}: is a LoRA; use --to comfy-lora")
+        to_single_file(model, out, fields=fields, **common)
+        return f"{out}: an SDXL checkpoint with the original names"
+    if form == "comfy-lora":
+        to_kohya(model, out, unet=_unet(config), fields=fields, **common)
+        return f"{out}: a LoRA for ComfyUI and kohya"
+    return _to_diffusers(model, out, config, fields, common)
+
+
+def _to_diffusers(
+    model: Path, out: Path, config: str | None, fields: dict[str, str], common: dict[str, Any]
+) -> str:
+    if out.suffix in (".safetensors", *PICKLED):
+        raise UserError(f"--out {out}: must be a folder for --to diffusers")
+    if (model / "model_index.json").is_file():
+        raise UserError(f"--model {model}: is in diffusers' layout already")
+    path = lora_file(model)
+    with open_weights(path, allow_pickle=common["allow_pickle"]) as weights:
+        lora = is_kohya(weights)
+        done = any(name.startswith(("unet.", "text_encoder")) for name in weights.tensors)
+    if done:
+        raise UserError(f"--model {model}: is a LoRA in diffusers' layout already")
+    if lora:
+        from_kohya(path, out, unet=_unet(config), fields=fields, **common)
+        return f"{out}: a LoRA for diffusers"
+    if fields:
+        raise UserError("--meta: diffusers' folders have no header to write it to")
+    from_single_file(path, _config_folder(config or BASE), out, **common)
+    return f"{out}: a pipeline in diffusers' layout"
+
+
+def _unet(config: str | None) -> dict[str, Any] | None:
+    return Layout.read(_config_folder(config)).unet if config else None
+
+
+def _config_folder(name: str) -> Path:
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt"]))
+    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):
+        raise UserError(
+            f"--config {name}: is no folder, and cannot be had from the hub; give the folder of "
+            "an SDXL in diffusers' layout"
+        ) from None

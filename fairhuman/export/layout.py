@@ -1,0 +1,142 @@
+"""What the configs in a diffusers folder say of an SDXL: names, tensors, sizes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fairhuman.errors import UserError
+from fairhuman.export.components import Sources, text_name
+from fairhuman.export.names import Names, unet_names, vae_names
+
+COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+
+_ADAPTERS = {"ControlNetModel": "ControlNet", "T2IAdapter": "T2I-Adapter"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """An SDXL without its weights."""
+
+    folder: Path
+    unet: dict[str, Any]
+    vae: dict[str, Any]
+    scheduler: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> Layout:
+        """Read the configs of a pipeline in diffusers' layout.
+
+        Raises:
+            UserError: it is not one, or not an SDXL.
+        """
+        own = _read(folder / "config.json") if (folder / "config.json").is_file() else {}
+        kind = _ADAPTERS.get(str(own.get("_class_name")))
+        if kind:
+            raise UserError(
+                f"{folder}: is a {kind}; ComfyUI and diffusers open its "
+                "diffusion_pytorch_model.safetensors as it is"
+            )
+        if not (folder / "model_index.json").is_file():
+            raise UserError(f"{folder}: holds no model_index.json (diffusers' layout)")
+        for name in COMPONENTS:
+            _read(folder / name / "config.json")
+        unet = _read(folder / "unet" / "config.json")
+        if unet.get("addition_embed_type") != "text_time":
+            raise UserError(f"{folder}: its UNet is not SDXL's (no addition_embed_type=text_time)")
+        return cls(
+            folder,
+            unet,
+            _read(folder / "vae" / "config.json"),
+            _read(folder / "scheduler" / "scheduler_config.json"),
+        )
+
+    @property
+    def unet_names(self) -> Names:
+        """The UNet's names."""
+        return unet_names(self.unet)
+
+    @property
+    def vae_names(self) -> Names:
+        """The VAE's names."""
+        return vae_names(self.vae)
+
+    @property
+    def resolution(self) -> int:
+        """Side of its pictures, in pixels."""
+        cell = 2 ** (len(self.vae["block_out_channels"]) - 1)
+        return int(self.unet.get("sample_size") or 128) * cell
+
+    @property
+    def v_prediction(self) -> bool:
+        """Whether it predicts v."""
+        return self.scheduler.get("prediction_type") == "v_prediction"
+
+    @property
+    def zero_snr(self) -> bool:
+        """Whether its noise schedule ends in noise alone."""
+        return bool(self.scheduler.get("rescale_betas_zero_snr"))
+
+    def check(self, component: str, tensors: Sources, place: Path) -> None:
+        """Compare tensors, in diffusers' names, with what the config asks for.
+
+        Raises:
+            UserError: some are missing, too many, or of another shape.
+        """
+        wanted = self._shapes(component)
+        found = {name: part.shape for name, part in tensors.items()}
+        for problem, names in (
+            ("is missing", wanted.keys() - found.keys()),
+            ("is not in its config", found.keys() - wanted.keys()),
+            (
+                "has another shape than its config says",
+                {k for k in wanted.keys() & found.keys() if wanted[k] != found[k]},
+            ),
+        ):
+            if names:
+                more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+                raise UserError(
+                    f"{place}: {component}: {min(names)} {problem}{more}; the config is "
+                    f"{self.folder / component / 'config.json'}"
+                )
+
+    def _shapes(self, component: str) -> dict[str, tuple[int, ...]]:
+        from diffusers import AutoencoderKL, UNet2DConditionModel
+        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+        folder = self.folder / component
+        try:
+            with torch.device("meta"):  # shapes without memory
+                model: torch.nn.Module
+                if component == "unet":
+                    model = UNet2DConditionModel.from_config(self.unet)
+                elif component == "vae":
+                    model = AutoencoderKL.from_config(self.vae)
+                else:
+                    kind = (
+                        CLIPTextModel
+                        if component == "text_encoder"
+                        else CLIPTextModelWithProjection
+                    )
+                    model = kind(CLIPTextConfig.from_pretrained(folder))
+        except (OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
+            first = str(error).strip().partition("\n")[0]
+            raise UserError(f"{folder / 'config.json'}: describes no model: {first}") from None
+        rename = text_name if component.startswith("text") else str
+        return {rename(name): tuple(part.shape) for name, part in model.state_dict().items()}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: is missing; is the folder a whole SDXL pipeline?") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: is not JSON: {error}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: must hold a JSON object")
+    return tree
