@@ -11,7 +11,7 @@ help:
 	@echo "make demo     draw people, make a tiny SDXL, train it on two CPU ranks: 10 minutes"
 	@echo "make test     the test suite"
 	@echo "make lint     ruff and mypy"
-	@echo "make bench    microbenchmarks of the operations; BENCH='--op gram --quick' chooses"
+	@echo "make bench    microbenchmarks (BENCH='--op gram --quick'), then a step of each mode (STEP='--mode exact')"
 	@echo "make gpu-check  GPU tests, microbenchmarks and SDXL's step, with GPU_PYTHON's packages"
 	@echo "make check-torch TORCH=2.10   the wheel of this tree under another torch"
 	@echo "make wheel    sdist and wheel in dist/"
@@ -44,6 +44,7 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m fairhuman.kernels.bench $(BENCH)
+	$(BIN)/python -m fairhuman.bench $(STEP)
 
 # On a CUDA machine, also one without a network: in the environment of GPU_PYTHON as it is, which
 # needs torch, triton, deepspeed, diffusers, bitsandbytes, scipy, pytest, and to build pybind11, cmake,
