@@ -719,7 +719,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
 
     usage = shutil.disk_usage(tmp_path)._replace(free=10)
     monkeypatch.setattr(writer.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(OutputError, match="GB are needed"):
+    with pytest.raises(OutputError, match="MB are needed"):
         write_safetensors(tmp_path / "a", {"a": _source(torch.ones(4))}, {})
     assert not list(tmp_path.iterdir())
 

@@ -135,7 +135,7 @@ def _need_space(path: Path, size: int) -> None:
     free = shutil.disk_usage(path.parent).free
     if size > free:
         raise OutputError(
-            f"{path.parent}: {size / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free"
+            f"{path.parent}: {size / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB are free"
         )
 
 
