@@ -11,19 +11,11 @@ from typing import Any
 import pytest
 import torch
 from ranks import run_ranks
+from test_bench_step import TINY
 
 from fairhuman.planning import SDXL_PARAMETERS, Plan, page
 
 ROOT = Path(__file__).resolve().parents[1]
-UNET = {
-    "sample_size": 8,
-    "block_out_channels": (32, 64, 64),
-    "transformer_layers_per_block": (1, 1, 1),
-    "attention_head_dim": (2, 4, 4),
-    "cross_attention_dim": 32,
-    "addition_time_embed_dim": 8,
-    "projection_class_embeddings_input_dim": 80,
-}
 BUCKET, LIVE = 100_000, 1
 CASES = [
     (1, "bf16", "exact"),
@@ -42,7 +34,7 @@ def count(folder: str) -> list[dict[str, float]]:
     """Count a rank's tensors before a step, and what it sends in one, for every case."""
     from fairhuman import bench
 
-    bench.UNETS["small"] = UNET
+    bench.UNETS["small"] = TINY
     found = []
     for stage, precision, mode in CASES:
         path = Path(folder) / f"zero{stage}.json"
@@ -75,7 +67,7 @@ def count_one(mode: str, precision: str, deepspeed: str) -> dict[str, float]:
     parameters = sum(p.numel() for p in unet.parameters())
     engine = make_engine(config, unet)
     balancer = make_balancer(config, engine)
-    step = bench._Step(config, engine, balancer, UNET, device)
+    step = bench._Step(config, engine, balancer, TINY, device)
     step()
     held: list[float] = []
     take = balancer.step
