@@ -30,14 +30,9 @@ CASES = [
 ]
 
 
-def count(folder: str) -> list[dict[str, float]]:
-    """Count a rank's tensors before a step, and what it sends in one, for every case."""
-    from fairhuman import bench
-
-    bench.UNETS["small"] = TINY
-    found = []
-    for stage, precision, mode in CASES:
-        path = Path(folder) / f"zero{stage}.json"
+def write_zero(folder: Path) -> None:
+    """Write a DeepSpeed config for each stage, as the planned buckets and limits say."""
+    for stage in (1, 2, 3):
         zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": BUCKET}
         if stage == 3:
             zero |= {
@@ -46,10 +41,18 @@ def count(folder: str) -> list[dict[str, float]]:
                 "stage3_prefetch_bucket_size": 0,
                 "stage3_max_reuse_distance": 0,
             }
-        if not path.exists() or json.loads(path.read_text())["zero_optimization"] != zero:
-            path.write_text(json.dumps({"zero_optimization": zero}))
-        found.append(count_one(mode, precision, str(path)))
-    return found
+        (folder / f"zero{stage}.json").write_text(json.dumps({"zero_optimization": zero}))
+
+
+def count(folder: str) -> list[dict[str, float]]:
+    """Count a rank's tensors before a step, and what it sends in one, for every case."""
+    from fairhuman import bench
+
+    bench.UNETS["small"] = TINY
+    return [
+        count_one(mode, precision, str(Path(folder) / f"zero{stage}.json"))
+        for stage, precision, mode in CASES
+    ]
 
 
 def count_one(mode: str, precision: str, deepspeed: str) -> dict[str, float]:
@@ -102,7 +105,9 @@ def live_bytes(before: list[torch.Tensor]) -> float:
 
 @pytest.fixture(scope="module")
 def counted(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str, str], Any]:
-    found = run_ranks(count, 2, str(tmp_path_factory.mktemp("deepspeed")))[0]
+    folder = tmp_path_factory.mktemp("deepspeed")
+    write_zero(folder)
+    found = run_ranks(count, 2, str(folder))[0]
     return dict(zip(CASES, found, strict=True))
 
 
