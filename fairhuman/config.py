@@ -51,6 +51,13 @@ class Data(Section):
     """A folder with metadata.jsonl (the imagefolder convention)."""
     resolution: Annotated[int, Field(ge=64, multiple_of=8)] = 1024
     """Side of the square training image, in pixels."""
+    buckets: bool = False
+    """Train every image in the bucket nearest to its aspect ratio, in place of a square: sizes of
+    about the square's area. A step's images are all of one bucket."""
+    bucket_step: Annotated[int, Field(ge=8, multiple_of=8)] = 64
+    """Sides of buckets are multiples of this, in pixels."""
+    max_aspect: Annotated[float, Field(ge=1)] = 2.5
+    """No bucket's longer side is more than this times its shorter; images beyond are cropped."""
     mask_margin: Annotated[float, Field(ge=0)] = 16.0
     """Boxes are widened by this on each side, in pixels at the training resolution."""
     unannotated: Literal["error", "absent"] = "error"
@@ -354,6 +361,11 @@ def _conflicts(config: Config) -> list[str]:
                 f"data.columns.{name}: there is no such column{_near(name, columns)}; they are "
                 f"{', '.join(columns)}"
             )
+    if config.data.buckets and config.data.resolution % config.data.bucket_step:
+        problems.append(
+            f"data.bucket_step = {config.data.bucket_step}: does not divide data.resolution = "
+            f"{config.data.resolution}, so that no bucket would be square; choose one that does"
+        )
     balled = config.fairness.solves and config.fairness.normalize == "ball"
     if balled and config.train.max_grad_norm is None:
         problems.append(

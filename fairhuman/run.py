@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import resource
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ import torch.distributed as dist
 from fairhuman import checkpoint
 from fairhuman.config import Config
 from fairhuman.data import dataset
+from fairhuman.data.buckets import frame
 from fairhuman.data.dataset import People
-from fairhuman.data.order import Order, StepSampler
+from fairhuman.data.order import StepSampler, Stream
 from fairhuman.data.records import Entry, Problem, Record, check_entries, load_records
 from fairhuman.engine import check_engine, deepspeed_config, gathered, make_engine
 from fairhuman.errors import ConfigError
@@ -75,7 +77,7 @@ class Run:
         self.count = len(trained)
         people = People(trained, config.objectives.regions, config.data, train.seed, sdxl.cell)
         sampler = StepSampler(
-            _order(trained, config),
+            _stream(trained, config),
             batch_size=train.batch_size,
             micro_batches=train.gradient_accumulation,
             rank=dist.get_rank(),
@@ -88,6 +90,7 @@ class Run:
             Log(self.output, train.steps, self.progress.step, self.names) if self.first else None
         )
         self._report_left_out(left_out)
+        self._report_buckets(trained)
         if found and manifest and self.log:
             self.log.say(f"resumed from {found} at step {self.progress.step}")
             if resharded:
@@ -182,6 +185,21 @@ class Run:
         if left_out:
             self.log.say(f"{len(left_out)} samples left out, {self.count} trained on")
 
+    def _report_buckets(self, trained: Sequence[Record]) -> None:
+        if not (self.log and self.config.data.buckets):
+            return
+        counts = Counter(frame(record.size, self.config.data) for record in trained)
+        listed = [
+            f"{width} x {height}: {count}" for (width, height), count in sorted(counts.items())
+        ]
+        self.log.say(f"samples by bucket: {', '.join(listed)}")
+        if small := sum(count < self.global_batch for count in counts.values()):
+            self.log.say(
+                f"{small} of {len(counts)} buckets have fewer samples than the global batch of "
+                f"{self.global_batch}: their steps repeat samples, with other noise; a larger "
+                "data.bucket_step makes fewer buckets"
+            )
+
     def _report_batch(self, manifest: Manifest) -> None:
         before = manifest.global_batch
         if self.log and before and before != self.global_batch:
@@ -192,10 +210,11 @@ class Run:
             )
 
 
-def _order(records: Sequence[Record], config: Config) -> Order:
+def _stream(records: Sequence[Record], config: Config) -> Stream:
     shows = [any(a.boxes or a.mask for a in record.regions.values()) for record in records]
+    frames = [frame(record.size, config.data) for record in records]
     try:
-        return Order(len(records), config.train.seed, shows, config.data.region_share)
+        return Stream(frames, config.train.seed, shows, config.data.region_share)
     except ValueError as error:
         raise ConfigError(f"data.region_share = {config.data.region_share}: {error}") from None
 

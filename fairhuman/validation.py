@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from fairhuman.config import Config
+from fairhuman.data.buckets import Size, frame
 from fairhuman.data.dataset import Batch, People, collate
 from fairhuman.data.records import Record
 from fairhuman.errors import DataError
@@ -60,20 +61,30 @@ class Validation:
     @torch.no_grad()
     def __call__(self, unet: Any) -> list[float | None]:
         """Return the K losses, None for a region that no held-out image has; a collective."""
-        mine = range(dist.get_rank(), len(self.people), dist.get_world_size())
         objectives = self.denoising.objectives
         total, size, area = torch.zeros(3, len(objectives.names), dtype=torch.float64)
-        for start in range(0, len(mine), self.batch_size):
-            draws = [self.people[EPOCH, i] for i in mine[start : start + self.batch_size]]
-            batch: Batch = collate(draws)
+        for indices in self._batches():
+            batch: Batch = collate([self.people[EPOCH, index] for index in indices])
             covered = Objectives.area(batch.masks)
             # With its own areas a batch counts as the whole: its losses are averages over them,
             # or over its samples.
             losses = self.denoising.losses(unet, batch, covered).double().cpu()
-            counts = covered if objectives.reduction == "region" else len(draws)
+            counts = covered if objectives.reduction == "region" else len(indices)
             total += losses * counts
             size += counts
             area += covered
         sums = torch.stack([total, size, area]).to(self.denoising.device)
         dist.all_reduce(sums)
         return [float(t / n) if a > 0 else None for t, n, a in sums.T]
+
+    def _batches(self) -> list[list[int]]:
+        """Return this rank's samples in batches, each of one bucket."""
+        buckets: dict[Size, list[int]] = {}
+        for index in range(dist.get_rank(), len(self.people), dist.get_world_size()):
+            size = frame(self.people.records[index].size, self.people.data)
+            buckets.setdefault(size, []).append(index)
+        return [
+            indices[start : start + self.batch_size]
+            for indices in buckets.values()
+            for start in range(0, len(indices), self.batch_size)
+        ]

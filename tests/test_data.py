@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from PIL import Image
 
 from fairhuman.config import Data
 from fairhuman.data.dataset import Batch, People, collate, steps
-from fairhuman.data.order import Order, StepSampler, generator, permutation
+from fairhuman.data.order import Draw, StepSampler, Stream, generator, permutation
 from fairhuman.data.records import Record, load_records, open_image, write_metadata
 from fairhuman.errors import DataError
 
@@ -160,7 +160,7 @@ def test_16_bits_of_grey_are_scaled_not_clipped(tmp_path: Path) -> None:
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.7, 1.0])
 def test_a_region_share_is_kept_in_every_stretch_of_the_stream(share: float) -> None:
     shows = [index % 5 == 0 for index in range(40)]
-    order = Order(40, 3, shows, share)
+    order = Stream([0] * 40, 3, shows, share).orders[0]
     draws = [order[position] for position in range(400)]
     held = np.cumsum([shows[index] for _, index in draws])
     np.testing.assert_allclose(held, share * np.arange(1, 401), atol=1)
@@ -174,9 +174,9 @@ def test_a_region_share_is_kept_in_every_stretch_of_the_stream(share: float) -> 
 
 def test_a_share_without_such_samples_is_refused() -> None:
     with pytest.raises(ValueError, match="with a region"):
-        Order(4, 0, [False] * 4, 0.5)
+        Stream([0] * 4, 0, [False] * 4, 0.5)
     with pytest.raises(ValueError, match="without a region"):
-        Order(4, 0, [True] * 4, 0.5)
+        Stream([0] * 4, 0, [True] * 4, 0.5)
 
 
 def test_orders_are_permutations_that_differ_by_epoch_and_seed() -> None:
@@ -196,18 +196,23 @@ def test_the_numbers_of_a_sample_are_its_own() -> None:
     assert draw(*keys[0]) == draw(*keys[0])
 
 
-def take(count: int, **settings: Any) -> list[list[tuple[int, int]]]:
-    iterator = iter(StepSampler(Order(7, 0), **settings))
+ONE_BUCKET = [0] * 7
+UNEVEN_BUCKETS = [0] * 5 + [1] * 2 + [2]
+
+
+def take(count: int, buckets: Sequence[int] = ONE_BUCKET, **settings: Any) -> list[list[Draw]]:
+    iterator = iter(StepSampler(Stream(buckets, 0), **settings))
     return [next(iterator) for _ in range(count)]
 
 
+@pytest.mark.parametrize("buckets", [ONE_BUCKET, UNEVEN_BUCKETS])
 @pytest.mark.parametrize(("ranks", "micro", "batch"), [(1, 1, 4), (1, 2, 2), (2, 1, 2), (4, 1, 1)])
 def test_a_step_holds_the_same_samples_however_it_is_split(
-    ranks: int, micro: int, batch: int
+    ranks: int, micro: int, batch: int, buckets: list[int]
 ) -> None:
-    whole = take(5, batch_size=4, micro_batches=1, rank=0, ranks=1)
+    whole = take(5, buckets, batch_size=4, micro_batches=1, rank=0, ranks=1)
     split = [
-        take(5, batch_size=batch, micro_batches=micro, rank=rank, ranks=ranks)
+        take(5, buckets, batch_size=batch, micro_batches=micro, rank=rank, ranks=ranks)
         for rank in range(ranks)
     ]
     for step in range(5):
@@ -216,12 +221,39 @@ def test_a_step_holds_the_same_samples_however_it_is_split(
 
 
 def test_every_sample_comes_once_an_epoch_and_a_resumed_order_goes_on() -> None:
-    settings = {"batch_size": 3, "micro_batches": 1, "rank": 0, "ranks": 1}
+    settings: dict[str, Any] = {"batch_size": 3, "micro_batches": 1, "rank": 0, "ranks": 1}
     stream = [draw for step in take(14, **settings) for draw in step]
     for epoch in range(6):
         part = stream[epoch * 7 : (epoch + 1) * 7]
         assert sorted(part) == [(epoch, index) for index in range(7)]
     assert take(4, **settings, seen=9) == take(7, **settings)[3:]
+
+
+def test_a_step_is_of_one_bucket_and_every_sample_comes_equally_often() -> None:
+    settings: dict[str, Any] = {"batch_size": 3, "micro_batches": 1, "rank": 0, "ranks": 1}
+    steps = take(800, UNEVEN_BUCKETS, **settings)
+    assert all(len({UNEVEN_BUCKETS[index] for _, index in step}) == 1 for step in steps)
+    draws = [draw for step in steps for draw in step]
+    assert len(set(draws)) == len(draws)  # a sample that comes again has other random numbers
+    times = np.bincount([index for _, index in draws])
+    # 2400 draws of 8 samples, but for a step of three in a bucket of one.
+    assert times.min() >= 297
+    assert times.max() <= 303
+
+
+def test_a_resumed_stream_of_buckets_goes_on() -> None:
+    settings: dict[str, Any] = {"batch_size": 3, "micro_batches": 1, "rank": 0, "ranks": 1}
+    assert take(7, UNEVEN_BUCKETS, **settings, seen=27) == take(16, UNEVEN_BUCKETS, **settings)[9:]
+
+
+def test_a_share_holds_in_every_bucket_and_drops_what_it_excludes() -> None:
+    shows = [True, False, True, False, True, False]
+    half = Stream([0, 0, 1, 1, 1, 1], 0, shows, 0.5)
+    for order in half.orders:
+        assert sum(shows[order[position][1]] for position in range(100)) == 50
+    shown = Stream([0, 0, 1, 1, 1, 2], 0, shows, 1.0)
+    assert len(shown.orders) == 2  # the third bucket has no sample that shows a region
+    assert all(shows[order[position][1]] for order in shown.orders for position in range(20))
 
 
 def dataset(people: Path, **settings: Any) -> People:
@@ -270,7 +302,7 @@ def test_captions_are_dropped_at_the_asked_rate(people: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loading_in_workers_gives_the_same_batches(people: Path, workers: int) -> None:
     data = dataset(people, crop="random")
-    sampler = StepSampler(Order(24, 0), batch_size=3, micro_batches=2, rank=0, ranks=1)
+    sampler = StepSampler(Stream([0] * 24, 0), batch_size=3, micro_batches=2, rank=0, ranks=1)
     stream = steps(data, sampler, workers)
     found = [next(stream) for _ in range(3)]
     order = iter(sampler)

@@ -20,6 +20,8 @@ import torch
 from ranks import free_port
 from safetensors.torch import load_file
 
+from fairhuman.cli import main
+
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = ROOT / "fairhuman" / "train.py"
 PATIENCE_S = 300
@@ -37,6 +39,9 @@ train: {{output_dir: {output}, steps: 6, batch_size: 2, precision: fp32, checkpo
 deepspeed: {{zero_optimization: {{stage: 2}}}}
 """
 
+# Two buckets for the photographs: 152 x 104 and 168 x 96.
+BUCKETS = ["data.buckets=true", "data.bucket_step=8", "data.resolution=128"]
+
 KEYS = {
     "step", "epoch", "lr", "loss/global", "loss/face", "loss/hand", "weight/global",
     "weight/face", "weight/hand", "grad_norm/global", "grad_norm/face", "grad_norm/hand",
@@ -52,6 +57,17 @@ def config(tiny_model: Path, people: Path, tmp_path_factory: pytest.TempPathFact
     path = folder / "config.yaml"
     path.write_text(CONFIG.format(model=tiny_model, people=people, output=folder / "out"))
     return path
+
+
+@pytest.fixture(scope="module")
+def photographs(wholebody: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four photographs of people, imported."""
+    data = tmp_path_factory.mktemp("photographs") / "people"
+    words = ["import", "coco-wholebody", "--out", str(data), "--images", str(wholebody)]
+    words += ["--annotations", str(wholebody / "annotations.json")]
+    words += ["--captions", str(wholebody / "captions.jsonl")]
+    assert main(words) == 0
+    return data
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -242,6 +258,20 @@ def test_a_run_under_zero_3_resumes_and_ends_on_another_number_of_ranks(
     assert all(torch.equal(value, unet[name]) for name, value in masters.items())
 
 
+def test_a_run_in_buckets_resumes_as_if_it_had_never_stopped(
+    config: Path, photographs: Path, tmp_path: Path
+) -> None:
+    overrides = [f"data.root={photographs}", *BUCKETS]
+    overrides += ["data.validation=0", "train.validate_every=0", "train.steps=5"]
+    whole = train(config, tmp_path / "whole", 1, *overrides)
+    assert "samples by bucket: 152 x 104: 3, 168 x 96: 1" in whole
+    assert "1 of 2 buckets have fewer samples than the global batch of 2" in whole
+    train(config, tmp_path / "parts", 1, *overrides, "train.checkpoint_every=1")
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "step-00000005")
+    train(config, tmp_path / "parts", 1, *overrides, "train.resume=auto")
+    assert repeatable(tmp_path / "parts") == repeatable(tmp_path / "whole")
+
+
 def test_another_global_batch_is_told_and_the_data_go_on(
     finished: tuple[Path, str], config: Path, tmp_path: Path
 ) -> None:
@@ -264,9 +294,14 @@ def test_another_global_batch_is_told_and_the_data_go_on(
     assert all(record["loss/global"] < 2 * before for record in records)
 
 
+@pytest.mark.parametrize("buckets", [False, True])
 def test_one_global_batch_gives_the_same_metrics_however_it_is_split(
-    config: Path, tmp_path: Path
+    config: Path, tmp_path: Path, buckets: bool, request: pytest.FixtureRequest
 ) -> None:
+    overrides = []
+    if buckets:
+        overrides.append(f"data.root={request.getfixturevalue('photographs')}")
+        overrides += [*BUCKETS, "data.validation=1"]
     splits = {"1x4": (1, 4, 1), "2x2": (1, 2, 2), "2 ranks": (2, 1, 2)}
     found = {}
     for name, (ranks, batch, accumulation) in splits.items():
@@ -280,6 +315,7 @@ def test_one_global_batch_gives_the_same_metrics_however_it_is_split(
             "optimizer.name=SGD",
             "optimizer.lr=0.01",
             "objectives.reduction=region",
+            *overrides,
         )
         found[name] = repeatable(tmp_path / name)
     for name in ("2x2", "2 ranks"):
@@ -318,20 +354,13 @@ def test_the_baselines_train_with_half_precision_and_accumulation(
 
 
 def test_real_photographs_train_and_an_absent_face_is_logged(
-    config: Path, tiny_model: Path, wholebody: Path, tmp_path: Path
+    config: Path, photographs: Path, tmp_path: Path
 ) -> None:
-    from fairhuman.cli import main
-
-    data = tmp_path / "photographs"
-    words = ["import", "coco-wholebody", "--out", str(data), "--images", str(wholebody)]
-    words += ["--annotations", str(wholebody / "annotations.json")]
-    words += ["--captions", str(wholebody / "captions.jsonl")]
-    assert main(words) == 0
     train(
         config,
         tmp_path / "out",
         1,
-        f"data.root={data}",
+        f"data.root={photographs}",
         "data.validation=0",
         "train.validate_every=0",
         "data.crop=center",

@@ -25,7 +25,7 @@ def test_a_picture_that_is_its_own_mask_stays_equal_to_it_under_a_thousand_draws
         size = (width, height)
         mask = Image.fromarray(noise.integers(0, 256, (size[1], size[0]), dtype=np.uint8))
         image = Image.merge("RGB", (mask, mask, mask))
-        placement = Placement.draw(size, 64, rng(draw), crop="random", flip=True)
+        placement = Placement.draw(size, (64, 64), rng(draw), crop="random", flip=True)
         seen.add((placement.flip, placement.left > 0, placement.top > 0))
         moved = placement.image(image)
         assert moved.size == (64, 64)
@@ -41,23 +41,23 @@ def test_boxes_land_on_what_they_enclose() -> None:
         w, h = (int(n) for n in noise.integers(10, 30, 2))
         image = Image.new("L", (width, height))
         ImageDraw.Draw(image).rectangle((x, y, x + w - 1, y + h - 1), fill=255)
-        placement = Placement.draw((width, height), 96, rng(draw), crop="random", flip=True)
+        placement = Placement.draw((width, height), (96, 96), rng(draw), crop="random", flip=True)
         drawn = grey(placement.image(image))
-        covered = rasterize(placement.boxes([(x, y, w, h)]), 96)
+        covered = rasterize(placement.boxes([(x, y, w, h)]), (96, 96))
         # Resampling blurs the drawn edge over a pixel or two; the middle and the area agree.
         assert abs(drawn.sum() - covered.sum()) < 0.1 * covered.sum() + 4
         assert np.abs(drawn - covered).mean() < 0.02
 
 
 def test_the_draw_does_not_depend_on_the_settings() -> None:
-    still = Placement.draw((200, 100), 64, rng(3), crop="random", flip=False)
-    flipped = Placement.draw((200, 100), 64, rng(3), crop="random", flip=True)
+    still = Placement.draw((200, 100), (64, 64), rng(3), crop="random", flip=False)
+    flipped = Placement.draw((200, 100), (64, 64), rng(3), crop="random", flip=True)
     assert (still.left, still.top) == (flipped.left, flipped.top)
 
 
 def whole_boxes(placement: Placement, boxes: list[Box]) -> int:
     inside = [(x, y, x + w, y + h) for x, y, w, h in placement.boxes(boxes)]
-    return sum(min(box) >= -1 and max(box) <= placement.size + 1 for box in inside)
+    return sum(min(box) >= -1 and max(box) <= placement.size[0] + 1 for box in inside)
 
 
 @pytest.mark.parametrize("upright", [False, True])
@@ -72,7 +72,7 @@ def test_a_crop_by_regions_keeps_as_many_whole_as_any_crop_could(upright: bool) 
             box = (across, along, 20.0, extent) if upright else (along, across, extent, 20.0)
             boxes.append(box)
         stored = (64, 160) if upright else (160, 64)
-        found = Placement.draw(stored, 64, rng(draw), crop="regions", flip=True, keep=boxes)
+        found = Placement.draw(stored, (64, 64), rng(draw), crop="regions", flip=True, keep=boxes)
         others = [
             replace(found, top=start) if upright else replace(found, left=start)
             for start in range(97)
@@ -84,7 +84,7 @@ def test_a_crop_by_regions_keeps_as_many_whole_as_any_crop_could(upright: bool) 
 
 def test_a_region_larger_than_the_crop_fills_it() -> None:
     placement = Placement.draw(
-        (300, 64), 64, rng(0), crop="regions", keep=[(100.0, 0.0, 150.0, 64.0)]
+        (300, 64), (64, 64), rng(0), crop="regions", keep=[(100.0, 0.0, 150.0, 64.0)]
     )
     assert 100 <= placement.left <= 250 - 64
 
@@ -92,26 +92,26 @@ def test_a_region_larger_than_the_crop_fills_it() -> None:
 @pytest.mark.parametrize("size", [(64, 64), (640, 480), (33, 1000), (1000, 33), (65, 64)])
 def test_the_square_is_covered_whatever_the_image_s_shape(size: tuple[int, int]) -> None:
     for seed in range(20):
-        placement = Placement.draw(size, 64, rng(seed), crop="random")
+        placement = Placement.draw(size, (64, 64), rng(seed), crop="random")
         assert 0 <= placement.left <= placement.resized[0] - 64
         assert 0 <= placement.top <= placement.resized[1] - 64
         assert min(placement.resized) == 64
 
 
 def test_time_ids_are_original_size_crop_corner_and_target_size() -> None:
-    placement = Placement((200, 100), (128, 64), left=30, top=0, size=64, flip=False)
+    placement = Placement((200, 100), (128, 64), left=30, top=0, size=(64, 64), flip=False)
     assert placement.time_ids() == (100, 200, 0, 30, 64, 64)
 
 
 def test_a_mask_of_another_size_is_refused() -> None:
-    placement = Placement.draw((20, 10), 64, rng(0))
+    placement = Placement.draw((20, 10), (64, 64), rng(0))
     with pytest.raises(ValueError, match=r"expected an image of \(20, 10\)"):
         placement.image(Image.new("L", (10, 20)))
 
 
 def test_coverage_keeps_the_area_of_boxes_with_fractions_of_a_pixel() -> None:
     box = (10.3, 20.7, 13.9, 0.4)
-    covered = rasterize([box], 64)
+    covered = rasterize([box], (64, 64))
     assert covered.sum() == pytest.approx(box[2] * box[3], rel=1e-5)
     latent = to_latent(torch.from_numpy(covered)[None], 8)
     assert latent.shape == (1, 8, 8)
@@ -120,10 +120,10 @@ def test_coverage_keeps_the_area_of_boxes_with_fractions_of_a_pixel() -> None:
 
 
 def test_overlapping_boxes_are_united_and_those_outside_are_cut() -> None:
-    twice = rasterize([(4, 4, 8, 8), (4, 4, 8, 8)], 16)
+    twice = rasterize([(4, 4, 8, 8), (4, 4, 8, 8)], (16, 16))
     assert twice.sum() == 64
-    assert rasterize([(-8, -8, 16, 16)], 16).sum() == 64
-    assert rasterize([(20, 20, 5, 5)], 16).sum() == 0
+    assert rasterize([(-8, -8, 16, 16)], (16, 16)).sum() == 64
+    assert rasterize([(20, 20, 5, 5)], (16, 16)).sum() == 0
 
 
 def test_widening_adds_the_margin_on_every_side() -> None:

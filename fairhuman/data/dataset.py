@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fairhuman.config import Data
+from fairhuman.data.buckets import frame
 from fairhuman.data.order import Draw, StepSampler, generator
 from fairhuman.data.records import Record, open_image, open_mask
 from fairhuman.data.regions import Box, as_tensor, rasterize, to_latent, widen
@@ -25,9 +26,9 @@ class Batch:
     ids: list[str]
     epochs: list[int]
     pixels: Tensor
-    """[B, 3, S, S] float32 in [-1, 1]."""
+    """[B, 3, H, W] float32 in [-1, 1]."""
     masks: Tensor
-    """[B, R, S / cell, S / cell] float32 in [0, 1], at latent resolution."""
+    """[B, R, H / cell, W / cell] float32 in [0, 1], at latent resolution."""
     captions: list[str | None]
     """None: trained without its caption."""
     time_ids: Tensor
@@ -82,10 +83,10 @@ class People(Dataset[Batch]):
         )
 
     def placement(self, record: Record, epoch: int) -> Placement:
-        """Return how the record's image lies in its training square in that epoch."""
+        """Return how the record's image lies in its training image in that epoch."""
         return Placement.draw(
             record.size,
-            self.data.resolution,
+            frame(record.size, self.data),
             generator(self.seed, epoch, record.id, "placement"),
             crop=self.data.crop,
             flip=self.data.flip,

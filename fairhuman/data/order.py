@@ -8,7 +8,7 @@ on without replaying anything.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -30,49 +30,45 @@ def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
 
 
 class Order:
-    """The endless stream of draws: position by position, without state.
+    """The endless stream of some samples: position by position, without state.
 
     An epoch is as many positions as there are samples.
 
     Args:
-        count: of samples.
+        samples: their indices in the data set.
         seed: of the run.
-        shows: which samples show a region; needed for `share`.
-        share: of the positions that hold such a sample; None takes all samples alike.
-
-    Raises:
-        ValueError: there is no sample of a kind that the share asks for.
+        shows: which of them show a region; needed for `share`.
+        share: of the positions that hold such a sample; None, and where there are samples of one
+            kind alone, takes all alike.
     """
 
     def __init__(
         self,
-        count: int,
+        samples: Sequence[int],
         seed: int,
         shows: Sequence[bool] | None = None,
         share: float | None = None,
     ) -> None:
-        self.count = count
         self.seed = seed
-        self.share = share
-        self._parts = [np.arange(count)]
+        self._parts = [np.asarray(samples, dtype=np.int64)]
+        self._share: float | None = None
         if share is not None:
             shown = np.asarray(shows, dtype=bool)
-            self._parts = [np.flatnonzero(~shown), np.flatnonzero(shown)]
-            if (share > 0 and not shown.any()) or (share < 1 and shown.all()):
-                missing = "without a region" if shown.any() else "with a region"
-                raise ValueError(f"there is no sample {missing}")
+            if shown.any() and not shown.all():
+                self._share = share
+                self._parts = [self._parts[0][~shown], self._parts[0][shown]]
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
 
     def __getitem__(self, position: int) -> Draw:
         """Return the draw at a position.
 
-        Its epoch counts how often its part of the data set has come before, so that no sample
+        Its epoch counts how often its part of the samples has come before, so that no sample
         comes twice with the same random numbers.
         """
         part, place = 0, position
-        if self.share is not None:
+        if self._share is not None:
             # Evenly spread: after n positions, floor(share n) of them show a region.
-            before, after = (int(n * self.share + 1e-9) for n in (position, position + 1))
+            before, after = (int(n * self._share + 1e-9) for n in (position, position + 1))
             part = int(after > before)
             place = before if part else position - before
         members = self._parts[part]
@@ -84,17 +80,73 @@ class Order:
         return epoch, int(members[order[index]])
 
 
-class StepSampler(Sampler[list[Draw]]):
-    """The draws of one rank, an optimizer step at a time, without end.
+class Stream:
+    """The endless stream of a data set, one global batch after another, each of one bucket.
 
-    Without a share, all samples of an epoch come before those of the next; a step may hold the end
-    of one epoch and the start of another. Step s holds draws s*G to (s+1)*G - 1 of that stream, G
-    the global batch, micro-batch by micro-batch and in each rank by rank.
+    Every bucket has its own `Order`. Which bucket is next follows from how many samples of each
+    have come: the one that is furthest behind its share of the data set, so that in the long run
+    every sample comes equally often.
+
+    Args:
+        buckets: the bucket of each sample.
+        seed: of the run.
+        shows: which samples show a region; needed for `share`.
+        share: of the samples that show a region, in every bucket that has both kinds.
+
+    Raises:
+        ValueError: there is no sample of a kind that the share asks for.
     """
 
     def __init__(
         self,
-        order: Order,
+        buckets: Sequence[Hashable],
+        seed: int,
+        shows: Sequence[bool] | None = None,
+        share: float | None = None,
+    ) -> None:
+        shown = np.zeros(len(buckets), dtype=bool) if shows is None else np.asarray(shows, bool)
+        if share is not None and ((share > 0 and not shown.any()) or (share < 1 and shown.all())):
+            raise ValueError(f"there is no sample {'without' if shown.any() else 'with'} a region")
+        members: dict[Hashable, list[int]] = {}
+        for index, bucket in enumerate(buckets):
+            if share not in (0, 1) or shown[index] == share:
+                members.setdefault(bucket, []).append(index)
+        self.orders = [
+            Order(samples, seed, shown[samples].tolist(), share) for samples in members.values()
+        ]
+        self._counts = np.array([len(samples) for samples in members.values()])
+
+    def taken(self, seen: int, size: int) -> np.ndarray:
+        """Return how many samples of each bucket are behind us after `seen` of all.
+
+        Args:
+            seen: samples that have come.
+            size: of a global batch. After a change of it the buckets' shares of `seen` stay, to
+                within a batch.
+        """
+        taken = np.zeros_like(self._counts)
+        while seen > 0:
+            taken[self.due(taken, size)] += min(size, seen)
+            seen -= size
+        return taken
+
+    def due(self, taken: np.ndarray, size: int) -> int:
+        """Return the bucket of the next global batch."""
+        behind = self._counts * (taken.sum() + size) - taken * self._counts.sum()
+        return int(behind.argmax())
+
+
+class StepSampler(Sampler[list[Draw]]):
+    """The draws of one rank, an optimizer step at a time, without end.
+
+    Without a share, all samples of an epoch of a bucket come before those of the next; a step may
+    hold the end of one epoch and the start of another. A step holds G draws of one bucket that
+    follow each other, G the global batch, micro-batch by micro-batch and in each rank by rank.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
         *,
         batch_size: int,
         micro_batches: int,
@@ -102,7 +154,7 @@ class StepSampler(Sampler[list[Draw]]):
         ranks: int,
         seen: int = 0,
     ) -> None:
-        self.order = order
+        self.stream = stream
         self.batch_size = batch_size
         self.micro_batches = micro_batches
         self.rank = rank
@@ -112,11 +164,13 @@ class StepSampler(Sampler[list[Draw]]):
 
     def __iter__(self) -> Iterator[list[Draw]]:
         step = self.batch_size * self.micro_batches * self.ranks
-        start = self.seen
+        taken = self.stream.taken(self.seen, step)
         while True:
+            bucket = self.stream.due(taken, step)
+            order, start = self.stream.orders[bucket], int(taken[bucket])
             draws: list[Draw] = []
             for micro in range(self.micro_batches):
                 first = start + (micro * self.ranks + self.rank) * self.batch_size
-                draws += [self.order[first + i] for i in range(self.batch_size)]
+                draws += [order[first + i] for i in range(self.batch_size)]
             yield draws
-            start += step
+            taken[bucket] += step

@@ -25,16 +25,17 @@ class Annotation:
     """A grey image, white = region. Where there is one it is used instead of the boxes."""
 
 
-def rasterize(boxes: Sequence[Box], size: int) -> NDArray[np.float32]:
-    """Return how far each pixel of a size x size image is covered by the boxes, in [0, 1].
+def rasterize(boxes: Sequence[Box], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Return how far each pixel is covered by the boxes, [H, W] in [0, 1].
 
+    `size` is the image's width and height.
     Exact for one box, fractions of a pixel included; overlapping boxes are united.
     """
-    canvas = np.zeros((size, size), dtype=np.float32)
-    edges = np.arange(size, dtype=np.float64)
+    canvas = np.zeros((size[1], size[0]), dtype=np.float32)
+    across, down = (np.arange(side, dtype=np.float64) for side in size)
     for x, y, width, height in boxes:
-        columns = np.clip(np.minimum(edges + 1, x + width) - np.maximum(edges, x), 0, 1)
-        rows = np.clip(np.minimum(edges + 1, y + height) - np.maximum(edges, y), 0, 1)
+        columns = np.clip(np.minimum(across + 1, x + width) - np.maximum(across, x), 0, 1)
+        rows = np.clip(np.minimum(down + 1, y + height) - np.maximum(down, y), 0, 1)
         np.maximum(canvas, (rows[:, None] * columns[None, :]).astype(np.float32), out=canvas)
     return canvas
 
@@ -55,8 +56,8 @@ def to_latent(mask: Tensor, cell: int) -> Tensor:
     return F.avg_pool2d(mask[None], cell)[0]
 
 
-def as_tensor(masks: Sequence[NDArray[np.float32]], size: int) -> Tensor:
-    """Stack masks [H, W] to [R, size, size]; R may be 0."""
+def as_tensor(masks: Sequence[NDArray[np.float32]], size: tuple[int, int]) -> Tensor:
+    """Stack masks to [R, H, W], H and W those of `size` (width, height); R may be 0."""
     if not masks:
-        return torch.zeros(0, size, size)
+        return torch.zeros(0, size[1], size[0])
     return torch.from_numpy(np.stack(masks))

@@ -14,7 +14,7 @@ from fairhuman.data.regions import Box
 
 @dataclass(frozen=True)
 class Placement:
-    """How a stored image lies in its training square: resize, then mirror, then crop.
+    """How a stored image lies in its training image: resize, then mirror, then crop.
 
     Drawn once per sample, so that whatever belongs to the image goes the same way.
     """
@@ -22,17 +22,18 @@ class Placement:
     stored: tuple[int, int]
     """Width and height of the stored image, EXIF orientation applied."""
     resized: tuple[int, int]
-    """Width and height after the resize that makes the image cover the square."""
+    """Width and height after the resize that makes it cover the training image."""
     left: int
     top: int
-    size: int
+    size: tuple[int, int]
+    """Width and height of the training image."""
     flip: bool
 
     @classmethod
     def draw(
         cls,
         stored: tuple[int, int],
-        size: int,
+        size: tuple[int, int],
         rng: np.random.Generator,
         crop: str = "center",
         flip: bool = False,
@@ -42,16 +43,16 @@ class Placement:
 
         Args:
             stored: width and height of the stored image.
-            size: of the training square.
+            size: width and height of the training image.
             rng: three numbers are drawn from it.
             crop: "center", "random", or "regions": one of the crops with the most of `keep` whole.
             flip: whether to mirror every other sample.
             keep: boxes in pixels of the stored image, for "regions".
         """
         width, height = stored
-        scale = size / min(width, height)
-        resized = (max(size, round(width * scale)), max(size, round(height * scale)))
-        spare = (resized[0] - size, resized[1] - size)
+        scale = max(size[0] / width, size[1] / height)
+        resized = (max(size[0], round(width * scale)), max(size[1], round(height * scale)))
+        spare = (resized[0] - size[0], resized[1] - size[1])
         horizontal, vertical, mirror = rng.random(3)
         flipped = flip and bool(mirror < 0.5)
         if crop == "center":
@@ -59,22 +60,25 @@ class Placement:
         boxes: list[Box] = []
         if crop == "regions":
             boxes = cls(stored, resized, 0, 0, size, flipped).boxes(keep)
-        left = _offset(horizontal, spare[0], size, [(x, x + width) for x, _, width, _ in boxes])
-        top = _offset(vertical, spare[1], size, [(y, y + height) for _, y, _, height in boxes])
+        columns = [(x, x + width) for x, _, width, _ in boxes]
+        rows = [(y, y + height) for _, y, _, height in boxes]
+        left = _offset(horizontal, spare[0], size[0], columns)
+        top = _offset(vertical, spare[1], size[1], rows)
         return cls(stored, resized, left, top, size, flipped)
 
     def image(self, image: Image.Image) -> Image.Image:
-        """Bring the image, a mask of it or its control image into the square."""
+        """Bring the image, a mask of it or its control image into the training image."""
         if image.size != self.stored:
             raise ValueError(f"expected an image of {self.stored}, got {image.size}")
         if image.size != self.resized:
             image = image.resize(self.resized, Image.Resampling.LANCZOS)
         if self.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return image.crop((self.left, self.top, self.left + self.size, self.top + self.size))
+        width, height = self.size
+        return image.crop((self.left, self.top, self.left + width, self.top + height))
 
     def boxes(self, boxes: Sequence[Box]) -> list[Box]:
-        """Bring boxes of the stored image into the square's pixels; they may stick out."""
+        """Bring boxes of the stored image into the training image's pixels; they may stick out."""
         scale_x = self.resized[0] / self.stored[0]
         scale_y = self.resized[1] / self.stored[1]
         placed = []
@@ -92,7 +96,7 @@ class Placement:
         sees it.
         """
         width, height = self.stored
-        return (height, width, self.top, self.left, self.size, self.size)
+        return (height, width, self.top, self.left, self.size[1], self.size[0])
 
 
 def _offset(number: float, spare: int, size: int, spans: Sequence[tuple[float, float]]) -> int:

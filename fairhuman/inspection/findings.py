@@ -108,10 +108,10 @@ def unannotated(row: dict[str, Any], regions: Sequence[str]) -> list[Finding]:
     ]
 
 
-def _box_findings(region: str, box: Box, size: int, cell: int) -> list[Finding]:
+def _box_findings(region: str, box: Box, size: tuple[int, int], cell: int) -> list[Finding]:
     x, y, width, height = box
-    seen_width = min(x + width, size) - max(x, 0.0)
-    seen_height = min(y + height, size) - max(y, 0.0)
+    seen_width = min(x + width, size[0]) - max(x, 0.0)
+    seen_height = min(y + height, size[1]) - max(y, 0.0)
     cells = f"{width / cell:.1f} x {height / cell:.1f} latent cells"
     if seen_width <= 0 or seen_height <= 0:
         return [Finding("outside", f"a {region} is outside the crop")]

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fairhuman.config import Config, Data
+from fairhuman.data.buckets import frame
 from fairhuman.data.dataset import People
 from fairhuman.data.folder import find_images, named_files, open_photograph, scan_rows
 from fairhuman.data.order import generator
@@ -135,7 +136,7 @@ def _placement(record: Record, view: View) -> Placement:
     """Return how the trainer places a sample; without a config, by the middle of the image."""
     if not view.train_view:
         rng = generator(view.seed, view.epoch, record.id, "placement")
-        return Placement.draw(record.size, view.data.resolution, rng)
+        return Placement.draw(record.size, frame(record.size, view.data), rng)
     return People([record], view.regions, view.data, view.seed, CELL).placement(record, view.epoch)
 
 

@@ -49,22 +49,25 @@ def annotated(
 
 
 def trained(pixels: NDArray[np.float32], masks: Mapping[str, NDArray[np.float32]]) -> Image.Image:
-    """Return a training square beside its masks at latent resolution, cell by cell.
+    """Return a training image beside its masks at latent resolution, cell by cell.
 
     Args:
-        pixels: [3, S, S] in [-1, 1], as the trainer has them.
-        masks: [S / cell, S / cell] in [0, 1] by region, as the trainer has them.
+        pixels: [3, H, W] in [-1, 1], as the trainer has them.
+        masks: [H / cell, W / cell] in [0, 1] by region, as the trainer has them.
     """
     values = ((pixels.transpose(1, 2, 0) + 1) * 127.5).round().clip(0, 255)
-    square = Image.fromarray(values.astype(np.uint8)).resize((SIDE, SIDE), Image.Resampling.BOX)
-    sheet = Image.new("RGB", (2 * SIDE, SIDE))
-    sheet.paste(square, (0, 0))
-    tinted = np.asarray(square, dtype=np.float32) * 0.6
+    image = Image.fromarray(values.astype(np.uint8))
+    scale = SIDE / max(image.size)
+    size = (round(image.width * scale), round(image.height * scale))
+    image = image.resize(size, Image.Resampling.BOX)
+    sheet = Image.new("RGB", (2 * size[0], size[1]))
+    sheet.paste(image, (0, 0))
+    tinted = np.asarray(image, dtype=np.float32) * 0.6
     for region, mask in masks.items():
         cells = Image.fromarray((mask * 255).round().astype(np.uint8))
-        large = cells.resize((SIDE, SIDE), Image.Resampling.NEAREST)
+        large = cells.resize(size, Image.Resampling.NEAREST)
         tinted = tint(tinted, grey(large), colour(region), 0.75)
-    sheet.paste(Image.fromarray(tinted.astype(np.uint8)), (SIDE, 0))
+    sheet.paste(Image.fromarray(tinted.astype(np.uint8)), (size[0], 0))
     return sheet
 
 
@@ -91,9 +94,9 @@ def _darkened(values: NDArray[np.float32], placement: Placement) -> NDArray[np.f
     scale_x, scale_y = width / placement.resized[0], height / placement.resized[1]
     left = placement.left
     if placement.flip:
-        left = placement.resized[0] - placement.left - placement.size
+        left = placement.resized[0] - placement.left - placement.size[0]
     inside = np.zeros((height, width), dtype=bool)
-    right, bottom = left + placement.size, placement.top + placement.size
+    right, bottom = left + placement.size[0], placement.top + placement.size[1]
     rows = slice(round(placement.top * scale_y), round(bottom * scale_y))
     inside[rows, round(left * scale_x) : round(right * scale_x)] = True
     return np.where(inside[..., None], values, values * 0.4)
