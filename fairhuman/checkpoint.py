@@ -12,9 +12,11 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from fairhuman import moments
 from fairhuman.errors import ConfigError, OutputError
 from fairhuman.layout import Layout, layout_of, publish, read_layout
 from fairhuman.manifest import (
+    Best,
     Manifest,
     Progress,
     Setup,
@@ -31,6 +33,7 @@ FOLDER = "checkpoints"
 PARTIAL = ".partial"
 _TAG = "deepspeed"
 _BALANCER = "balancer.pt"
+_BEST = "best"
 
 
 def save(
@@ -40,7 +43,7 @@ def save(
     keep: int,
     balancer: dict[str, Any] | None = None,
 ) -> Path:
-    """Write OUT/checkpoints/step-NNNNNNNN, drop the oldest; all ranks together.
+    """Write OUT/checkpoints/step-NNNNNNNN, drop the oldest but the best; all ranks together.
 
     Written aside, synced and renamed, so that a folder with that name is always whole. A rank
     that cannot write (a full disk) raises and the launcher ends the run; the checkpoints that
@@ -49,7 +52,7 @@ def save(
     Args:
         balancer: its state, tensors and plain values, the same on all ranks.
     """
-    folder = output / FOLDER / f"step-{progress.step:08d}"
+    folder = _folder(output, progress.step)
     aside = folder.with_name(folder.name + PARTIAL)
     first = dist.get_rank() == 0
     layout = layout_of(engine)
@@ -65,7 +68,8 @@ def save(
             if balancer:
                 torch.save(balancer, aside / _BALANCER)
             _finish(engine, aside, folder, progress)
-            _rotate(output / FOLDER, keep)
+            mark_best(output, progress.best)
+            _rotate(output / FOLDER, keep, progress.best)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into RuntimeError
         free = shutil.disk_usage(output).free / 2**30
         shutil.rmtree(aside, ignore_errors=True)
@@ -96,6 +100,7 @@ def find(output: Path, resume: str) -> Path | None:
     problem = incomplete(folder)
     if problem:
         raise ConfigError(f"train.resume = {resume!r}: {problem}")
+    folder = folder.resolve() if folder.is_symlink() else folder  # OUT/checkpoints/best
     last = newest(output)
     if last and (folder.resolve().parent != last.resolve().parent or last.name > folder.name):
         raise ConfigError(
@@ -109,6 +114,33 @@ def newest(output: Path) -> Path | None:
     """Return the newest whole checkpoint of a run."""
     folders = sorted((output / FOLDER).glob("step-????????"), reverse=True)
     return next((folder for folder in folders if not incomplete(folder)), None)
+
+
+def best_kept(output: Path, best: Best | None, metric: str | None) -> Best | None:
+    """Return the best so far if it was by this metric, and its checkpoint is in this run.
+
+    It is not where the run goes on in another folder, or from before the best was reached.
+    """
+    if best is None or best.metric != metric or incomplete(_folder(output, best.step)):
+        return None
+    return best
+
+
+def mark_best(output: Path, best: Best | None) -> None:
+    """Have OUT/checkpoints/best lead to the best one, or not be there.
+
+    It can be made anew from the newest manifest, which is the record: a run that is killed
+    between the checkpoint and the link has the old link, to a checkpoint that still is there.
+    """
+    link = output / FOLDER / _BEST
+    aside = link.with_name(_BEST + PARTIAL)
+    if best is None:
+        link.unlink(missing_ok=True)
+        return
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(_folder(output, best.step).name)
+    os.replace(aside, link)
+    _sync(link.parent)
 
 
 def resumable(folder: Path, setup: Setup) -> Manifest:
@@ -183,10 +215,12 @@ def _load_as_is(engine: Any, folder: Path, ranks: int) -> None:
         raise ConfigError(f"{folder}: DeepSpeed cannot load it: {first}") from error
     if path is None:
         raise ConfigError(f"{folder}: DeepSpeed found no checkpoint in it")
+    moments.page(engine.optimizer.optimizer)
 
 
 def _reshard(engine: Any, folder: Path, old: Layout) -> None:
     _agreed(lambda: restore(engine, OldState(folder, old)))
+    moments.page(engine.optimizer.optimizer)
     publish(engine)
 
 
@@ -233,10 +267,16 @@ def _finish(engine: Any, aside: Path, folder: Path, progress: Progress) -> None:
     _sync(folder.parent)
 
 
-def _rotate(folder: Path, keep: int) -> None:
+def _folder(output: Path, step: int) -> Path:
+    return output / FOLDER / f"step-{step:08d}"
+
+
+def _rotate(folder: Path, keep: int, best: Best | None) -> None:
+    kept = _folder(folder.parent, best.step) if best else None
     for old in sorted(folder.glob("step-????????"))[:-keep]:
-        shutil.rmtree(old)
-    for partial in folder.glob("*" + PARTIAL):
+        if old != kept:
+            shutil.rmtree(old)
+    for partial in folder.glob("step-*" + PARTIAL):
         shutil.rmtree(partial)
 
 

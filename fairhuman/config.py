@@ -104,6 +104,32 @@ class Objectives(Section):
         return regions
 
 
+class Noise(Section):
+    """How the latents are noised. What is left as it is here changes nothing of SDXL's own way."""
+
+    offset: Annotated[float, Field(ge=0)] = 0.0
+    """Noise offset: shift each channel of a sample's noise by this times a normal number."""
+    timesteps: Literal["uniform", "logit_normal", "earlier", "later", "range"] = "uniform"
+    """`logit_normal` draws the middle ones more often (SD3); the others draw some `bias` times as
+    often as the rest (diffusers' timestep_bias_strategy): the least or the most noisy
+    `bias_portion`, or `bias_range`."""
+    logit_mean: float = 0.0
+    """Of logit_normal: above 0 for more noise."""
+    logit_std: Annotated[float, Field(gt=0)] = 1.0
+    bias: Annotated[float, Field(gt=0)] = 2.0
+    bias_portion: Annotated[float, Field(gt=0, le=1)] = 0.25
+    bias_range: tuple[Count, Positive] | None = None
+    """From this timestep to before that one."""
+    min_timestep: Count = 0
+    """Draw none below it."""
+    max_timestep: Positive | None = None
+    """Draw only those below it; null: up to the model's last."""
+    zero_terminal_snr: bool = False
+    """Rescale the schedule to end in pure noise (Lin et al. 2023): needs v_prediction, and
+    rescales the saved scheduler too. Min-SNR weights are 0 at pure noise: leave
+    objectives.snr_gamma null if the last timesteps are to count."""
+
+
 class Fairness(Section):
     """How the objectives share a step."""
 
@@ -140,14 +166,26 @@ class Fairness(Section):
 class Optimizer(Section):
     """The optimizer under ZeRO, and its learning rate over time."""
 
-    name: Literal["AdamW8bit", "AdamW", "SGD"] = "AdamW8bit"
+    name: Literal["AdamW8bit", "PagedAdamW8bit", "AdamW", "Adafactor", "SGD"] = "AdamW8bit"
+    """`PagedAdamW8bit` lets CUDA move moments to the CPU's memory and back. `Adafactor` has one
+    moment per parameter, and betas and eps of its own: ZeRO's flat shards have no rows and columns
+    to factor it into, and its rules by a tensor's root mean square (of step and clipping) are off,
+    for a shard's would change with the number of ranks."""
     lr: Annotated[float, Field(gt=0)] = 1e-5
     betas: tuple[Probability, Probability] = (0.9, 0.999)
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     """Not applied to norms and biases."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    schedule: Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"] = (
+        "constant"
+    )
+    """As in diffusers, over train.steps; `polynomial` ends at 1e-7, the others but constant at 0.
+    With another train.steps a resumed run goes on along that schedule."""
     warmup_steps: Count = 0
+    cycles: Positive = 1
+    """Of cosine_with_restarts: how often it comes down."""
+    power: Annotated[float, Field(gt=0)] = 1.0
+    """Of polynomial; 1 is a straight line."""
 
 
 class Train(Section):
@@ -176,7 +214,12 @@ class Train(Section):
     sample_guidance: Annotated[float, Field(ge=1)] = 5.0
     """Scale of classifier-free guidance for them; 1: none."""
     validate_every: Count = 0
-    """Measure the held-out images' losses every so many steps and at the end; 0: never."""
+    """Measure the held-out images' losses every so many steps and at the end; 0: never. Each as
+    val/loss/NAME, and in the quarters of the timesteps, the least noisy first, as
+    val/loss/NAME/q1 to q4."""
+    keep_best: str | None = None
+    """One of those keys, such as val/loss/hand/q1: a step where it is the lowest so far is saved,
+    whatever checkpoint_every says, and kept beside the newest as OUT/checkpoints/best."""
 
 
 class Config(Section):
@@ -185,6 +228,7 @@ class Config(Section):
     model: Model
     data: Data
     objectives: Objectives = Objectives()
+    noise: Noise = Noise()
     fairness: Fairness = Fairness()
     optimizer: Optimizer = Optimizer()
     train: Train
@@ -344,6 +388,16 @@ def column_names(regions: Sequence[str]) -> list[str]:
     return ["file_name", "text", *annotations]
 
 
+QUARTERS = 4
+"""Parts of the timesteps whose held-out losses are measured apart; the first is the least noisy."""
+
+
+def held_out_keys(objective: str) -> list[str]:
+    """Return the keys of an objective's held-out losses: the mean, and each quarter's."""
+    key = f"val/loss/{objective}"
+    return [key, *(f"{key}/q{quarter}" for quarter in range(1, QUARTERS + 1))]
+
+
 def _conflicts(config: Config) -> list[str]:
     """Return what cannot work together, one line each."""
     problems = []
@@ -377,13 +431,90 @@ def _conflicts(config: Config) -> list[str]:
             f"train.validate_every = {config.train.validate_every}: no image is held out; set "
             "data.validation to a number of images"
         )
-    warmup = config.optimizer.warmup_steps
-    if warmup >= config.train.steps:
+    problems += _best_conflicts(config) + _optimizer_conflicts(config) + _noise_conflicts(config)
+    return problems + _deepspeed_conflicts(config)
+
+
+def _best_conflicts(config: Config) -> list[str]:
+    """Return why train.keep_best cannot be had, one line each."""
+    metric, problems = config.train.keep_best, []
+    if metric is None:
+        return []
+    known = [k for name in ["global", *config.objectives.regions] for k in held_out_keys(name)]
+    if metric not in known:
         problems.append(
-            f"optimizer.warmup_steps = {warmup}: must be less than train.steps = "
+            f"train.keep_best = {metric!r}: there is no such held-out loss{_near(metric, known)}; "
+            f"they are {', '.join(known)}"
+        )
+    elif not config.train.validate_every:
+        problems.append(
+            f"train.keep_best = {metric!r}: nothing is measured; set train.validate_every to a "
+            "number of steps"
+        )
+    return problems
+
+
+# diffusers' lr_end.
+POLYNOMIAL_END = 1e-7
+
+
+def _optimizer_conflicts(config: Config) -> list[str]:
+    """Return what of the section optimizer cannot work, one line each."""
+    optimizer, problems = config.optimizer, []
+    if optimizer.warmup_steps >= config.train.steps:
+        problems.append(
+            f"optimizer.warmup_steps = {optimizer.warmup_steps}: must be less than train.steps = "
             f"{config.train.steps}"
         )
-    return problems + _deepspeed_conflicts(config)
+    if optimizer.schedule == "polynomial" and optimizer.lr <= POLYNOMIAL_END:
+        problems.append(
+            f"optimizer.lr = {optimizer.lr}: schedule=polynomial ends at {POLYNOMIAL_END:g}; give "
+            "more, or use schedule=linear"
+        )
+    if optimizer.cycles != 1 and optimizer.schedule != "cosine_with_restarts":
+        problems.append(
+            f"optimizer.cycles = {optimizer.cycles}: only schedule=cosine_with_restarts has "
+            "cycles; remove it"
+        )
+    if optimizer.power != 1 and optimizer.schedule != "polynomial":
+        problems.append(
+            f"optimizer.power = {optimizer.power}: only schedule=polynomial has a power; remove it"
+        )
+    zero = config.deepspeed.get("zero_optimization")
+    offloads = isinstance(zero, dict) and zero.get("offload_optimizer")
+    if optimizer.name == "PagedAdamW8bit" and offloads:
+        problems.append(
+            "optimizer.name = 'PagedAdamW8bit': under offload_optimizer its moments are on the CPU "
+            "for good, and nothing is left to page; use AdamW8bit"
+        )
+    return problems
+
+
+def _noise_conflicts(config: Config) -> list[str]:
+    """Return what of the section noise cannot work with any model, one line each."""
+    noise, problems = config.noise, []
+    if noise.max_timestep is not None and noise.min_timestep >= noise.max_timestep:
+        problems.append(
+            f"noise.min_timestep = {noise.min_timestep}: must be less than noise.max_timestep = "
+            f"{noise.max_timestep}"
+        )
+    if (noise.timesteps == "range") != (noise.bias_range is not None):
+        wanted = "give [first, end]" if noise.timesteps == "range" else "set noise.timesteps=range"
+        problems.append(
+            f"noise.bias_range = {noise.bias_range and list(noise.bias_range)}: does not go with "
+            f"noise.timesteps={noise.timesteps}; {wanted}"
+        )
+    elif noise.bias_range and noise.bias_range[0] >= noise.bias_range[1]:
+        problems.append(
+            f"noise.bias_range = {list(noise.bias_range)}: must end after it begins; write "
+            "[first, end]"
+        )
+    if noise.zero_terminal_snr and config.model.prediction_type == "epsilon":
+        problems.append(
+            "noise.zero_terminal_snr = True: the noise tells nothing of the image at pure noise; "
+            "set model.prediction_type=v_prediction"
+        )
+    return problems
 
 
 def _deepspeed_conflicts(config: Config) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
@@ -69,6 +70,11 @@ def check_engine(config: Config) -> None:
         raise ConfigError(
             f"train.precision = {precision!r}: this {device.device_name()} cannot; use {others}"
         )
+    if config.optimizer.name == "PagedAdamW8bit" and device.device_name() != "cuda":
+        raise ConfigError(
+            "optimizer.name = 'PagedAdamW8bit': bitsandbytes pages the memory of CUDA devices, and "
+            f"this run is on the {device.device_name()}; use AdamW8bit"
+        )
     try:
         DeepSpeedZeroConfig(**config.deepspeed["zero_optimization"])
     except ValidationError as error:
@@ -126,8 +132,8 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
 def make_optimizer(config: Config, parameters: Sequence[nn.Parameter]) -> Optimizer:
     """Return the optimizer, with norms and biases in a group of their own.
 
-    They are not decayed, and AdamW8bit keeps their moments in 32 bits: ZeRO hands bitsandbytes
-    one flat tensor per group, whose size says nothing about the tensors in it.
+    They are not decayed, and the 8-bit optimizers keep their moments in 32 bits: ZeRO hands
+    bitsandbytes one flat tensor per group, whose size says nothing about the tensors in it.
     """
     settings = config.optimizer
     matrices = [p for p in parameters if p.ndim > 1]
@@ -139,26 +145,45 @@ def make_optimizer(config: Config, parameters: Sequence[nn.Parameter]) -> Optimi
     groups = [group for group in groups if group["params"]]
     if settings.name == "SGD":
         return torch.optim.SGD(groups, lr=settings.lr)
+    if settings.name == "Adafactor":
+        return _adafactor(groups, settings.lr)
     adam: dict[str, Any] = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps}
     if settings.name == "AdamW":
         return torch.optim.AdamW(groups, **adam)
-    return _adamw8bit(groups, **adam)
+    return _adamw8bit(groups, paged=settings.name == "PagedAdamW8bit", **adam)
 
 
-def _adamw8bit(groups: Sequence[dict[str, Any]], **settings: Any) -> Optimizer:
+def _adamw8bit(groups: Sequence[dict[str, Any]], paged: bool, **settings: Any) -> Optimizer:
     """Return bitsandbytes' AdamW with each group's own `optim_bits`.
 
     Its own way to set them is by the group's index, which under ZeRO-1 and 2 is always 0:
     DeepSpeed steps one group at a time.
     """
-    from bitsandbytes.optim import AdamW8bit
+    from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
 
-    class GroupedAdamW8bit(AdamW8bit):
+    kind: Any = PagedAdamW8bit if paged else AdamW8bit
+
+    class Grouped(kind):
         def get_config(self, gindex: int, pindex: int, group: dict[str, Any]) -> dict[str, Any]:
-            config = super().get_config(gindex, pindex, group)
+            config: dict[str, Any] = super().get_config(gindex, pindex, group)
             return {**config, "optim_bits": group["optim_bits"]}
 
-    optimizer: Optimizer = GroupedAdamW8bit(groups, **settings)
+    optimizer: Optimizer = Grouped(groups, **settings)
+    return optimizer
+
+
+def _adafactor(groups: Sequence[dict[str, Any]], lr: float) -> Optimizer:
+    """Return transformers' Adafactor (Shazeer & Stern 2018, arXiv 1804.04235), element by element.
+
+    ZeRO hands it flat shards. Of vectors it keeps the whole second moment. Steps relative to the
+    parameters' root mean square, and clipping by the update's, are off: of a shard, these hang on
+    the number of ranks. (torch.optim.Adafactor can switch neither off.)
+    """
+    from transformers.optimization import Adafactor
+
+    optimizer: Optimizer = Adafactor(
+        groups, lr=lr, scale_parameter=False, relative_step=False, clip_threshold=math.inf
+    )
     return optimizer
 
 
@@ -172,7 +197,12 @@ def _schedule(config: Config) -> Callable[[Optimizer], LRScheduler]:
 
     def build(optimizer: Optimizer) -> LRScheduler:
         scheduler: LRScheduler = get_scheduler(
-            name, optimizer, num_warmup_steps=warmup, num_training_steps=config.train.steps
+            name,
+            optimizer,
+            num_warmup_steps=warmup,
+            num_training_steps=config.train.steps,
+            num_cycles=config.optimizer.cycles,
+            power=config.optimizer.power,
         )
         return scheduler
 

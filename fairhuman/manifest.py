@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
 _VERSIONS = ("fairhuman", "torch", "deepspeed", "bitsandbytes")
+
+
+@dataclass(frozen=True)
+class Best:
+    """The step at which a held-out loss was the lowest."""
+
+    metric: str
+    value: float
+    step: int
 
 
 @dataclass(frozen=True)
@@ -21,6 +30,8 @@ class Progress:
     samples_seen: int = 0
     """Over all ranks."""
     skipped: int = 0
+    best: Best | None = None
+    """So far, by train.keep_best."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +89,8 @@ def read_manifest(folder: Path) -> Manifest:
     """
     tree = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     ranks, progress = tree["ranks"], Progress(**tree["progress"])
+    if tree["progress"].get("best"):
+        progress = replace(progress, best=Best(**tree["progress"]["best"]))
     setup = tree.get("setup")
     if setup:
         setup = Setup(**{**setup, "offload": tuple(setup["offload"])})

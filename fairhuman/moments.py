@@ -48,6 +48,25 @@ def read(state: State, name: str, start: int, count: int) -> Tensor:
     return whole[start - first * BLOCK :][:count]
 
 
+def page(optimizer: Optimizer) -> None:
+    """Give the moments of bitsandbytes' paged optimizers their paged memory back.
+
+    Loading a state leaves them on the device as ordinary tensors; elsewhere this does nothing.
+    """
+    from bitsandbytes.optim.optimizer import Optimizer8bit
+
+    if not isinstance(optimizer, Optimizer8bit) or not optimizer.is_paged:
+        return
+    for flat, state in optimizer.state.items():
+        for name in _QUANTISED:
+            value = state.get(name)
+            if value is None or getattr(value, "is_paged", False):
+                continue
+            paged = optimizer.get_state_buffer(flat, dtype=value.dtype)
+            paged.copy_(value)
+            state[name] = paged
+
+
 def copy(optimizer: Optimizer, flat: Tensor, old: State) -> None:
     """Take over the state of a buffer that held the same, bit by bit."""
     state = {}

@@ -31,7 +31,8 @@ def snr_weight(
     """Return the min-SNR weight of each sample, [B] float32, or None for equal weights.
 
     min(SNR, gamma) / SNR for the noise, min(SNR, gamma) / (SNR + 1) for v (Hang et al. 2023,
-    arXiv 2303.09556), with SNR = a_t / (1 - a_t).
+    arXiv 2303.09556), with SNR = a_t / (1 - a_t). At zero SNR the weight of v is 0: there all of
+    v is the image, and min-SNR gives the image's error the weight min(SNR, gamma).
     """
     if gamma is None:
         return None

@@ -19,7 +19,15 @@ SDXL_PARAMETERS = 2_567_463_684
 """Of the UNet of stabilityai/stable-diffusion-xl-base-1.0."""
 FROZEN_BYTES = 2 * (123_060_480 + 694_659_840) + 4 * 83_653_863
 """Its text encoders in 16 bits and its VAE in float32, whole on every rank."""
-_MOMENTS = {"AdamW8bit": 2 + 8 / 256, "AdamW": 8.0, "SGD": 0.0}  # 8 bit: two scales per 256
+# Bytes per parameter. 8 bit: two scales per 256. Paged ones as if all were on the device, where
+# they are while there is room. Adafactor: of ZeRO's flat shards, the second moment is not factored.
+_MOMENTS = {
+    "AdamW8bit": 2 + 8 / 256,
+    "PagedAdamW8bit": 2 + 8 / 256,
+    "AdamW": 8.0,
+    "Adafactor": 4.0,
+    "SGD": 0.0,
+}
 _GIB = 2**30
 
 
@@ -34,7 +42,7 @@ class Plan:
     mode: Mode = "exact"
     objectives: int = 3
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    optimizer: Literal["AdamW8bit", "AdamW", "SGD"] = "AdamW8bit"
+    optimizer: Literal["AdamW8bit", "PagedAdamW8bit", "AdamW", "Adafactor", "SGD"] = "AdamW8bit"
     micro_batches: int = 1
     offload_optimizer: bool = False
     bucket: int = 500_000_000

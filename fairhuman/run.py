@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import math
 import resource
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ from fairhuman.engine import check_engine, deepspeed_config, gathered, make_engi
 from fairhuman.errors import ConfigError
 from fairhuman.fairness.balancer import Balancer
 from fairhuman.log import METRICS, Log
-from fairhuman.manifest import Manifest, Progress, setup_of
+from fairhuman.manifest import Best, Manifest, Progress, setup_of
+from fairhuman.models.schedule import zero_terminal_snr
 from fairhuman.models.sdxl import SDXL
 from fairhuman.pictures import draw, grid
 from fairhuman.runtime import Stop, on_rank0
@@ -59,8 +62,15 @@ class Run:
             check=_check_shared,
         )
         trained, held_out = hold_out(records, config.data.validation, train.seed)
+        _check_best(held_out, config)
+        best = functools.partial(
+            checkpoint.best_kept, self.output, self.progress.best, train.keep_best
+        )
+        self.progress = replace(self.progress, best=on_rank0(best))
 
         sdxl = SDXL.load(config.model, DTYPES[train.precision], device)
+        if config.noise.zero_terminal_snr:
+            zero_terminal_snr(sdxl)
         sdxl.unet.train()
         self.sdxl = sdxl
         self.engine = make_engine(config, sdxl.unet)
@@ -106,16 +116,19 @@ class Run:
         keep, state = self.config.train.keep_checkpoints, self.step.balancer.state_dict()
         checkpoint.save(self.engine, self.output, progress, keep, state)
 
-    def write(self, record: dict[str, Any], progress: Progress, seconds: float) -> None:
-        """Log a step, with the validation and the samples that are due after it."""
+    def write(self, record: dict[str, Any], progress: Progress, seconds: float) -> Progress:
+        """Log a step, with the validation and the samples that are due after it.
+
+        Returns:
+            The progress, with this step as the best if it is.
+        """
         train = self.config.train
         step = progress.step
         if self.validation and train.validate_every and self.due(train.validate_every, step):
             # Gathered, for ranks may hold unlike numbers of batches: no collectives in between.
             with gathered(self.engine):
-                losses = self._quietly(functools.partial(self.validation, self.engine.module))
-            for name, loss in zip(self.names, losses, strict=True):
-                record[f"val/loss/{name}"] = loss
+                record |= self._quietly(functools.partial(self.validation, self.engine.module))
+            progress = replace(progress, best=self._best(record, progress))
         if self.log:
             self.log.write(
                 {
@@ -130,6 +143,19 @@ class Run:
             )
         if train.sample_every and self.due(train.sample_every, step):
             self._draw_samples(step)
+        return progress
+
+    def _best(self, record: dict[str, Any], progress: Progress) -> Best | None:
+        """Return the best so far, after this step's measurement; the same on all ranks."""
+        metric = self.config.train.keep_best
+        if metric is None:
+            return None
+        # Sums over ranks may round unlike on each, and all must save together.
+        value = on_rank0(lambda: record[metric])
+        best = progress.best
+        if value is None or not math.isfinite(value) or (best and value >= best.value):
+            return best
+        return Best(metric, value, progress.step)
 
     def finish(self, progress: Progress, stop: Stop) -> None:
         """Write OUT/final and say where to look, or how to go on."""
@@ -210,6 +236,20 @@ class Run:
             )
 
 
+def _check_best(held_out: Sequence[Record], config: Config) -> None:
+    """Check that some held-out image shows what train.keep_best asks for."""
+    if config.train.keep_best is None:
+        return
+    region = config.train.keep_best.split("/")[2]
+    if region in config.objectives.regions and not any(
+        record.regions[region].boxes or record.regions[region].mask for record in held_out
+    ):
+        raise ConfigError(
+            f"train.keep_best = {config.train.keep_best!r}: none of the {len(held_out)} held-out "
+            f"images shows a {region}; raise data.validation, or choose another"
+        )
+
+
 def _stream(records: Sequence[Record], config: Config) -> Stream:
     shows = [any(a.boxes or a.mask for a in record.regions.values()) for record in records]
     frames = [frame(record.size, config.data) for record in records]
@@ -258,9 +298,15 @@ def _where_to_look(output: Path, done: bool, progress: Progress, stop: Stop) -> 
             "checkpoint is written.",
             "Go on with the same command and train.resume=auto",
         ]
+    best = progress.best
     return [
         f"Done: {progress.step} steps.",
         f"  the model       {output / FINAL}   (diffusers; `fairhuman generate --model …`)",
+        *(
+            [f"  the best        step {best.step}: {best.metric} = {best.value:.6g}"]
+            if best
+            else []
+        ),
         f"  the pictures    {output / SAMPLES}",
         f"  the numbers     {output / METRICS}, or: tensorboard --logdir {output}",
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fairhuman import objectives
-from fairhuman.config import Config
+from fairhuman.config import QUARTERS, Config
 from fairhuman.data.dataset import Batch
 from fairhuman.data.order import generator
 from fairhuman.fairness.amortized import AmortizedBalancer
@@ -26,6 +26,7 @@ from fairhuman.fairness.forecast import Forecast
 from fairhuman.fairness.sketch import SketchBalancer
 from fairhuman.fairness.solve import Solver
 from fairhuman.models.sdxl import SDXL, Prompt
+from fairhuman.noise import Timesteps, offset, quarter_steps
 from fairhuman.objectives import Objectives
 
 
@@ -48,26 +49,46 @@ class Denoising:
         self.device = device
         self.seed = config.train.seed
         self.gamma = config.objectives.snr_gamma
+        self.offset = config.noise.offset
+        self.timesteps = Timesteps(config.noise, len(sdxl.alphas_cumprod))
         self.objectives = Objectives(
             config.objectives.regions, config.objectives.reduction, config.objectives.scale
         )
 
-    def losses(self, unet: Any, batch: Batch, mean_area: Tensor) -> Tensor:
+    def losses(self, unet: Any, ready: Prepared, mean_area: Tensor) -> Tensor:
         """Return the micro-batch's contributions to the K losses; see `Objectives.losses`."""
-        ready = self.prepare(batch)
         return self.objectives.losses(self.predict(unet, ready), *ready.truth, mean_area)
 
     def prepare(self, batch: Batch) -> Prepared:
         """Encode a micro-batch and draw its noise: all that comes before the UNet."""
-        sdxl = self.sdxl
         draws = self._draw(batch)
-        latents = sdxl.encode_images(batch.pixels, draws["posterior"])
-        noise, steps = draws["noise"].to(latents), draws["step"].to(latents.device)
+        latents = self.sdxl.encode_images(batch.pixels, draws["posterior"])
+        prompt = self.sdxl.encode_captions(batch.captions)
+        return self._noised(batch, latents, prompt, draws["noise"], draws["step"])
+
+    def quarters(self, batch: Batch) -> Iterator[Prepared]:
+        """Prepare a micro-batch at a timestep of each quarter, from the least noisy on.
+
+        Each sample has the same noise in all quarters, and the same place in each. Neither the
+        noise's offset nor where training draws its timesteps enters, so that runs compare.
+        """
+        draws = self._draw(batch, plain=True)
+        latents = self.sdxl.encode_images(batch.pixels, draws["posterior"])
+        prompt = self.sdxl.encode_captions(batch.captions)
+        for quarter in range(QUARTERS):
+            steps = quarter_steps(draws["step"], self.timesteps.count, quarter)
+            yield self._noised(batch, latents, prompt, draws["noise"], steps)
+
+    def _noised(
+        self, batch: Batch, latents: Tensor, prompt: Prompt, noise: Tensor, steps: Tensor
+    ) -> Prepared:
+        sdxl = self.sdxl
+        noise, steps = noise.to(latents), steps.to(latents.device)
         alphas = sdxl.alphas_cumprod.to(latents.device)
         return Prepared(
             noisy=sdxl.add_noise(latents, noise, steps),
             steps=steps,
-            prompt=sdxl.encode_captions(batch.captions),
+            prompt=prompt,
             time_ids=batch.time_ids,
             truth=(
                 objectives.target(sdxl.prediction_type, latents, noise, alphas, steps),
@@ -80,15 +101,27 @@ class Denoising:
         """Return the UNet's prediction for a micro-batch, [B, C, H, W]."""
         return self.sdxl.predict(unet, ready.noisy, ready.steps, ready.prompt, ready.time_ids)
 
-    def _draw(self, batch: Batch) -> dict[str, Tensor]:
-        """Draw timestep and noise per sample: the same however the batch is split."""
+    def _draw(self, batch: Batch, plain: bool = False) -> dict[str, Tensor]:
+        """Draw timestep and noise per sample: the same however the batch is split.
+
+        Args:
+            batch: the samples.
+            plain: take any timestep, and no offset, whatever the section `noise` says.
+        """
         shape = (self.sdxl.vae.config.latent_channels, *batch.masks.shape[2:])
         steps, posterior, noise = [], [], []
         for epoch, name in zip(batch.epochs, batch.ids, strict=True):
             rng = generator(self.seed, epoch, name, "noise")
-            steps.append(int(rng.integers(len(self.sdxl.alphas_cumprod))))
+            step = int(rng.integers(self.timesteps.count))
+            if not (plain or self.timesteps.plain):
+                # From another stream: the noise below stays what it is with uniform timesteps.
+                step = self.timesteps.draw(generator(self.seed, epoch, name, "timestep").random())
+            steps.append(step)
             posterior.append(rng.standard_normal(shape, dtype=np.float32))
-            noise.append(rng.standard_normal(shape, dtype=np.float32))
+            drawn = rng.standard_normal(shape, dtype=np.float32)
+            if self.offset and not plain:
+                drawn += np.float32(self.offset) * offset(self.seed, epoch, name, shape[0])
+            noise.append(drawn)
         return {
             "step": torch.tensor(steps),
             "posterior": torch.from_numpy(np.stack(posterior)),

@@ -60,9 +60,10 @@ def train(config: Config) -> None:
             skipped=progress.skipped + balance.skipped,
         )
         record = {"lr": lr, **step_record(run.names, losses, balance)}
-        run.write(record, progress, seconds=time.perf_counter() - started)
+        progress = run.write(record, progress, seconds=time.perf_counter() - started)
         ending = stop.agreed(device)
-        if ending or run.due(config.train.checkpoint_every, progress.step):
+        best = progress.best and progress.best.step == progress.step
+        if ending or best or run.due(config.train.checkpoint_every, progress.step):
             run.save(progress)
         if ending:
             break

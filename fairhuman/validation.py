@@ -1,4 +1,8 @@
-"""The losses on held-out images, with the same noise and timesteps at every measurement."""
+"""The losses on held-out images, with the same noise and timesteps at every measurement.
+
+In every quarter of the timesteps apart, for what a fine-tuning gains in detail (little noise) and
+what it loses in composition (much) do not show in their mean.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from fairhuman.config import Config
+from fairhuman.config import QUARTERS, Config, held_out_keys
 from fairhuman.data.buckets import Size, frame
 from fairhuman.data.dataset import Batch, People, collate
 from fairhuman.data.records import Record
@@ -59,23 +63,35 @@ class Validation:
         self.batch_size = config.train.batch_size
 
     @torch.no_grad()
-    def __call__(self, unet: Any) -> list[float | None]:
-        """Return the K losses, None for a region that no held-out image has; a collective."""
+    def __call__(self, unet: Any) -> dict[str, float | None]:
+        """Return the losses by their keys; a collective.
+
+        Under val/loss/NAME/q1 to q4 those of the quarters, and under val/loss/NAME their mean;
+        None for a region that no held-out image has.
+        """
         objectives = self.denoising.objectives
-        total, size, area = torch.zeros(3, len(objectives.names), dtype=torch.float64)
+        count = len(objectives.names)
+        total = torch.zeros(QUARTERS, count, dtype=torch.float64)
+        size, area = torch.zeros(2, count, dtype=torch.float64)
         for indices in self._batches():
             batch: Batch = collate([self.people[EPOCH, index] for index in indices])
             covered = Objectives.area(batch.masks)
             # With its own areas a batch counts as the whole: its losses are averages over them,
             # or over its samples.
-            losses = self.denoising.losses(unet, batch, covered).double().cpu()
             counts = covered if objectives.reduction == "region" else len(indices)
-            total += losses * counts
+            for quarter, ready in enumerate(self.denoising.quarters(batch)):
+                losses = self.denoising.losses(unet, ready, covered).double().cpu()
+                total[quarter] += losses * counts
             size += counts
             area += covered
-        sums = torch.stack([total, size, area]).to(self.denoising.device)
+        sums = torch.cat([total, torch.stack([size, area])]).to(self.denoising.device)
         dist.all_reduce(sums)
-        return [float(t / n) if a > 0 else None for t, n, a in sums.T]
+        found: dict[str, float | None] = {}
+        for name, (*parts, n, covered_area) in zip(objectives.names, sums.T.tolist(), strict=True):
+            losses_of = [part / n if covered_area > 0 else None for part in parts]
+            values = [sum(parts) / n / QUARTERS if covered_area > 0 else None, *losses_of]
+            found.update(zip(held_out_keys(name), values, strict=True))
+        return found
 
     def _batches(self) -> list[list[int]]:
         """Return this rank's samples in batches, each of one bucket."""

@@ -57,7 +57,35 @@ MISTAKES = [
     ),
     ("train.max_grad_norm=null", "train.max_grad_norm = None: fairness.normalize=ball scales"),
     ("train.validate_every=5", "train.validate_every = 5: no image is held out; set data.valid"),
+    (
+        "train.keep_best=val/loss/hand",
+        "train.keep_best = 'val/loss/hand': nothing is measured; set",
+    ),
+    (
+        "train.keep_best=val/loss/hnad",
+        "there is no such held-out loss (did you mean val/loss/hand?); they are val/loss/global, v",
+    ),
     ("optimizer.warmup_steps=10", "optimizer.warmup_steps = 10: must be less than train.steps"),
+    (
+        "noise.timesteps=late",
+        "'late': must be one of uniform, logit_normal, earlier, later, range (",
+    ),
+    (
+        "noise={min_timestep: 9, max_timestep: 5}",
+        "noise.min_timestep = 9: must be less than noise.",
+    ),
+    ("noise.bias_range=[5, 9]", "does not go with noise.timesteps=uniform; set noise.timesteps="),
+    (
+        "noise.timesteps=range",
+        "noise.bias_range = None: does not go with noise.timesteps=range; gi",
+    ),
+    ("noise={timesteps: range, bias_range: [9, 5]}", "bias_range = [9, 5]: must end after it beg"),
+    (
+        "optimizer={schedule: polynomial, lr: 1.0e-8}",
+        "optimizer.lr = 1e-08: schedule=polynomial ends at 1e-07; give more",
+    ),
+    ("optimizer.cycles=2", "optimizer.cycles = 2: only schedule=cosine_with_restarts has cycles"),
+    ("optimizer.power=2", "optimizer.power = 2.0: only schedule=polynomial has a power; remove"),
     ("model.pretrained=null", "model.pretrained = None: must be a valid string"),
     ("deepspeed.zero_optimization.stage=4", "stage = 4: must be 1, 2 or 3"),
     ("deepspeed.zero_optimization.stage=0", "stage = 0: must be 1, 2 or 3 (stage 0 has no"),
@@ -99,6 +127,26 @@ def test_a_mistake_is_one_line_with_key_value_and_fix(
     lines = str(caught.value).splitlines()
     assert len(lines) == 1
     assert expected in lines[0]
+
+
+def test_options_that_exclude_each_other_are_told_together(good: Path) -> None:
+    for one, other, line in (
+        (
+            "optimizer.name=PagedAdamW8bit",
+            "deepspeed.zero_optimization.offload_optimizer={device: cpu}",
+            "optimizer.name = 'PagedAdamW8bit': under offload_optimizer its moments are on the CPU",
+        ),
+        (
+            "noise.zero_terminal_snr=true",
+            "model.prediction_type=epsilon",
+            "noise.zero_terminal_snr = True: the noise tells nothing of the image at pure noise",
+        ),
+    ):
+        load_config(good, [one])
+        with pytest.raises(ConfigError) as caught:
+            load_config(good, [one, other])
+        assert line in str(caught.value)
+        assert len(str(caught.value).splitlines()) == 1
 
 
 def test_all_mistakes_are_told_at_once(good: Path) -> None:

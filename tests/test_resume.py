@@ -79,11 +79,14 @@ def pair(old: Form, ranks: int, stage: int, zero: Any = None, precision: str = "
 
 
 EIGHT = "AdamW8bit"
+# What DeepSpeed can read whole by itself.
+FULL_MOMENTS = {"AdamW": ("exp_avg", "exp_avg_sq"), "Adafactor": ("exp_avg_sq",)}
 TWO = Form(2, 2)
 SUBGROUPS = Form(2, 3, OFFLOAD | {"sub_group_size": 9_000})
 TWO_8BIT = Form(2, 2, optimizer=EIGHT)
 FP16 = Form(2, 3, precision="fp16", optimizer=EIGHT)
 BF16 = Form(2, 1, precision="bf16")
+ADAFACTOR = Form(2, 2, optimizer="Adafactor")
 PAIRS: list[tuple[Form, Form]] = [
     pair(TWO, 1, 2),
     pair(TWO, 3, 2, OFFLOAD),
@@ -104,9 +107,11 @@ PAIRS: list[tuple[Form, Form]] = [
     pair(BF16, 1, 1, {}, "fp32"),
     pair(Form(2, 2, {"round_robin_gradients": True}), 3, 1, OFFLOAD),
     pair(Form(2, 3, optimizer="SGD"), 1, 1),
+    pair(ADAFACTOR, 1, 3),
     # The same form: DeepSpeed's own load.
     (TWO_8BIT, TWO_8BIT),
     (BF16, BF16),
+    (ADAFACTOR, ADAFACTOR),
 ]
 OLD_FORMS = sorted({old for old, _ in PAIRS}, key=str)
 NAMES = [f"{old}->{new}" for old, new in PAIRS]
@@ -173,7 +178,7 @@ def moments_of(engine: Any, optimizer: str) -> dict[str, Tensor]:
 
     if optimizer == "SGD" or engine.config["zero_optimization"].get("round_robin_gradients"):
         return {}
-    if optimizer == "AdamW":
+    if optimizer in FULL_MOMENTS:
         if engine.zero_optimization_stage() < 3:
             # DeepSpeed does it after the first group's first step, when the second has no state.
             engine.optimizer._hp_optimizer_states_linked = False
@@ -182,7 +187,7 @@ def moments_of(engine: Any, optimizer: str) -> dict[str, Tensor]:
             f"{engine.param_names[p]} {key}": safe_get_full_optimizer_state(p, key).clone().cpu()
             for p in engine.module.parameters()
             if p.requires_grad
-            for key in ("exp_avg", "exp_avg_sq")
+            for key in FULL_MOMENTS[optimizer]
         }
     return dequantised(engine)
 
@@ -388,7 +393,7 @@ def test_weights_and_float32_moments_arrive_bit_by_bit(
         assert torch.equal(found["computing"][key], value.to(DTYPES[new.precision]).float())
     if old.precision == new.precision:
         assert distance(saved["computing"], found["computing"]) == 0
-    if old.optimizer == "AdamW" and saved["moments"]:
+    if old.optimizer in FULL_MOMENTS and saved["moments"]:
         assert distance(saved["moments"], found["moments"]) == 0
         assert any(value.any() for value in found["moments"].values())
     for key in ("lr", "counts", "scale", "steps"):

@@ -21,6 +21,7 @@ from ranks import free_port
 from safetensors.torch import load_file
 
 from fairhuman.cli import main
+from fairhuman.config import held_out_keys
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = ROOT / "fairhuman" / "train.py"
@@ -135,7 +136,7 @@ def test_a_run_writes_what_it_promises(finished: tuple[Path, str]) -> None:
     assert [p.name for p in (output / "samples").iterdir()] == ["step-00000006.png"]
     records = metrics(output)
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
-    validated = {f"val/loss/{name}" for name in ("global", "face", "hand")}
+    validated = {key for name in ("global", "face", "hand") for key in held_out_keys(name)}
     for record in records:
         assert set(record) == (KEYS | validated if record["step"] % 3 == 0 else KEYS)
         assert record["grad_norm/update"] == pytest.approx(1.0)  # normalize: ball
@@ -195,6 +196,38 @@ def test_a_killed_run_resumes_as_if_it_had_never_stopped(
     expected, found = (load_file(run / "final" / name) for run in (whole, killed))
     assert all(torch.equal(found[key], expected[key]) for key in expected)
     assert not list(killed.rglob("*.partial"))
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest_and_survives_a_resume(
+    config: Path, tmp_path: Path
+) -> None:
+    """At a rate so high that the first steps are the best; killed before the last checkpoint."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    options = [
+        "train.keep_best=val/loss/global/q1",
+        "train.validate_every=1",
+        "train.checkpoint_every=5",
+        "optimizer.lr=0.1",
+        "optimizer.schedule=polynomial",
+        "noise={offset: 0.05, timesteps: logit_normal}",
+    ]
+    printed = train(config, whole, 2, *options)
+    shutil.copytree(whole, killed, symlinks=True)
+    shutil.rmtree(killed / "checkpoints" / "step-00000006")
+    (killed / "checkpoints" / "best").unlink()  # it is made anew from what the manifest says
+    printed += train(config, killed, 2, *options, "train.resume=auto")
+    assert repeatable(killed) == repeatable(whole)
+    losses = [record["val/loss/global/q1"] for record in metrics(whole)]
+    value, best = min(losses), 1 + losses.index(min(losses))
+    assert best < 5  # or this test shows nothing
+    assert printed.count(f"the best        step {best}: val/loss/global/q1 = {value:.6g}") == 2
+    kept = {"best", f"step-{best:08d}", "step-00000005", "step-00000006"}
+    for output in (whole, killed):
+        assert {path.name for path in (output / "checkpoints").iterdir()} == kept
+        link = output / "checkpoints" / "best"
+        assert link.resolve().name == f"step-{best:08d}"
+        recorded = json.loads((link / "manifest.json").read_text())["progress"]["best"]
+        assert recorded == {"metric": "val/loss/global/q1", "value": value, "step": best}
 
 
 def test_a_resumed_amortized_run_forecasts_from_what_was_measured_before(
