@@ -61,7 +61,10 @@ def save(
         aside.mkdir(parents=True)
     dist.barrier()
     try:
-        engine.save_checkpoint(str(aside), tag=_TAG, save_latest=False)
+        # What is frozen comes from model.pretrained again.
+        engine.save_checkpoint(
+            str(aside), tag=_TAG, save_latest=False, exclude_frozen_parameters=True
+        )
         dist.barrier()
         if first:
             layout.write(aside)
@@ -209,7 +212,8 @@ def _load_as_is(engine: Any, folder: Path, ranks: int) -> None:
     _agreed(lambda: [open_states(folder, rank) for rank in range(ranks)])
     try:
         with redirect_stdout(None):  # some of DeepSpeed's optimizers print here
-            path, _ = engine.load_checkpoint(str(folder), tag=_TAG)
+            frozen = any(not p.requires_grad for p in engine.module.parameters())
+            path, _ = engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=not frozen)
     except (RuntimeError, KeyError, ValueError, AssertionError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(f"{folder}: DeepSpeed cannot load it: {first}") from error

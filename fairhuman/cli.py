@@ -112,6 +112,8 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--model", required=True, help="OUT/final, or any SDXL")
     generate.add_argument("--prompt", action="append", required=True, help="may be repeated")
     generate.add_argument("--out", type=Path, required=True)
+    generate.add_argument("--lora", type=Path, help="OUT/final of a LoRA, or a .safetensors file")
+    generate.add_argument("--lora-scale", type=float, default=1.0, help="how much it counts")
     generate.add_argument("--negative", default="", help="what should not be in the pictures")
     generate.add_argument("--count", type=int, default=1, help="pictures per prompt")
     generate.add_argument("--seed", type=int, default=0)
@@ -312,6 +314,8 @@ def _generate(args: argparse.Namespace) -> None:
         steps=args.steps,
         guidance=args.guidance,
         size=args.size,
+        lora=args.lora,
+        lora_scale=args.lora_scale,
     )
     print(f"{len(paths)} pictures in {args.out}")
 

@@ -29,13 +29,26 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
 
+class Lora(Section):
+    """Low-rank adapters of the UNet."""
+
+    rank: Positive = 64
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    """The adapters count alpha / rank; null: as the rank, so that they count once."""
+    targets: Annotated[list[str], Field(min_length=1)] = ["to_q", "to_k", "to_v", "to_out.0"]
+    """The adapted layers, by the ends of their names: these are all of attention."""
+
+
 class Model(Section):
     """Which SDXL is trained, and how."""
 
     pretrained: str
     """A folder in diffusers' layout, or a name on the Hugging Face hub."""
-    method: Literal["full"] = "full"
-    """Full fine-tuning of the UNet; the text encoders and the VAE stay as they are."""
+    method: Literal["full", "lora"] = "full"
+    """What is trained: the whole UNet, or low-rank adapters beside its weights. The text encoders
+    and the VAE stay as they are."""
+    lora: Lora = Lora()
+    """For method=lora."""
     vae: str | None = None
     """Another VAE: a folder in diffusers' layout or a hub name."""
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
@@ -425,6 +438,11 @@ def _conflicts(config: Config) -> list[str]:
         problems.append(
             "train.max_grad_norm = None: fairness.normalize=ball scales each step to this norm; "
             "give a number, or set fairness.normalize to simplex or none"
+        )
+    if config.model.lora != Lora() and config.model.method != "lora":
+        problems.append(
+            f"model.method = {config.model.method!r}: model.lora is for method=lora; set that, or "
+            "remove model.lora"
         )
     if config.train.validate_every and not config.data.validation:
         problems.append(

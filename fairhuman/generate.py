@@ -7,9 +7,11 @@ from pathlib import Path
 
 import torch
 from PIL.PngImagePlugin import PngInfo
+from safetensors import SafetensorError
 
 from fairhuman.config import Model
 from fairhuman.errors import UserError
+from fairhuman.export.lora import lora_file
 from fairhuman.models.sdxl import SDXL
 from fairhuman.pictures import draw, grid
 from fairhuman.runtime import quiet
@@ -25,13 +27,27 @@ def generate(
     steps: int = 30,
     guidance: float = 5.0,
     size: int | None = None,
+    lora: Path | None = None,
+    lora_scale: float = 1.0,
 ) -> list[Path]:
     """Write one PNG per prompt and, for several, grid.png; return the pictures' paths.
 
     Each PNG carries its prompt, seed and settings as text. Existing files are never replaced.
 
+    Args:
+        model: OUT/final, or any SDXL: a folder in diffusers' layout or a hub name.
+        prompts: of the pictures, one each.
+        out: the folder to write to.
+        negative: what should not be in the pictures.
+        seed: of the first picture; each has the next.
+        steps: of the sampler.
+        guidance: scale of classifier-free guidance.
+        size: side in pixels; None: the model's own.
+        lora: a LoRA of the model, a folder or a .safetensors file of diffusers or kohya.
+        lora_scale: how much it counts.
+
     Raises:
-        UserError: no such model, a size that is no multiple of 8, pictures in `out` already.
+        UserError: no such model or LoRA, a size that is no multiple of 8, pictures in `out`.
     """
     if size is not None and (size <= 0 or size % 8):
         raise UserError(f"--size {size}: must be a multiple of 8")
@@ -46,6 +62,8 @@ def generate(
         torch.float16 if cuda else torch.float32,
         torch.device("cuda" if cuda else "cpu"),
     )
+    if lora:
+        _load_lora(sdxl, lora, lora_scale)
     sdxl.unet.eval()
     size = size or int(sdxl.pipeline.default_sample_size) * sdxl.cell
     pictures = draw(
@@ -67,9 +85,25 @@ def generate(
             "steps": steps,
             "guidance": guidance,
             "model": model,
+            **({"lora": lora, "lora_scale": lora_scale} if lora else {}),
         }.items():
             info.add_itxt(key, str(value))
         picture.save(path, pnginfo=info)
     if len(pictures) > 1:
         grid(pictures).save(out / "grid.png")
     return paths
+
+
+def _load_lora(sdxl: SDXL, lora: Path, scale: float) -> None:
+    """Add a LoRA to a pipeline."""
+    file = lora_file(lora)
+    if not file.is_file():
+        raise UserError(f"--lora {lora}: there is no such file or folder")
+    try:
+        sdxl.pipeline.load_lora_weights(
+            file.parent, weight_name=file.name, adapter_name="lora", use_safetensors=True
+        )
+        sdxl.pipeline.set_adapters("lora", scale)
+    except (ValueError, RuntimeError, LookupError, OSError, SafetensorError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"--lora {lora}: does not fit the model: {first}") from error

@@ -31,9 +31,9 @@ def check_same_model(folder: Path, old: Layout, new: Layout) -> None:
     if unlike:
         there, here = (list(layout.shapes.get(unlike[0], ())) for layout in (old, new))
         raise ConfigError(
-            f"{folder}: holds another model than model.pretrained: {len(unlike)} of {len(names)} "
-            f"parameters are unlike, such as {unlike[0]} ({there or 'none'} there, "
-            f"{here or 'none'} here); give the model that the run was started with"
+            f"{folder}: holds another model than the section model: {len(unlike)} of {len(names)} "
+            f"trained parameters are unlike, such as {unlike[0]} ({there or 'none'} there, "
+            f"{here or 'none'} here); give the model, method and LoRA that the run was started with"
         )
     if old.groups() != new.groups():
         raise ConfigError(

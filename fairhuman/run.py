@@ -27,6 +27,7 @@ from fairhuman.errors import ConfigError
 from fairhuman.fairness.balancer import Balancer
 from fairhuman.log import METRICS, Log
 from fairhuman.manifest import Best, Manifest, Progress, setup_of
+from fairhuman.models.method import make_method, save
 from fairhuman.models.schedule import zero_terminal_snr
 from fairhuman.models.sdxl import SDXL
 from fairhuman.pictures import draw, grid
@@ -71,9 +72,10 @@ class Run:
         sdxl = SDXL.load(config.model, DTYPES[train.precision], device)
         if config.noise.zero_terminal_snr:
             zero_terminal_snr(sdxl)
-        sdxl.unet.train()
         self.sdxl = sdxl
-        self.engine = make_engine(config, sdxl.unet)
+        self.method = make_method(sdxl, config.model, train.seed)
+        self.method.module.train()
+        self.engine = make_engine(config, self.method.module)
         resharded = checkpoint.load(self.engine, found) if found else False
         denoising = Denoising(sdxl, config, device)
         self.step = TrainingStep(self.engine, denoising, make_balancer(config, self.engine))
@@ -162,10 +164,10 @@ class Run:
         done = progress.step >= self.config.train.steps
         if done:
             with gathered(self.engine):
-                on_rank0(functools.partial(self.sdxl.save, self.output / FINAL))
+                on_rank0(functools.partial(save, self.method, self.output / FINAL))
         if self.log:
             self.log.close()
-            print("\n".join(_where_to_look(self.output, done, progress, stop)))
+            print("\n".join(_where_to_look(self.config, done, progress, stop)))
         dist.barrier()
         dist.destroy_process_group()
 
@@ -174,12 +176,12 @@ class Run:
         return float(self.engine.get_lr()[0])
 
     def _quietly(self, work: Any) -> Any:
-        """Do some work with the UNet in evaluation mode."""
-        self.sdxl.unet.eval()
+        """Do some work with the model in evaluation mode."""
+        self.method.module.eval()
         try:
             return work()
         finally:
-            self.sdxl.unet.train()
+            self.method.module.train()
 
     def _draw_samples(self, step: int) -> None:
         """Draw the fixed prompts on rank 0; the others wait."""
@@ -291,7 +293,8 @@ def _captions(records: Sequence[Record], count: int = 4) -> list[str]:
     return [records[place].text for place in places]
 
 
-def _where_to_look(output: Path, done: bool, progress: Progress, stop: Stop) -> list[str]:
+def _where_to_look(config: Config, done: bool, progress: Progress, stop: Stop) -> list[str]:
+    output = Path(config.train.output_dir)
     if not done:
         return [
             f"Stopped after step {progress.step} ({stop.reason or 'another rank was told'}); the "
@@ -299,9 +302,14 @@ def _where_to_look(output: Path, done: bool, progress: Progress, stop: Stop) -> 
             "Go on with the same command and train.resume=auto",
         ]
     best = progress.best
+    final = output / FINAL
+    trained = f"  the model       {final}   (diffusers; `fairhuman generate --model …`)"
+    if config.model.method == "lora":
+        words = f"`fairhuman generate --model {config.model.pretrained} --lora …`"
+        trained = f"  the LoRA        {final}   (diffusers; {words})"
     return [
         f"Done: {progress.step} steps.",
-        f"  the model       {output / FINAL}   (diffusers; `fairhuman generate --model …`)",
+        trained,
         *(
             [f"  the best        step {best.step}: {best.metric} = {best.value:.6g}"]
             if best

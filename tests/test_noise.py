@@ -183,7 +183,7 @@ def test_zero_terminal_snr_is_that_of_the_paper_and_is_saved(
     assert torch.equal(velocity.add_noise(latents, noise, last), noise)
     truth = target("v_prediction", latents, noise, velocity.alphas_cumprod, last)
     assert torch.equal(truth, -latents)
-    velocity.save(tmp_path / "final")
+    velocity.write(tmp_path / "final")
     saved = StableDiffusionXLPipeline.from_pretrained(tmp_path / "final").scheduler
     assert saved.config.rescale_betas_zero_snr is True
     assert saved.config.timestep_spacing == "trailing"

@@ -455,9 +455,9 @@ def test_what_cannot_be_loaded_is_one_error_on_every_rank(
     launched: list[list[dict[str, Any]]],
 ) -> None:
     expected = {
-        "another model": "holds another model than model.pretrained: 2 of 5 parameters are unlike, "
-        "such as outer.bias ([65] there, [66] here)",
-        "another model, resharded": "holds another model than model.pretrained",
+        "another model": "holds another model than the section model: 2 of 5 trained "
+        "parameters are unlike, such as outer.bias ([65] there, [66] here)",
+        "another model, resharded": "holds another model than the section model",
         "another optimizer": "was made with AdamW, whose state it cannot take over; set "
         "optimizer.name=AdamW",
         "damaged": "cannot be read (",

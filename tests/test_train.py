@@ -305,6 +305,38 @@ def test_a_run_in_buckets_resumes_as_if_it_had_never_stopped(
     assert repeatable(tmp_path / "parts") == repeatable(tmp_path / "whole")
 
 
+def test_a_lora_trains_on_photographs_and_resumes_on_other_ranks_and_stages(
+    config: Path, photographs: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Bit-equal after a stop; close to it on one rank under ZeRO-3; nothing frozen is stored."""
+    lora = ["model.method=lora", "model.lora.rank=4", "train.steps=4", "train.checkpoint_every=2"]
+    lora += [f"data.root={photographs}", *BUCKETS, "data.validation=0", "train.validate_every=0"]
+    lora += ["train.batch_size=1"]
+    whole, parts, other = (tmp_path / name for name in ("whole", "parts", "other"))
+    printed = train(config, whole, 2, *lora)
+    assert f"fairhuman generate --model {tiny_model} --lora" in printed
+    for copied in (parts, other):
+        shutil.copytree(whole, copied)
+        shutil.rmtree(copied / "checkpoints" / "step-00000004")
+        shutil.rmtree(copied / "final")
+    train(config, parts, 2, *lora, "train.resume=auto")
+    assert repeatable(parts) == repeatable(whole)
+    one_rank = ["train.resume=auto", "train.batch_size=2"]
+    one_rank += ["deepspeed.zero_optimization.stage=3"]
+    assert "resharded" in train(config, other, 1, *lora, *one_rank)
+    name = "pytorch_lora_weights.safetensors"
+    expected, same, near = (load_file(run / "final" / name) for run in (whole, parts, other))
+    assert all(torch.equal(same[key], expected[key]) for key in expected)
+    moved = max(float(expected[key].abs().max()) for key in expected if "lora_B" in key)
+    assert moved > 1e-4
+    for key, tensor in expected.items():
+        torch.testing.assert_close(near[key], tensor, rtol=0, atol=0.1 * moved)
+    unet = tiny_model / "unet" / "diffusion_pytorch_model.safetensors"
+    for run in (whole, other):
+        stored = sum(p.stat().st_size for p in (run / "checkpoints/step-00000004").rglob("*.pt"))
+        assert stored < unet.stat().st_size / 4
+
+
 def test_another_global_batch_is_told_and_the_data_go_on(
     finished: tuple[Path, str], config: Path, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from fairhuman.data.records import load_records, open_image
 from fairhuman.models.fit import UNET_STEPS, VAE_STEPS, fit_unet, fit_vae
+from fairhuman.models.method import Full, save
 from fairhuman.models.sdxl import SDXL
 from fairhuman.models.tiny import tiny_sdxl
 from fairhuman.runtime import quiet
@@ -60,5 +61,5 @@ def make_demo_model(
         fit_vae(sdxl.vae, pixels, steps=vae_steps, seed=seed, progress=progress)
         time_ids = torch.tensor([side, side, 0.0, 0.0, side, side])
         fit_unet(sdxl, pixels, captions, time_ids, steps=unet_steps, seed=seed, progress=progress)
-    sdxl.save(out)
+    save(Full(sdxl), out)
     stamp.write_text(json.dumps(wanted), encoding="utf-8")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +37,7 @@ class Prompt:
 
 
 class SDXL:
-    """An SDXL pipeline's parts, as training uses them. Only `unet` is trained."""
+    """An SDXL pipeline's parts, as training uses them."""
 
     def __init__(self, pipeline: Any) -> None:
         from diffusers import DDPMScheduler
@@ -83,7 +81,6 @@ class SDXL:
         for part in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
             part.requires_grad_(False)
             part.eval()
-        pipeline.unet.requires_grad_(True)
         if settings.gradient_checkpointing:
             pipeline.unet.enable_gradient_checkpointing()
         return cls(pipeline)
@@ -149,18 +146,19 @@ class SDXL:
         alpha = self.alphas_cumprod.to(latents)[steps][:, None, None, None]
         return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
 
-    def save(self, folder: Path) -> None:
-        """Write the pipeline in diffusers' layout: whole, in place of what was there, or not."""
-        aside = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(aside, ignore_errors=True)
-        self.pipeline.save_pretrained(aside, safe_serialization=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(aside, folder)
+    def write(self, folder: Path) -> None:
+        """Write the pipeline into a folder, in diffusers' layout."""
+        self.pipeline.save_pretrained(folder, safe_serialization=True)
 
 
 def _not_loaded(settings: Model, error: Exception) -> str:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     name = settings.pretrained
+    if (Path(name) / "pytorch_lora_weights.safetensors").is_file():
+        return (
+            f"model.pretrained = {name!r}: holds a LoRA; give the SDXL that it was trained on "
+            "(and to draw with the LoRA: generate --lora)"
+        )
     if Path(name).is_dir() and not (Path(name) / "model_index.json").is_file():
         return f"model.pretrained = {name!r}: holds no model_index.json (diffusers' layout)"
     return f"model.pretrained = {name!r}: cannot be loaded as an SDXL pipeline: {first}"

@@ -1,0 +1,62 @@
+"""What of an SDXL is trained, and what is saved of it: the only place where methods differ."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Protocol
+
+from torch import nn
+
+from fairhuman.config import Model
+from fairhuman.models.lora import LoRA
+from fairhuman.models.sdxl import SDXL
+
+
+class Method(Protocol):
+    """A way to train an SDXL."""
+
+    module: nn.Module
+    """What the training step calls; its parameters that require gradients are trained."""
+
+    def write(self, folder: Path) -> None:
+        """Write what was trained into a folder, in diffusers' layout."""
+
+
+class Full:
+    """Full fine-tuning of the UNet."""
+
+    def __init__(self, sdxl: SDXL) -> None:
+        self.sdxl = sdxl
+        self.module = sdxl.unet
+        self.module.requires_grad_(True)
+
+    def write(self, folder: Path) -> None:
+        """Write the whole pipeline."""
+        self.sdxl.write(folder)
+
+
+def make_method(sdxl: SDXL, settings: Model, seed: int) -> Method:
+    """Make the model ready to be trained as `model.method` says.
+
+    Args:
+        sdxl: freshly loaded.
+        settings: the section `model`.
+        seed: of what is initialised at random; give every rank the same.
+
+    Raises:
+        ConfigError: the model has nothing that the method's settings name.
+    """
+    if settings.method == "lora":
+        return LoRA(sdxl, settings.lora, seed)
+    return Full(sdxl)
+
+
+def save(method: Method, folder: Path) -> None:
+    """Write what was trained: whole, in place of what was there, or not at all."""
+    aside = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    method.write(aside)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.rename(aside, folder)
