@@ -113,6 +113,16 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--prompt", action="append", required=True, help="may be repeated")
     generate.add_argument("--out", type=Path, required=True)
     generate.add_argument("--lora", type=Path, help="OUT/final of a LoRA, or a .safetensors file")
+    generate.add_argument("--controlnet", help="OUT/final of a ControlNet, or a hub name")
+    generate.add_argument("--adapter", help="OUT/final of a T2I-Adapter, or a hub name")
+    generate.add_argument(
+        "--control",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="IMAGE",
+        help="the control image of all pictures; or one each, in their order",
+    )
     generate.add_argument("--lora-scale", type=float, default=1.0, help="how much it counts")
     generate.add_argument("--negative", default="", help="what should not be in the pictures")
     generate.add_argument("--count", type=int, default=1, help="pictures per prompt")
@@ -316,8 +326,16 @@ def _generate(args: argparse.Namespace) -> None:
         size=args.size,
         lora=args.lora,
         lora_scale=args.lora_scale,
+        controlnet=args.controlnet,
+        adapter=args.adapter,
+        controls=_per_picture(args.control, args.count),
     )
     print(f"{len(paths)} pictures in {args.out}")
+
+
+def _per_picture(controls: list[Path], count: int) -> list[Path]:
+    """Repeat the control images of the prompts as the prompts are; one is for all."""
+    return controls if len(controls) == 1 else [path for path in controls for _ in range(count)]
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -44,17 +44,25 @@ class Model(Section):
 
     pretrained: str
     """A folder in diffusers' layout, or a name on the Hugging Face hub."""
-    method: Literal["full", "lora"] = "full"
-    """What is trained: the whole UNet, or low-rank adapters beside its weights. The text encoders
-    and the VAE stay as they are."""
+    method: Literal["full", "lora", "controlnet", "t2i_adapter"] = "full"
+    """What is trained: the whole UNet, low-rank adapters beside its weights, or what steers it by
+    control images. The text encoders and the VAE stay as they are."""
     lora: Lora = Lora()
     """For method=lora."""
+    control: str | None = None
+    """The ControlNet or T2I-Adapter to go on from: a folder in diffusers' layout or a hub name.
+    Null starts a new one: a ControlNet as a copy of the UNet's encoder, an adapter at random."""
     vae: str | None = None
     """Another VAE: a folder in diffusers' layout or a hub name."""
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
     """What the UNet predicts; null takes it from the model's scheduler."""
     gradient_checkpointing: bool = False
     """Recompute activations in every backward pass: less memory, 10/7 of the time in `exact`."""
+
+    @property
+    def conditioned(self) -> bool:
+        """Whether the method trains on control images."""
+        return self.method in ("controlnet", "t2i_adapter")
 
 
 class Data(Section):
@@ -86,6 +94,8 @@ class Data(Section):
     """Mirror half of the samples (image, masks and boxes alike)."""
     caption_dropout: Probability = 0.0
     """Share of the samples trained without their caption (classifier-free guidance)."""
+    condition_dropout: Probability = 0.0
+    """Share of the samples trained with a black control image (controlnet, t2i_adapter)."""
     validation: Count = 0
     """How many images are held out of training, for train.validate_every."""
     columns: dict[str, str] = {}
@@ -398,7 +408,7 @@ _REFUSED = {
 def column_names(regions: Sequence[str]) -> list[str]:
     """Return the keys of metadata.jsonl that are read for these regions."""
     annotations = [name for region in regions for name in (f"{region}s", f"{region}_mask")]
-    return ["file_name", "text", *annotations]
+    return ["file_name", "text", "conditioning_image", *annotations]
 
 
 QUARTERS = 4
@@ -444,6 +454,22 @@ def _conflicts(config: Config) -> list[str]:
             f"model.method = {config.model.method!r}: model.lora is for method=lora; set that, or "
             "remove model.lora"
         )
+    if config.model.control and not config.model.conditioned:
+        problems.append(
+            f"model.control = {config.model.control!r}: is for method=controlnet or t2i_adapter, "
+            f"and model.method is {config.model.method!r}"
+        )
+    if config.data.condition_dropout and not config.model.conditioned:
+        problems.append(
+            f"data.condition_dropout = {config.data.condition_dropout}: method="
+            f"{config.model.method} has no control images; remove it"
+        )
+    sides = {"data.resolution": config.data.resolution}
+    if config.data.buckets:
+        sides["data.bucket_step"] = config.data.bucket_step
+    for key, side in sides.items():
+        if config.model.method == "t2i_adapter" and side % 16:
+            problems.append(f"{key} = {side}: must be a multiple of 16 for method=t2i_adapter")
     if config.train.validate_every and not config.data.validation:
         problems.append(
             f"train.validate_every = {config.train.validate_every}: no image is held out; set "

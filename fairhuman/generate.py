@@ -6,12 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors import SafetensorError
 
 from fairhuman.config import Model
+from fairhuman.data.records import open_image
 from fairhuman.errors import UserError
 from fairhuman.export.lora import lora_file
+from fairhuman.models.control import (
+    load_adapter,
+    load_controlnet,
+    with_adapter,
+    with_controlnet,
+)
 from fairhuman.models.sdxl import SDXL
 from fairhuman.pictures import draw, grid
 from fairhuman.runtime import quiet
@@ -29,6 +37,9 @@ def generate(
     size: int | None = None,
     lora: Path | None = None,
     lora_scale: float = 1.0,
+    controlnet: str | None = None,
+    adapter: str | None = None,
+    controls: Sequence[Path] = (),
 ) -> list[Path]:
     """Write one PNG per prompt and, for several, grid.png; return the pictures' paths.
 
@@ -45,9 +56,13 @@ def generate(
         size: side in pixels; None: the model's own.
         lora: a LoRA of the model, a folder or a .safetensors file of diffusers or kohya.
         lora_scale: how much it counts.
+        controlnet: a ControlNet of the model, a folder in diffusers' layout or a hub name.
+        adapter: a T2I-Adapter in its place.
+        controls: their control images: one for all pictures, or one each.
 
     Raises:
-        UserError: no such model or LoRA, a size that is no multiple of 8, pictures in `out`.
+        UserError: no such model, LoRA or control image, a size that is no multiple of 8, pictures
+            in `out`.
     """
     if size is not None and (size <= 0 or size % 8):
         raise UserError(f"--size {size}: must be a multiple of 8")
@@ -55,6 +70,7 @@ def generate(
     existing = next((path for path in [*paths, out / "grid.png"] if path.exists()), None)
     if existing:
         raise UserError(f"{existing}: is there already; choose another --out")
+    opened = _open_controls(controls, len(prompts), controlnet, adapter)
     quiet()
     cuda = torch.cuda.is_available()
     sdxl = SDXL.load(
@@ -64,11 +80,17 @@ def generate(
     )
     if lora:
         _load_lora(sdxl, lora, lora_scale)
+    pipeline = sdxl.pipeline
+    if controlnet:
+        pipeline = with_controlnet(pipeline, load_controlnet(controlnet, sdxl.unet).eval())
+    elif adapter:
+        pipeline = with_adapter(pipeline, load_adapter(adapter, sdxl.unet).eval())
     sdxl.unet.eval()
     size = size or int(sdxl.pipeline.default_sample_size) * sdxl.cell
     pictures = draw(
-        sdxl.pipeline,
+        pipeline,
         prompts,
+        controls=opened,
         seed=seed,
         size=size,
         steps=steps,
@@ -86,12 +108,34 @@ def generate(
             "guidance": guidance,
             "model": model,
             **({"lora": lora, "lora_scale": lora_scale} if lora else {}),
+            **({"controlnet": controlnet} if controlnet else {}),
+            **({"adapter": adapter} if adapter else {}),
+            **({"control": controls[index % len(controls)]} if controls else {}),
         }.items():
             info.add_itxt(key, str(value))
         picture.save(path, pnginfo=info)
     if len(pictures) > 1:
         grid(pictures).save(out / "grid.png")
     return paths
+
+
+def _open_controls(
+    controls: Sequence[Path], count: int, controlnet: str | None, adapter: str | None
+) -> list[Image.Image]:
+    """Return the control image of each picture."""
+    if controlnet and adapter:
+        raise UserError("--controlnet and --adapter: give one of them")
+    if bool(controls) != bool(controlnet or adapter):
+        raise UserError("--control: an image is needed with --controlnet or --adapter, and only so")
+    if len(controls) > 1 and len(controls) != count:
+        raise UserError(
+            f"--control: {len(controls)} images for {count} pictures; give 1 or {count}"
+        )
+    try:
+        opened = [open_image(path) for path in controls]
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"--control: cannot be read as an image: {error}") from error
+    return opened * count if len(opened) == 1 else opened
 
 
 def _load_lora(sdxl: SDXL, lora: Path, scale: float) -> None:

@@ -21,11 +21,12 @@ def draw(
     guidance: float = 5.0,
     negative: str = "",
     batch_size: int = 4,
+    controls: Sequence[Image.Image] = (),
 ) -> list[Image.Image]:
     """Return one picture per prompt; picture i depends on seed + i alone, on any device.
 
     Args:
-        pipeline: a StableDiffusionXLPipeline.
+        pipeline: a StableDiffusionXLPipeline, or one of diffusers' with control images.
         prompts: the texts.
         seed: of the first picture's noise.
         size: width and height in pixels.
@@ -33,10 +34,12 @@ def draw(
         guidance: scale of classifier-free guidance.
         negative: what the pictures should not show.
         batch_size: how many are drawn at a time.
+        controls: the control image of each picture, for a pipeline that takes them.
     """
     pictures: list[Image.Image] = []
     for start in range(0, len(prompts), batch_size):
         batch = list(prompts[start : start + batch_size])
+        extra = {"image": list(controls[start : start + batch_size])} if controls else {}
         latents = pipeline(
             prompt=batch,
             negative_prompt=[negative] * len(batch) if negative else None,
@@ -46,6 +49,7 @@ def draw(
             guidance_scale=guidance,
             generator=[torch.Generator().manual_seed(seed + start + i) for i in range(len(batch))],
             output_type="latent",
+            **extra,
         ).images
         # The pipeline decodes in the UNet's type; SDXL's VAE needs its own.
         vae = pipeline.vae

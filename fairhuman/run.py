@@ -9,11 +9,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from PIL import Image
 
 from fairhuman import checkpoint
 from fairhuman.config import Config
@@ -21,7 +22,15 @@ from fairhuman.data import dataset
 from fairhuman.data.buckets import frame
 from fairhuman.data.dataset import People
 from fairhuman.data.order import StepSampler, Stream
-from fairhuman.data.records import Entry, Problem, Record, check_entries, load_records
+from fairhuman.data.records import (
+    Entry,
+    Problem,
+    Record,
+    check_entries,
+    load_records,
+    open_image,
+)
+from fairhuman.data.transform import Placement
 from fairhuman.engine import check_engine, deepspeed_config, gathered, make_engine
 from fairhuman.errors import ConfigError
 from fairhuman.fairness.balancer import Balancer
@@ -59,6 +68,7 @@ class Run:
             config.objectives.regions,
             unannotated=config.data.unannotated,
             columns=config.data.columns,
+            conditioned=config.model.conditioned,
             on_error=config.data.on_error,
             check=_check_shared,
         )
@@ -83,7 +93,7 @@ class Run:
             _restore_balancer(self.step.balancer, found)
         self.validation = Validation(held_out, denoising, config) if held_out else None
         self.names = denoising.objectives.names
-        self.prompts = list(train.sample_prompts) or _captions(trained)
+        self.examples = _examples(trained, config)
 
         self.global_batch = train.batch_size * train.gradient_accumulation * dist.get_world_size()
         self.count = len(trained)
@@ -193,8 +203,9 @@ class Run:
     def _save_samples(self, step: int) -> None:
         pictures = self._quietly(
             lambda: draw(
-                self.sdxl.pipeline,
-                self.prompts,
+                self.method.pipeline,
+                [example.prompt for example in self.examples],
+                controls=[example.control for example in self.examples if example.control],
                 seed=self.config.train.seed,
                 size=self.config.data.resolution,
                 guidance=self.config.train.sample_guidance,
@@ -287,10 +298,28 @@ def _start_output(output: Path, config: Config) -> None:
     config.save(output / "config.yaml")
 
 
-def _captions(records: Sequence[Record], count: int = 4) -> list[str]:
-    """Return captions from all over the data set."""
-    places = np.linspace(0, len(records) - 1, min(count, len(records))).astype(int)
-    return [records[place].text for place in places]
+class _Example(NamedTuple):
+    """What a sample picture is drawn from."""
+
+    prompt: str
+    control: Image.Image | None
+
+
+def _examples(records: Sequence[Record], config: Config, count: int = 4) -> list[_Example]:
+    """Return the prompts, or captions from all over the data, and control images from there."""
+    prompts = config.train.sample_prompts
+    count = len(prompts) or min(count, len(records))
+    places = np.linspace(0, len(records) - 1, count).astype(int)
+    size = (config.data.resolution, config.data.resolution)
+    rng = np.random.default_rng(0)
+    examples = []
+    for index, record in enumerate(records[place] for place in places):
+        control = None
+        if record.conditioning:
+            placement = Placement.draw(record.size, size, rng)
+            control = placement.image(open_image(record.conditioning))
+        examples.append(_Example(prompts[index] if prompts else record.text, control))
+    return examples
 
 
 def _where_to_look(config: Config, done: bool, progress: Progress, stop: Stop) -> list[str]:
@@ -304,9 +333,14 @@ def _where_to_look(config: Config, done: bool, progress: Progress, stop: Stop) -
     best = progress.best
     final = output / FINAL
     trained = f"  the model       {final}   (diffusers; `fairhuman generate --model …`)"
-    if config.model.method == "lora":
-        words = f"`fairhuman generate --model {config.model.pretrained} --lora …`"
-        trained = f"  the LoRA        {final}   (diffusers; {words})"
+    if config.model.method != "full":
+        name, flag = {
+            "lora": ("LoRA", "--lora …"),
+            "controlnet": ("ControlNet", "--controlnet … --control IMAGE"),
+            "t2i_adapter": ("T2I-Adapter", "--adapter … --control IMAGE"),
+        }[config.model.method]
+        words = f"`fairhuman generate --model {config.model.pretrained} {flag}`"
+        trained = f"  the {name:<11} {final}   (diffusers; {words})"
     return [
         f"Done: {progress.step} steps.",
         trained,

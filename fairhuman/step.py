@@ -37,6 +37,7 @@ class Prepared(NamedTuple):
     steps: Tensor
     prompt: Prompt
     time_ids: Tensor
+    control: Tensor | None
     truth: tuple[Tensor, Tensor, Tensor | None]
     """Target, masks and sample weights: what `Objectives.losses` asks for after `pred`."""
 
@@ -90,6 +91,7 @@ class Denoising:
             steps=steps,
             prompt=prompt,
             time_ids=batch.time_ids,
+            control=batch.control,
             truth=(
                 objectives.target(sdxl.prediction_type, latents, noise, alphas, steps),
                 batch.masks.to(latents.device),
@@ -99,7 +101,9 @@ class Denoising:
 
     def predict(self, unet: Any, ready: Prepared) -> Tensor:
         """Return the UNet's prediction for a micro-batch, [B, C, H, W]."""
-        return self.sdxl.predict(unet, ready.noisy, ready.steps, ready.prompt, ready.time_ids)
+        return self.sdxl.predict(
+            unet, ready.noisy, ready.steps, ready.prompt, ready.time_ids, ready.control
+        )
 
     def _draw(self, batch: Batch, plain: bool = False) -> dict[str, Tensor]:
         """Draw timestep and noise per sample: the same however the batch is split.

@@ -54,7 +54,12 @@ class Validation:
 
     def __init__(self, records: Sequence[Record], denoising: Denoising, config: Config) -> None:
         still = config.data.model_copy(
-            update={"crop": "center", "flip": False, "caption_dropout": 0.0}
+            update={
+                "crop": "center",
+                "flip": False,
+                "caption_dropout": 0.0,
+                "condition_dropout": 0.0,
+            }
         )
         self.people = People(
             records, config.objectives.regions, still, config.train.seed, denoising.sdxl.cell

@@ -17,11 +17,13 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from PIL import ImageFilter
 from ranks import free_port
 from safetensors.torch import load_file
 
 from fairhuman.cli import main
 from fairhuman.config import held_out_keys
+from fairhuman.data.records import open_image, write_metadata
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = ROOT / "fairhuman" / "train.py"
@@ -335,6 +337,39 @@ def test_a_lora_trains_on_photographs_and_resumes_on_other_ranks_and_stages(
     for run in (whole, other):
         stored = sum(p.stat().st_size for p in (run / "checkpoints/step-00000004").rglob("*.pt"))
         assert stored < unet.stat().st_size / 4
+
+
+@pytest.mark.parametrize(("method", "stage"), [("controlnet", 3), ("t2i_adapter", 2)])
+def test_control_methods_train_on_photographs_with_masks_and_control_images_and_resume(
+    config: Path, photographs: Path, tmp_path: Path, method: str, stage: int
+) -> None:
+    """On two ranks, with accumulation, validation and samples; bit-equal after a stop."""
+    data = tmp_path / "people"
+    shutil.copytree(photographs, data, symlinks=True)
+    lines = [json.loads(line) for line in (data / "metadata.jsonl").read_text().splitlines()]
+    for row in lines:
+        row["conditioning_image"] = f"{Path(row['file_name']).stem}-edges.png"
+        edges = open_image(data / row["file_name"]).filter(ImageFilter.FIND_EDGES)
+        edges.save(data / row["conditioning_image"])
+    write_metadata(data, lines)
+    options = [f"model.method={method}", "data.condition_dropout=0.3", f"data.root={data}"]
+    options += ["data.buckets=true", "data.bucket_step=16", "data.resolution=128"]
+    options += ["data.validation=1", "train.validate_every=2", "train.sample_every=2"]
+    options += ["train.steps=2", "train.checkpoint_every=1", "train.batch_size=1"]
+    options += ["optimizer.warmup_steps=0"]
+    options += ["train.gradient_accumulation=2", f"deepspeed.zero_optimization.stage={stage}"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(config, whole, 2, *options)
+    shutil.copytree(whole, parts)
+    shutil.rmtree(parts / "checkpoints" / "step-00000002")
+    shutil.rmtree(parts / "final")
+    train(config, parts, 2, *options, "train.resume=auto")
+    assert repeatable(parts) == repeatable(whole)
+    name = "diffusion_pytorch_model.safetensors"
+    expected, found = (load_file(run / "final" / name) for run in (whole, parts))
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert all(record["val/loss/hand"] is not None for record in metrics(whole)[1:])
+    assert (whole / "samples" / "step-00000002.png").is_file()
 
 
 def test_another_global_batch_is_told_and_the_data_go_on(

@@ -33,6 +33,9 @@ class Batch:
     """None: trained without its caption."""
     time_ids: Tensor
     """[B, 6] float32: SDXL's original size, crop corner and target size."""
+    control: Tensor | None = None
+    """[B, 3, H, W] float32 in [0, 1]: the control image, all 0 where it is dropped. None: the
+    data set has none."""
 
     def split(self, size: int) -> list[Batch]:
         """Return the batch in pieces of `size` samples."""
@@ -44,6 +47,7 @@ class Batch:
                 self.masks[i : i + size],
                 self.captions[i : i + size],
                 self.time_ids[i : i + size],
+                None if self.control is None else self.control[i : i + size],
             )
             for i in range(0, len(self.ids), size)
         ]
@@ -80,6 +84,7 @@ class People(Dataset[Batch]):
             masks=self._masks(record, placement)[None],
             captions=[None if dropout < self.data.caption_dropout else record.text],
             time_ids=torch.tensor([placement.time_ids()], dtype=torch.float32),
+            control=self._control(record, placement, epoch),
         )
 
     def placement(self, record: Record, epoch: int) -> Placement:
@@ -92,6 +97,15 @@ class People(Dataset[Batch]):
             flip=self.data.flip,
             keep=self._boxes(record) if self.data.crop == "regions" else (),
         )
+
+    def _control(self, record: Record, placement: Placement, epoch: int) -> Tensor | None:
+        if record.conditioning is None:
+            return None
+        image = placement.image(open_image(record.conditioning))
+        pixels = torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1) / 255.0
+        dropout = generator(self.seed, epoch, record.id, "condition").random()
+        kept = dropout >= self.data.condition_dropout
+        return (pixels if kept else torch.zeros_like(pixels))[None]
 
     def _boxes(self, record: Record) -> list[Box]:
         """Return where the record's regions are; of a mask, the box around what is white."""
@@ -119,6 +133,7 @@ class People(Dataset[Batch]):
 
 def collate(samples: Sequence[Batch]) -> Batch:
     """Join batches into one."""
+    controls = [sample.control for sample in samples if sample.control is not None]
     return Batch(
         ids=[name for sample in samples for name in sample.ids],
         epochs=[epoch for sample in samples for epoch in sample.epochs],
@@ -126,6 +141,7 @@ def collate(samples: Sequence[Batch]) -> Batch:
         masks=torch.cat([sample.masks for sample in samples]),
         captions=[caption for sample in samples for caption in sample.captions],
         time_ids=torch.cat([sample.time_ids for sample in samples]),
+        control=torch.cat(controls) if controls else None,
     )
 
 

@@ -17,6 +17,7 @@ from fairhuman.data.regions import Annotation, Box
 from fairhuman.errors import DataError
 
 METADATA = "metadata.jsonl"
+CONTROL = "conditioning_image"
 
 # Boxes come from detectors and annotators that round: so far a box may stick out of the image.
 TOLERANCE_PX = 1.0
@@ -36,6 +37,8 @@ class Record:
     regions: dict[str, Annotation]
     size: tuple[int, int]
     """Width and height, EXIF orientation applied."""
+    conditioning: Path | None = None
+    """The control image; None where the data set is read without them."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Entry:
     image: Path
     text: str
     regions: dict[str, Annotation]
+    conditioning: Path | None = None
 
 
 def open_image(path: Path) -> Image.Image:
@@ -94,6 +98,7 @@ def read_entries(
     *,
     unannotated: str = "error",
     columns: Mapping[str, str] | None = None,
+    conditioned: bool = False,
 ) -> tuple[list[Entry], list[Problem]]:
     """Read metadata.jsonl.
 
@@ -102,6 +107,7 @@ def read_entries(
         regions: the regions to read, such as "face": the keys `faces` and `face_mask`.
         unannotated: "error", or "absent" to take a missing key as "none here".
         columns: other names of the keys, by ours.
+        conditioned: whether every line needs `conditioning_image`, which is not read otherwise.
 
     Returns:
         The lines that can be read, in their order, and what is wrong with the others.
@@ -132,7 +138,8 @@ def read_entries(
             annotations = {
                 region: _annotation(fields, region, root, unannotated, names) for region in regions
             }
-            entries.append(Entry(place, name, root / name, caption, annotations))
+            control = root / _string(fields, names.get(CONTROL, CONTROL)) if conditioned else None
+            entries.append(Entry(place, name, root / name, caption, annotations, control))
         except _LineError as error:
             problems.append(Problem(place, str(error)))
     return entries, problems
@@ -219,7 +226,11 @@ def _check(entry: Entry) -> Record | Problem:
         problem = _outside(region, annotation, size) or _mask_problem(region, annotation, size)
         if problem:
             return Problem(entry.place, problem)
-    return Record(entry.id, entry.image, entry.text, entry.regions, size)
+    if entry.conditioning:
+        problem = _unlike(CONTROL, entry.conditioning, size, open_image)
+        if problem:
+            return Problem(entry.place, problem)
+    return Record(entry.id, entry.image, entry.text, entry.regions, size, entry.conditioning)
 
 
 def _size(path: Path, read: Callable[[Path], Image.Image]) -> tuple[int, int] | str:
@@ -246,14 +257,18 @@ def _outside(region: str, annotation: Annotation, size: tuple[int, int]) -> str 
 def _mask_problem(region: str, annotation: Annotation, size: tuple[int, int]) -> str | None:
     if annotation.mask is None:
         return None
-    mask_size = _size(annotation.mask, open_mask)
-    if isinstance(mask_size, str):
-        return mask_size
-    if mask_size != size:
-        return (
-            f"{region}_mask: {annotation.mask} is {mask_size[0]} x {mask_size[1]} px, its image "
-            f"{size[0]} x {size[1]}"
-        )
+    return _unlike(f"{region}_mask", annotation.mask, size, open_mask)
+
+
+def _unlike(
+    key: str, path: Path, size: tuple[int, int], read: Callable[[Path], Image.Image]
+) -> str | None:
+    """Return what is wrong with a picture that belongs to an image of this size."""
+    found = _size(path, read)
+    if isinstance(found, str):
+        return found
+    if found != size:
+        return f"{key}: {path} is {found[0]} x {found[1]} px, its image {size[0]} x {size[1]}"
     return None
 
 
@@ -263,6 +278,7 @@ def load_records(
     *,
     unannotated: str = "error",
     columns: Mapping[str, str] | None = None,
+    conditioned: bool = False,
     on_error: str = "fail",
     check: Callable[[Sequence[Entry]], list[Record | Problem]] = check_entries,
 ) -> tuple[list[Record], list[Problem]]:
@@ -273,6 +289,7 @@ def load_records(
         regions: see `read_entries`; also `unannotated` and `columns`.
         unannotated: see `read_entries`.
         columns: see `read_entries`.
+        conditioned: see `read_entries`.
         on_error: "fail", or "skip" to leave out the samples that cannot be used.
         check: opens the files; a trainer shares the work over its ranks.
 
@@ -282,7 +299,9 @@ def load_records(
     Raises:
         DataError: every problem, one line each (the first 20), or a data set without a sample.
     """
-    entries, problems = read_entries(root, regions, unannotated=unannotated, columns=columns)
+    entries, problems = read_entries(
+        root, regions, unannotated=unannotated, columns=columns, conditioned=conditioned
+    )
     checked = check(entries)
     records = [found for found in checked if isinstance(found, Record)]
     problems = problems + [found for found in checked if isinstance(found, Problem)]

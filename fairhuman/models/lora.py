@@ -44,6 +44,7 @@ class LoRA:
             torch.manual_seed(seed)
             unet.add_adapter(config, ADAPTER)
         self.module: nn.Module = unet
+        self.pipeline = sdxl.pipeline
 
     def write(self, folder: Path) -> None:
         """Write pytorch_lora_weights.safetensors, with rank and alpha in its header."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import nn
 
 from fairhuman.config import Model
+from fairhuman.models.control import ControlNet, T2IAdapter
 from fairhuman.models.lora import LoRA
 from fairhuman.models.sdxl import SDXL
 
@@ -19,6 +20,8 @@ class Method(Protocol):
 
     module: nn.Module
     """What the training step calls; its parameters that require gradients are trained."""
+    pipeline: Any
+    """Draws pictures with what is trained."""
 
     def write(self, folder: Path) -> None:
         """Write what was trained into a folder, in diffusers' layout."""
@@ -30,6 +33,7 @@ class Full:
     def __init__(self, sdxl: SDXL) -> None:
         self.sdxl = sdxl
         self.module = sdxl.unet
+        self.pipeline = sdxl.pipeline
         self.module.requires_grad_(True)
 
     def write(self, folder: Path) -> None:
@@ -50,6 +54,10 @@ def make_method(sdxl: SDXL, settings: Model, seed: int) -> Method:
     """
     if settings.method == "lora":
         return LoRA(sdxl, settings.lora, seed)
+    if settings.method == "controlnet":
+        return ControlNet(sdxl, settings.control, seed, settings.gradient_checkpointing)
+    if settings.method == "t2i_adapter":
+        return T2IAdapter(sdxl, settings.control, seed)
     return Full(sdxl)
 
 

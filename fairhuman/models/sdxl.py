@@ -117,7 +117,13 @@ class SDXL:
         return Prompt(embeds, pooled)
 
     def predict(
-        self, unet: nn.Module, noisy: Tensor, steps: Tensor, prompt: Prompt, time_ids: Tensor
+        self,
+        unet: nn.Module,
+        noisy: Tensor,
+        steps: Tensor,
+        prompt: Prompt,
+        time_ids: Tensor,
+        control: Tensor | None = None,
     ) -> Tensor:
         """Return the model's prediction, [B, C, H, W].
 
@@ -127,8 +133,10 @@ class SDXL:
             steps: [B] timesteps.
             prompt: the encoded captions.
             time_ids: [B, 6].
+            control: [B, 3, 8 H, 8 W] in [0, 1], for a ControlNet or a T2I-Adapter.
         """
         dtype = prompt.embeds.dtype
+        extra = {} if control is None else {"control": control.to(noisy.device, dtype)}
         prediction: Tensor = unet(
             noisy.to(dtype),
             steps,
@@ -138,6 +146,7 @@ class SDXL:
                 "time_ids": time_ids.to(noisy.device),  # sizes over 256 are not exact in bf16
             },
             return_dict=False,
+            **extra,
         )[0]
         return prediction
 
