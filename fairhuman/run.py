@@ -33,6 +33,7 @@ from fairhuman.data.records import (
 from fairhuman.data.transform import Placement
 from fairhuman.engine import check_engine, deepspeed_config, gathered, make_engine
 from fairhuman.errors import ConfigError
+from fairhuman.export.card import write_card
 from fairhuman.fairness.balancer import Balancer
 from fairhuman.log import METRICS, Log
 from fairhuman.manifest import Best, Manifest, Progress, setup_of
@@ -174,12 +175,17 @@ class Run:
         done = progress.step >= self.config.train.steps
         if done:
             with gathered(self.engine):
-                on_rank0(functools.partial(save, self.method, self.output / FINAL))
+                on_rank0(functools.partial(self._save_final, progress.step))
         if self.log:
             self.log.close()
             print("\n".join(_where_to_look(self.config, done, progress, stop)))
         dist.barrier()
         dist.destroy_process_group()
+
+    def _save_final(self, steps: int) -> None:
+        final = self.output / FINAL
+        save(self.method, final)
+        write_card(final, self.config, steps=steps, prompts=self.config.train.sample_prompts)
 
     def lr(self) -> float:
         """Return the learning rate of the step to come."""

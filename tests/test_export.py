@@ -837,9 +837,9 @@ def config() -> Config:
 def test_a_card_is_the_hubs(tmp_path: Path, config: Config, method: str) -> None:
     from huggingface_hub import ModelCard
 
-    path = write_card(
-        tmp_path, config, method, prompts=[CAPTIONS[0]], instance_prompt="a drawn person"
-    )
+    model = config.model.model_copy(update={"method": method})
+    config = config.model_copy(update={"model": model})
+    path = write_card(tmp_path, config, prompts=[CAPTIONS[0]], instance_prompt="a drawn person")
     card = ModelCard.load(path)
     assert card.data.base_model == "stabilityai/stable-diffusion-xl-base-1.0"
     assert card.data.license == "unknown"
@@ -861,6 +861,6 @@ def test_a_card_is_the_hubs(tmp_path: Path, config: Config, method: str) -> None
 
 def test_a_card_names_no_folder_as_its_base_model(tmp_path: Path, config: Config) -> None:
     model = config.model.model_copy(update={"pretrained": str(tmp_path)})
-    text = write_card(tmp_path, config.model_copy(update={"model": model}), "full").read_text()
+    text = write_card(tmp_path, config.model_copy(update={"model": model})).read_text()
     assert "base_model:" not in text
     assert str(tmp_path) not in text

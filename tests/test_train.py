@@ -172,6 +172,7 @@ def test_the_final_model_loads_in_diffusers_and_holds_what_was_trained(
     from diffusers import StableDiffusionXLPipeline
 
     output, _ = finished
+    assert "| steps | 6 |" in (output / "final" / "README.md").read_text()
     pipeline = StableDiffusionXLPipeline.from_pretrained(output / "final")
     trained = pipeline.unet.state_dict()
     start = load_file(tiny_model / "unet" / "diffusion_pytorch_model.safetensors")

@@ -48,13 +48,12 @@ _IMPORTS = {
     "controlnet": "ControlNetModel, StableDiffusionXLControlNetPipeline",
     "t2i_adapter": "StableDiffusionXLAdapterPipeline, T2IAdapter",
 }
-_PLACES = ("pretrained", "vae", "root", "output_dir", "resume")
+_PLACES = ("pretrained", "vae", "control", "root", "output_dir", "resume")
 
 
 def write_card(
     folder: Path,
     config: Config,
-    method: str,
     *,
     steps: int | None = None,
     prompts: Sequence[str] = (),
@@ -67,7 +66,6 @@ def write_card(
     Args:
         folder: where the model is.
         config: what it was trained with.
-        method: `full`, `lora`, `controlnet` or `t2i_adapter`.
         steps: how many were made; None: as many as the config asks for.
         prompts: examples to try.
         instance_prompt: the words that stand for what was trained, where there are such.
@@ -78,7 +76,6 @@ def write_card(
     path = folder / "README.md"
     text = card_text(
         config,
-        method,
         name=folder.resolve().name,
         steps=steps,
         prompts=prompts,
@@ -91,7 +88,6 @@ def write_card(
 
 def card_text(
     config: Config,
-    method: str,
     *,
     name: str,
     steps: int | None = None,
@@ -99,7 +95,7 @@ def card_text(
     instance_prompt: str | None = None,
 ) -> str:
     """Return the text of a card; the arguments are those of `write_card`."""
-    base = config.model.pretrained
+    base, method = config.model.pretrained, config.model.method
     front: dict[str, Any] = {}
     if _on_the_hub(base):  # the hub refuses a base_model that is no name of its own
         front["base_model"] = base
