@@ -319,6 +319,7 @@ def load_broken(folder: Path) -> dict[str, str]:
     """What checkpoints that cannot be loaded say, and one of before there were layouts."""
     import torch.distributed as dist
 
+    dist.barrier()  # the others have noted what is there
     if dist.get_rank() == 0:
         break_checkpoints(folder)
     dist.barrier()
