@@ -43,7 +43,11 @@ class Model(Section):
     """Which SDXL is trained, and how."""
 
     pretrained: str
-    """A folder in diffusers' layout, or a name on the Hugging Face hub."""
+    """A folder in diffusers' layout, a name on the Hugging Face hub, or a single .safetensors
+    file as ComfyUI and kohya have it."""
+    config: str | None = None
+    """Of a single file: an SDXL in diffusers' layout (folder or hub name) whose configs and
+    tokenizers describe it; null: SDXL base."""
     method: Literal["full", "lora", "controlnet", "t2i_adapter"] = "full"
     """What is trained: the whole UNet, low-rank adapters beside its weights, or what steers it by
     control images. The text encoders and the VAE stay as they are."""
@@ -424,6 +428,11 @@ def held_out_keys(objective: str) -> list[str]:
 def _conflicts(config: Config) -> list[str]:
     """Return what cannot work together, one line each."""
     problems = []
+    if config.model.config and not config.model.pretrained.endswith(".safetensors"):
+        problems.append(
+            f"model.config = {config.model.config!r}: describes a single .safetensors file, and "
+            f"model.pretrained is {config.model.pretrained!r}; remove it"
+        )
     for name in config.objectives.scale:
         known = ["global", *config.objectives.regions]
         if name not in known:

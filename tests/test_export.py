@@ -815,7 +815,7 @@ def test_without_the_hub_a_config_is_asked_for(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     line = _refused(capsys, "--model", single, "--to", "diffusers", "--out", tmp_path / "out")
-    assert "--config stabilityai/stable-diffusion-xl-base-1.0: is no folder" in line
+    assert "'stabilityai/stable-diffusion-xl-base-1.0': is no folder" in line
 
 
 # --- The card ---------------------------------------------------------------------------------

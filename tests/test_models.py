@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from fairhuman.cli import main
 from fairhuman.config import Model
 from fairhuman.errors import ConfigError
+from fairhuman.export.single_file import to_single_file
 from fairhuman.models.sdxl import SDXL
 from fairhuman.models.tiny import tiny_sdxl
 from fairhuman.pictures import grid
@@ -161,3 +163,41 @@ def test_a_grid_holds_every_picture() -> None:
     assert sheet.size == (3 * 12 + 2, 2 * 12 + 2)
     reds = {sheet.getpixel((2 + c * 12 + 5, 2 + r * 12 + 5))[0] for r in (0, 1) for c in range(3)}  # type: ignore[index]
     assert reds == {0, 40, 80, 120, 160, 255}
+
+
+def test_a_single_file_is_loaded_as_the_pipeline_it_was_made_from(
+    sdxl: SDXL, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Also what it says that it predicts."""
+    file = tmp_path / "one.safetensors"
+    to_single_file(tiny_model, file)
+    settings = Model(pretrained=str(file), config=str(tiny_model))
+    loaded = SDXL.load(settings, torch.float32, torch.device("cpu"))
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        expected, found = (getattr(m.pipeline, part).state_dict() for m in (sdxl, loaded))
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected), part
+    first, same = (model.encode_captions(CAPTIONS) for model in (sdxl, loaded))
+    # The last bit depends on where in memory the weights lie.
+    torch.testing.assert_close(first.embeds, same.embeds)
+    torch.testing.assert_close(first.pooled, same.pooled)
+    assert torch.equal(loaded.alphas_cumprod, sdxl.alphas_cumprod)
+    assert loaded.prediction_type == "epsilon"
+    by_v = load_file(file)
+    by_v["v_pred"] = torch.zeros(0)
+    save_file(by_v, tmp_path / "v.safetensors")
+    settings = settings.model_copy(update={"pretrained": str(tmp_path / "v.safetensors")})
+    half = SDXL.load(settings, torch.bfloat16, torch.device("cpu"))
+    assert half.prediction_type == "v_prediction"
+    assert half.unet.dtype == torch.bfloat16
+    assert half.vae.dtype == torch.float32
+
+
+def test_what_is_no_single_file_of_that_config_is_named(tiny_model: Path, tmp_path: Path) -> None:
+    unet = tiny_model / "unet" / "diffusion_pytorch_model.safetensors"
+    (tmp_path / "cut.safetensors").write_bytes(unet.read_bytes()[:1000])
+    (tmp_path / "old.ckpt").write_bytes(b"pickle")
+    for file in (unet, tmp_path / "cut.safetensors", tmp_path / "old.ckpt"):
+        settings = Model(pretrained=str(file), config=str(tiny_model))
+        with pytest.raises(ConfigError, match=f"model.pretrained: .*{file.name}"):
+            SDXL.load(settings, torch.float32, torch.device("cpu"))

@@ -48,7 +48,7 @@ _IMPORTS = {
     "controlnet": "ControlNetModel, StableDiffusionXLControlNetPipeline",
     "t2i_adapter": "StableDiffusionXLAdapterPipeline, T2IAdapter",
 }
-_PLACES = ("pretrained", "vae", "control", "root", "output_dir", "resume")
+_PLACES = ("pretrained", "config", "vae", "control", "root", "output_dir", "resume")
 
 
 def write_card(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fairhuman.errors import UserError
-from fairhuman.export.layout import Layout
+from fairhuman.export.layout import Layout, config_folder
 from fairhuman.export.lora import WEIGHTS_NAME, from_kohya, is_kohya, lora_file, to_kohya
 from fairhuman.export.modelspec import parse_fields
 from fairhuman.export.single_file import from_single_file, to_single_file
@@ -17,7 +17,6 @@ from fairhuman.export.writer import DTYPES
 FORMS = ("single-file", "comfy-lora", "diffusers")
 """What can be exported to."""
 
-BASE = "stabilityai/stable-diffusion-xl-base-1.0"
 """The hub's SDXL, whose configs are taken where none are given."""
 
 
@@ -89,24 +88,9 @@ def _to_diffusers(
         return f"{out}: a LoRA for diffusers"
     if fields:
         raise UserError("--meta: diffusers' folders have no header to write it to")
-    from_single_file(path, _config_folder(config or BASE), out, **common)
+    from_single_file(path, config_folder(config), out, **common)
     return f"{out}: a pipeline in diffusers' layout"
 
 
 def _unet(config: str | None) -> dict[str, Any] | None:
-    return Layout.read(_config_folder(config)).unet if config else None
-
-
-def _config_folder(name: str) -> Path:
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt"]))
-    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):
-        raise UserError(
-            f"--config {name}: is no folder, and cannot be had from the hub; give the folder of "
-            "an SDXL in diffusers' layout"
-        ) from None
+    return Layout.read(config_folder(config)).unet if config else None

@@ -13,6 +13,7 @@ from fairhuman.errors import UserError
 from fairhuman.export.components import Sources, text_name
 from fairhuman.export.names import Names, unet_names, vae_names
 
+BASE = "stabilityai/stable-diffusion-xl-base-1.0"
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 _ADAPTERS = {"ControlNetModel": "ControlNet", "T2IAdapter": "T2I-Adapter"}
@@ -140,3 +141,27 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{path}: must hold a JSON object")
     return tree
+
+
+def config_folder(name: str | None) -> Path:
+    """Return the folder of an SDXL's configs and tokenizers; from the hub without its weights.
+
+    Args:
+        name: a folder in diffusers' layout, or a hub name; None: SDXL base.
+
+    Raises:
+        UserError: there is no such folder, and the hub has none.
+    """
+    name = name or BASE
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt"]))
+    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):
+        raise UserError(
+            f"the config {name!r}: is no folder, and cannot be had from the hub; give the folder "
+            "of an SDXL in diffusers' layout (--config, or model.config in a training config)"
+        ) from None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -102,6 +103,31 @@ def from_single_file(
         UserError: `file` is not an SDXL of that config, or `out` is there.
         OutputError: it cannot be written.
     """
+    with (
+        opened_parts(file, config, allow_pickle=allow_pickle) as (weights, parts),
+        written_aside(out, force=force) as aside,
+    ):
+        _copy_configs(config, aside)
+        _set_prediction(aside, weights)
+        for name, part in parts.items():
+            stem = "model" if name.startswith("text") else "diffusion_pytorch_model"
+            write_safetensors(aside / name / f"{stem}.safetensors", part, {"format": "pt"}, dtype)
+
+
+@contextmanager
+def opened_parts(
+    file: Path, config: Path, *, allow_pickle: bool = False
+) -> Iterator[tuple[Weights, dict[str, dict[str, Source]]]]:
+    """Open a single file: what it holds, and each component's tensors in diffusers' names.
+
+    Args:
+        file: an SDXL with the original names.
+        config: a folder in diffusers' layout whose configs describe it.
+        allow_pickle: read `file` also if torch.save wrote it.
+
+    Raises:
+        UserError: `file` is not an SDXL of that config, damaged, or pickled.
+    """
     layout = Layout.read(config)
     with open_weights(file, allow_pickle=allow_pickle) as weights:
         if not any(name.startswith(UNET_PREFIX) for name in weights.tensors):
@@ -114,14 +140,19 @@ def from_single_file(
         }
         for name, part in parts.items():
             layout.check(name, part, file)
-        with written_aside(out, force=force) as aside:
-            _copy_configs(config, aside)
-            _set_prediction(aside, weights)
-            for name, part in parts.items():
-                stem = "model" if name.startswith("text") else "diffusion_pytorch_model"
-                write_safetensors(
-                    aside / name / f"{stem}.safetensors", part, {"format": "pt"}, dtype
-                )
+        yield weights, parts
+
+
+def prediction(weights: Weights) -> dict[str, Any]:
+    """Return what a single file says that it predicts, as a scheduler's settings."""
+    said = weights.metadata.get("modelspec.prediction_type")
+    if "v_pred" not in weights.tensors and said not in ("v", "epsilon"):
+        return {}
+    by_v = "v_pred" in weights.tensors or said == "v"
+    settings: dict[str, Any] = {"prediction_type": "v_prediction" if by_v else "epsilon"}
+    if "ztsnr" in weights.tensors:
+        settings["rescale_betas_zero_snr"] = True
+    return settings
 
 
 def _in_one_form(component: str, tensors: Sources) -> dict[str, Source]:
@@ -143,13 +174,9 @@ def _copy_configs(config: Path, folder: Path) -> None:
 
 def _set_prediction(folder: Path, weights: Weights) -> None:
     """Write into the scheduler's config what the file says that it predicts."""
-    said = weights.metadata.get("modelspec.prediction_type")
-    if "v_pred" not in weights.tensors and said not in ("v", "epsilon"):
+    said = prediction(weights)
+    if not said:
         return
     path = folder / "scheduler" / "scheduler_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
-    by_v = "v_pred" in weights.tensors or said == "v"
-    settings["prediction_type"] = "v_prediction" if by_v else "epsilon"
-    if "ztsnr" in weights.tensors:
-        settings["rescale_betas_zero_snr"] = True
-    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(settings | said, indent=2) + "\n", encoding="utf-8")

@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fairhuman.config import Model
-from fairhuman.errors import ConfigError
+from fairhuman.errors import ConfigError, UserError
+from fairhuman.models.single_file import load_single_file
 
 # What diffusers and transformers raise for a folder that is not a whole SDXL.
 _UNUSABLE = (
@@ -54,7 +55,7 @@ class SDXL:
 
     @classmethod
     def load(cls, settings: Model, dtype: torch.dtype, device: torch.device) -> SDXL:
-        """Load from a folder in diffusers' layout or from the hub.
+        """Load from a folder in diffusers' layout, from the hub or from a single file.
 
         The UNet and the text encoders in `dtype`; the VAE in float32, because SDXL's overflows
         in half precision.
@@ -68,9 +69,15 @@ class SDXL:
         try:
             if settings.vae:
                 extra["vae"] = AutoencoderKL.from_pretrained(settings.vae, use_safetensors=True)
-            pipeline = StableDiffusionXLPipeline.from_pretrained(
-                settings.pretrained, torch_dtype=dtype, use_safetensors=True, **extra
-            )
+            if Path(settings.pretrained).is_file():
+                pipeline = load_single_file(Path(settings.pretrained), settings.config, dtype)
+                pipeline.register_modules(**extra)
+            else:
+                pipeline = StableDiffusionXLPipeline.from_pretrained(
+                    settings.pretrained, torch_dtype=dtype, use_safetensors=True, **extra
+                )
+        except UserError as error:
+            raise ConfigError(f"model.pretrained: {error}") from error
         except _UNUSABLE as error:
             raise ConfigError(_not_loaded(settings, error)) from error
         if settings.prediction_type:
