@@ -110,8 +110,15 @@ def _parser() -> argparse.ArgumentParser:
 
     generate = commands.add_parser("generate", help="draw pictures with a trained model")
     generate.add_argument("--model", required=True, help="OUT/final, or any SDXL")
-    generate.add_argument("--prompt", action="append", required=True, help="may be repeated")
+    generate.add_argument("--prompt", action="append", default=[], help="may be repeated")
+    generate.add_argument("--prompts", type=Path, metavar="FILE", help="a text file, one per line")
     generate.add_argument("--out", type=Path, required=True)
+    generate.add_argument(
+        "--config",
+        metavar="FOLDER",
+        help="of a single file: an SDXL in diffusers' layout that describes it; default: SDXL base",
+    )
+    generate.add_argument("--batch-size", type=int, default=4, help="pictures at a time")
     generate.add_argument("--lora", type=Path, help="OUT/final of a LoRA, or a .safetensors file")
     generate.add_argument("--controlnet", help="OUT/final of a ControlNet, or a hub name")
     generate.add_argument("--adapter", help="OUT/final of a T2I-Adapter, or a hub name")
@@ -313,12 +320,15 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _generate(args: argparse.Namespace) -> None:
-    from fairhuman.generate import generate
+    from fairhuman.generate import generate, read_prompts
 
+    prompts = args.prompt + (read_prompts(args.prompts) if args.prompts else [])
     paths = generate(
         args.model,
-        [prompt for prompt in args.prompt for _ in range(args.count)],
+        [prompt for prompt in prompts for _ in range(args.count)],
         args.out,
+        config=args.config,
+        batch_size=args.batch_size,
         negative=args.negative,
         seed=args.seed,
         steps=args.steps,

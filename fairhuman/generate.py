@@ -35,6 +35,8 @@ def generate(
     steps: int = 30,
     guidance: float = 5.0,
     size: int | None = None,
+    batch_size: int = 4,
+    config: str | None = None,
     lora: Path | None = None,
     lora_scale: float = 1.0,
     controlnet: str | None = None,
@@ -46,7 +48,7 @@ def generate(
     Each PNG carries its prompt, seed and settings as text. Existing files are never replaced.
 
     Args:
-        model: OUT/final, or any SDXL: a folder in diffusers' layout or a hub name.
+        model: OUT/final, or any SDXL: a folder in diffusers' layout, a hub name or a single file.
         prompts: of the pictures, one each.
         out: the folder to write to.
         negative: what should not be in the pictures.
@@ -54,6 +56,8 @@ def generate(
         steps: of the sampler.
         guidance: scale of classifier-free guidance.
         size: side in pixels; None: the model's own.
+        batch_size: how many are drawn at a time.
+        config: of a single file: an SDXL in diffusers' layout that describes it.
         lora: a LoRA of the model, a folder or a .safetensors file of diffusers or kohya.
         lora_scale: how much it counts.
         controlnet: a ControlNet of the model, a folder in diffusers' layout or a hub name.
@@ -61,9 +65,13 @@ def generate(
         controls: their control images: one for all pictures, or one each.
 
     Raises:
-        UserError: no such model, LoRA or control image, a size that is no multiple of 8, pictures
-            in `out`.
+        UserError: no prompt, no such model, LoRA or control image, a size that is no multiple of
+            8, pictures in `out`.
     """
+    if not prompts:
+        raise UserError("--prompt, --prompts: give at least one prompt")
+    if batch_size < 1:
+        raise UserError(f"--batch-size {batch_size}: must be at least 1")
     if size is not None and (size <= 0 or size % 8):
         raise UserError(f"--size {size}: must be a multiple of 8")
     paths = [out / f"{index:04d}.png" for index in range(len(prompts))]
@@ -74,7 +82,7 @@ def generate(
     quiet()
     cuda = torch.cuda.is_available()
     sdxl = SDXL.load(
-        Model(pretrained=model),
+        Model(pretrained=model, config=config),
         torch.float16 if cuda else torch.float32,
         torch.device("cuda" if cuda else "cpu"),
     )
@@ -91,6 +99,7 @@ def generate(
         pipeline,
         prompts,
         controls=opened,
+        batch_size=batch_size,
         seed=seed,
         size=size,
         steps=steps,
@@ -117,6 +126,19 @@ def generate(
     if len(pictures) > 1:
         grid(pictures).save(out / "grid.png")
     return paths
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Return the lines of a text file that are not empty.
+
+    Raises:
+        UserError: there is no such file, or it is no text.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompts {path}: cannot be read: {error}") from None
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _open_controls(

@@ -125,6 +125,14 @@ def test_generate_writes_pictures_that_repeat(tiny_model: Path, tmp_path: Path) 
     assert picture.size == (64, 64)
     assert picture.text["prompt"] == CAPTIONS[1]  # type: ignore[attr-defined]
     assert picture.text["seed"] == "3"  # type: ignore[attr-defined]
+    # Prompts from a file, after those of the command line, and other batches: the same pictures.
+    (tmp_path / "prompts.txt").write_text(f"\n{CAPTIONS[1]}\n\n")
+    mixed = [*base, "--prompt", CAPTIONS[0], "--prompts", str(tmp_path / "prompts.txt")]
+    mixed += ["--count", "2", "--batch-size", "3", "--out", str(tmp_path / "d")]
+    assert main(mixed) == 0
+    for name in names:
+        first, again = (np.asarray(Image.open(tmp_path / run / name)).astype(int) for run in "ad")
+        assert np.abs(first - again).max() <= 1
     # A picture depends on its own seed alone, not on those drawn beside it.
     alone = [*base, "--prompt", CAPTIONS[1], "--seed", "3", "--out", str(tmp_path / "c")]
     assert main(alone) == 0
@@ -136,6 +144,8 @@ def test_generate_writes_pictures_that_repeat(tiny_model: Path, tmp_path: Path) 
     ("change", "expected"),
     [
         (["--size", "65"], "--size 65: must be a multiple of 8"),
+        (["--batch-size", "0"], "--batch-size 0: must be at least 1"),
+        (["--prompts", "nowhere.txt"], "--prompts nowhere.txt: cannot be read"),
         (["--out", "."], "0000.png: is there already"),
         (["--model", "nowhere/at-all"], "model.pretrained = 'nowhere/at-all': cannot be loaded"),
     ],
