@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from fairhuman import moments
+from fairhuman.ema import EMA
 from fairhuman.errors import ConfigError, OutputError
 from fairhuman.layout import Layout, layout_of, publish, read_layout
 from fairhuman.manifest import (
@@ -42,6 +43,7 @@ def save(
     progress: Progress,
     keep: int,
     balancer: dict[str, Any] | None = None,
+    ema: EMA | None = None,
 ) -> Path:
     """Write OUT/checkpoints/step-NNNNNNNN, drop the oldest but the best; all ranks together.
 
@@ -51,6 +53,7 @@ def save(
 
     Args:
         balancer: its state, tensors and plain values, the same on all ranks.
+        ema: the moving average of the weights, where there is one.
     """
     folder = _folder(output, progress.step)
     aside = folder.with_name(folder.name + PARTIAL)
@@ -65,6 +68,8 @@ def save(
         engine.save_checkpoint(
             str(aside), tag=_TAG, save_latest=False, exclude_frozen_parameters=True
         )
+        if ema:
+            ema.save(aside)
         dist.barrier()
         if first:
             layout.write(aside)
@@ -209,7 +214,7 @@ def load_balancer(folder: Path) -> dict[str, Any] | None:
 
 def _load_as_is(engine: Any, folder: Path, ranks: int) -> None:
     # Opened by all before DeepSpeed does: a rank that failed alone would leave the others waiting.
-    _agreed(lambda: [open_states(folder, rank) for rank in range(ranks)])
+    agreed(lambda: [open_states(folder, rank) for rank in range(ranks)])
     try:
         with redirect_stdout(None):  # some of DeepSpeed's optimizers print here
             frozen = any(not p.requires_grad for p in engine.module.parameters())
@@ -223,13 +228,16 @@ def _load_as_is(engine: Any, folder: Path, ranks: int) -> None:
 
 
 def _reshard(engine: Any, folder: Path, old: Layout) -> None:
-    _agreed(lambda: restore(engine, OldState(folder, old)))
+    agreed(lambda: restore(engine, OldState(folder, old)))
     moments.page(engine.optimizer.optimizer)
     publish(engine)
 
 
-def _agreed(work: Callable[[], T]) -> T:
-    """Do some work on every rank; if it fails on one, raise that ConfigError on all."""
+def agreed(work: Callable[[], T]) -> T:
+    """Do some work on every rank; if it fails on one, raise that ConfigError on all.
+
+    A collective.
+    """
     problem, result = None, None
     try:
         result = work()

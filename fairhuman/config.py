@@ -226,6 +226,9 @@ class Train(Section):
     gradient_accumulation: Positive = 1
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """The norm to clip to, and the step's norm under fairness.normalize=ball; null: no clipping."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Keep a moving average of the weights, such as 0.9999; null: none. Samples, held-out losses
+    and OUT/final are then the average's. Its first steps decay faster, as in diffusers."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     checkpoint_every: Count = 500

@@ -7,6 +7,7 @@ import math
 import resource
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ from fairhuman.data.records import (
     open_image,
 )
 from fairhuman.data.transform import Placement
+from fairhuman.ema import EMA
 from fairhuman.engine import check_engine, deepspeed_config, gathered, make_engine
 from fairhuman.errors import ConfigError
 from fairhuman.export.card import write_card
@@ -88,6 +90,7 @@ class Run:
         self.method.module.train()
         self.engine = make_engine(config, self.method.module)
         resharded = checkpoint.load(self.engine, found) if found else False
+        self.ema, averaged = _average(self.engine, train.ema_decay, found)
         denoising = Denoising(sdxl, config, device)
         self.step = TrainingStep(self.engine, denoising, make_balancer(config, self.engine))
         if found:
@@ -118,6 +121,8 @@ class Run:
             self.log.say(f"resumed from {found} at step {self.progress.step}")
             if resharded:
                 self.log.say(f"resharded: it was made by {manifest.setup}; this run has {setup}")
+            if self.ema and not averaged:
+                self.log.say(f"{found} holds no moving average: it starts from the weights there")
             self._report_batch(manifest)
 
     def due(self, every: int, step: int) -> bool:
@@ -127,7 +132,7 @@ class Run:
     def save(self, progress: Progress) -> None:
         """Write a checkpoint; all ranks together."""
         keep, state = self.config.train.keep_checkpoints, self.step.balancer.state_dict()
-        checkpoint.save(self.engine, self.output, progress, keep, state)
+        checkpoint.save(self.engine, self.output, progress, keep, state, self.ema)
 
     def write(self, record: dict[str, Any], progress: Progress, seconds: float) -> Progress:
         """Log a step, with the validation and the samples that are due after it.
@@ -139,7 +144,7 @@ class Run:
         step = progress.step
         if self.validation and train.validate_every and self.due(train.validate_every, step):
             # Gathered, for ranks may hold unlike numbers of batches: no collectives in between.
-            with gathered(self.engine):
+            with self._averaged(), gathered(self.engine):
                 record |= self._quietly(functools.partial(self.validation, self.engine.module))
             progress = replace(progress, best=self._best(record, progress))
         if self.log:
@@ -174,7 +179,7 @@ class Run:
         """Write OUT/final and say where to look, or how to go on."""
         done = progress.step >= self.config.train.steps
         if done:
-            with gathered(self.engine):
+            with self._averaged(), gathered(self.engine):
                 on_rank0(functools.partial(self._save_final, progress.step))
         if self.log:
             self.log.close()
@@ -191,6 +196,15 @@ class Run:
         """Return the learning rate of the step to come."""
         return float(self.engine.get_lr()[0])
 
+    def average(self, step: int) -> None:
+        """Take the weights after a step into their moving average, where there is one."""
+        if self.ema:
+            self.ema.update(step)
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Have the model compute with the moving average of its weights, where there is one."""
+        return self.ema.applied() if self.ema else nullcontext()
+
     def _quietly(self, work: Any) -> Any:
         """Do some work with the model in evaluation mode."""
         self.method.module.eval()
@@ -201,7 +215,7 @@ class Run:
 
     def _draw_samples(self, step: int) -> None:
         """Draw the fixed prompts on rank 0; the others wait."""
-        with gathered(self.engine):
+        with self._averaged(), gathered(self.engine):
             if self.first:
                 self._save_samples(step)
             dist.barrier()
@@ -267,6 +281,16 @@ def _check_best(held_out: Sequence[Record], config: Config) -> None:
             f"train.keep_best = {config.train.keep_best!r}: none of the {len(held_out)} held-out "
             f"images shows a {region}; raise data.validation, or choose another"
         )
+
+
+def _average(engine: Any, decay: float | None, found: Path | None) -> tuple[EMA | None, bool]:
+    """Return the moving average, and whether it goes on from the checkpoint's."""
+    if decay is None:
+        return None, False
+    ema = EMA(engine, decay)
+    if found is None:
+        return ema, False
+    return ema, checkpoint.agreed(functools.partial(ema.load, found))
 
 
 def _stream(records: Sequence[Record], config: Config) -> Stream:

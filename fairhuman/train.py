@@ -59,6 +59,7 @@ def train(config: Config) -> None:
             samples_seen=progress.samples_seen + run.global_batch,
             skipped=progress.skipped + balance.skipped,
         )
+        run.average(progress.step)
         record = {"lr": lr, **step_record(run.names, losses, balance)}
         progress = run.write(record, progress, seconds=time.perf_counter() - started)
         ending = stop.agreed(device)

@@ -373,6 +373,44 @@ def test_control_methods_train_on_photographs_with_masks_and_control_images_and_
     assert (whole / "samples" / "step-00000002.png").is_file()
 
 
+def test_the_moving_average_is_that_of_the_weights_after_each_step(
+    config: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Against float64, from runs that end at each step without one; and it resumes bit-equal."""
+    options = ["optimizer.warmup_steps=0", "optimizer.name=SGD", "optimizer.lr=0.01"]
+    options += ["data.validation=0", "train.validate_every=0", "train.resume=auto"]
+
+    def unet(model: Path) -> dict[str, torch.Tensor]:
+        weights = load_file(model / "unet" / "diffusion_pytorch_model.safetensors")
+        return {key: tensor.double() for key, tensor in weights.items()}
+
+    after = []
+    for step in (1, 2, 3):
+        train(config, tmp_path / "plain", 2, *options, f"train.steps={step}")
+        after.append(unet(tmp_path / "plain" / "final"))
+    options += ["train.ema_decay=0.2", "train.checkpoint_every=2", "train.steps=3"]
+    whole, parts, other = (tmp_path / run for run in ("whole", "parts", "other"))
+    train(config, whole, 2, *options)
+    found = unet(whole / "final")
+    for key, average in unet(tiny_model).items():
+        # (1 + 1) / (10 + 1) of the start is kept in the first step, then 0.2.
+        for weights, kept in zip(after, (2 / 11, 0.2, 0.2), strict=True):
+            average = kept * average + (1 - kept) * weights[key]
+        torch.testing.assert_close(found[key], average, rtol=1e-5, atol=1e-7)
+    assert any(not torch.equal(found[key], after[-1][key]) for key in found)
+    for copied in (parts, other):
+        shutil.copytree(whole, copied)
+        shutil.rmtree(copied / "checkpoints" / "step-00000003")
+        shutil.rmtree(copied / "final")
+    train(config, parts, 2, *options)
+    assert all(torch.equal(tensor, found[key]) for key, tensor in unet(parts / "final").items())
+    one_rank = ["deepspeed.zero_optimization.stage=3", "train.batch_size=4"]
+    printed = train(config, other, 1, *options, *one_rank)
+    assert "holds no moving average" not in printed
+    for key, tensor in unet(other / "final").items():
+        torch.testing.assert_close(tensor, found[key], rtol=1e-3, atol=1e-5)
+
+
 def test_another_global_batch_is_told_and_the_data_go_on(
     finished: tuple[Path, str], config: Path, tmp_path: Path
 ) -> None:
