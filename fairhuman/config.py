@@ -62,6 +62,13 @@ class Model(Section):
     """What the UNet predicts; null takes it from the model's scheduler."""
     gradient_checkpointing: bool = False
     """Recompute activations in every backward pass: less memory, 10/7 of the time in `exact`."""
+    attention: Literal["sdpa", "xformers"] = "sdpa"
+    """torch's scaled_dot_product_attention, or xformers' memory_efficient_attention."""
+    compile: bool = False
+    """Compile the transformer blocks by torch.compile: the first steps take minutes more. Not
+    under ZeRO-3, which fetches weights between the layers."""
+    channels_last: bool = False
+    """Keep activations and frozen kernels in NHWC, which tensor cores' convolutions want."""
 
     @property
     def conditioned(self) -> bool:
@@ -482,6 +489,12 @@ def _conflicts(config: Config) -> list[str]:
     for key, side in sides.items():
         if config.model.method == "t2i_adapter" and side % 16:
             problems.append(f"{key} = {side}: must be a multiple of 16 for method=t2i_adapter")
+    zero = config.deepspeed.get("zero_optimization")
+    if config.model.compile and isinstance(zero, dict) and zero.get("stage") == 3:
+        problems.append(
+            "model.compile = True: does not work under ZeRO-3, which fetches weights between the "
+            "layers; use stage 2, or remove it"
+        )
     if config.train.validate_every and not config.data.validation:
         problems.append(
             f"train.validate_every = {config.train.validate_every}: no image is held out; set "

@@ -42,6 +42,7 @@ from fairhuman.manifest import Best, Manifest, Progress, setup_of
 from fairhuman.models.method import make_method, save
 from fairhuman.models.schedule import zero_terminal_snr
 from fairhuman.models.sdxl import SDXL
+from fairhuman.models.speed import check_speed, set_up
 from fairhuman.pictures import draw, grid
 from fairhuman.runtime import Stop, on_rank0
 from fairhuman.step import Denoising, TrainingStep, make_balancer
@@ -82,12 +83,14 @@ class Run:
         )
         self.progress = replace(self.progress, best=on_rank0(best))
 
+        check_speed(config.model, DTYPES[train.precision], device)
         sdxl = SDXL.load(config.model, DTYPES[train.precision], device)
         if config.noise.zero_terminal_snr:
             zero_terminal_snr(sdxl)
         self.sdxl = sdxl
         self.method = make_method(sdxl, config.model, train.seed)
         self.method.module.train()
+        set_up(self.method.module, config.model)
         self.engine = make_engine(config, self.method.module)
         resharded = checkpoint.load(self.engine, found) if found else False
         self.ema, averaged = _average(self.engine, train.ema_decay, found)

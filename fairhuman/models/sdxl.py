@@ -44,6 +44,8 @@ class SDXL:
         from diffusers import DDPMScheduler
 
         self.pipeline = pipeline
+        self.memory_format = torch.contiguous_format
+        """Of the latents that the UNet gets, and so of its activations."""
         self.unet: nn.Module = pipeline.unet
         self.vae: Any = pipeline.vae
         # Training needs only the noise schedule, which every scheduler config carries.
@@ -90,7 +92,11 @@ class SDXL:
             part.eval()
         if settings.gradient_checkpointing:
             pipeline.unet.enable_gradient_checkpointing()
-        return cls(pipeline)
+        sdxl = cls(pipeline)
+        if settings.channels_last:
+            sdxl.memory_format = torch.channels_last
+            sdxl.vae.to(memory_format=torch.channels_last)
+        return sdxl
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor, posterior_noise: Tensor) -> Tensor:
@@ -100,7 +106,8 @@ class SDXL:
             pixels: [B, 3, 8 H, 8 W] in [-1, 1].
             posterior_noise: [B, C, H, W] standard normal: the draw.
         """
-        posterior = self.vae.encode(pixels.to(self.vae.device, torch.float32)).latent_dist
+        pixels = pixels.to(self.vae.device, torch.float32, memory_format=self.memory_format)
+        posterior = self.vae.encode(pixels).latent_dist
         latents: Tensor = posterior.mean + posterior.std * posterior_noise.to(posterior.mean)
         shift = getattr(self.vae.config, "shift_factor", None) or 0.0
         return (latents - shift) * self.vae.config.scaling_factor
@@ -143,9 +150,11 @@ class SDXL:
             control: [B, 3, 8 H, 8 W] in [0, 1], for a ControlNet or a T2I-Adapter.
         """
         dtype = prompt.embeds.dtype
-        extra = {} if control is None else {"control": control.to(noisy.device, dtype)}
+        extra = {}
+        if control is not None:
+            extra["control"] = control.to(noisy.device, dtype, memory_format=self.memory_format)
         prediction: Tensor = unet(
-            noisy.to(dtype),
+            noisy.to(dtype, memory_format=self.memory_format),
             steps,
             encoder_hidden_states=prompt.embeds,
             added_cond_kwargs={
