@@ -113,6 +113,13 @@ class Data(Section):
     """Other names of metadata.jsonl's keys, by ours: {text: caption, face_mask: mask_face}."""
     workers: Count = 2
     """Processes per rank that read images; 0 reads in the training process."""
+    prefetch: Positive = 2
+    """Optimizer steps that each of them reads ahead."""
+    cache: str | None = None
+    """A folder for the latents and encoded captions of all that the run will draw, built before
+    its first step; null: none. The VAE and the text encoders then leave the GPU but for samples.
+    Numbers are the same with it and without. Runs may share it, and what is stale is not found.
+    Every crop has its latents: with crop=center there is one per image, or two with flip."""
 
 
 class Objectives(Section):

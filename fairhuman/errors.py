@@ -14,4 +14,4 @@ class DataError(UserError):
 
 
 class OutputError(UserError):
-    """This rank could not write what it must: a full disk, a folder without permission."""
+    """This rank could not write what it must, or read it again: a full disk, a lost file."""

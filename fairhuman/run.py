@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import resource
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -19,16 +18,8 @@ from PIL import Image
 
 from fairhuman import checkpoint
 from fairhuman.config import Config
-from fairhuman.data import dataset
-from fairhuman.data.buckets import frame
-from fairhuman.data.dataset import People
-from fairhuman.data.order import StepSampler, Stream
 from fairhuman.data.records import (
-    Entry,
-    Problem,
     Record,
-    check_entries,
-    load_records,
     open_image,
 )
 from fairhuman.data.transform import Placement
@@ -45,8 +36,9 @@ from fairhuman.models.sdxl import SDXL
 from fairhuman.models.speed import check_speed, set_up
 from fairhuman.pictures import draw, grid
 from fairhuman.runtime import Stop, on_rank0
+from fairhuman.samples import Samples
 from fairhuman.step import Denoising, TrainingStep, make_balancer
-from fairhuman.validation import Validation, hold_out
+from fairhuman.validation import Validation
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FINAL = "final"
@@ -67,17 +59,7 @@ class Run:
         setup = setup_of(deepspeed_config(config), config.optimizer.name, dist.get_world_size())
         manifest = checkpoint.resumable(found, setup) if found else None
         self.progress = manifest.progress if manifest else Progress()
-        records, left_out = load_records(
-            Path(config.data.root),
-            config.objectives.regions,
-            unannotated=config.data.unannotated,
-            columns=config.data.columns,
-            conditioned=config.model.conditioned,
-            on_error=config.data.on_error,
-            check=_check_shared,
-        )
-        trained, held_out = hold_out(records, config.data.validation, train.seed)
-        _check_best(held_out, config)
+        self.samples = Samples(config)
         best = functools.partial(
             checkpoint.best_kept, self.output, self.progress.best, train.keep_best
         )
@@ -91,6 +73,9 @@ class Run:
         self.method = make_method(sdxl, config.model, train.seed)
         self.method.module.train()
         set_up(self.method.module, config.model)
+        self.samples.encode(sdxl, self.progress, _say if self.first else None)
+        if config.data.cache:
+            sdxl.move_encoders(torch.device("cpu"))  # until samples are drawn
         self.engine = make_engine(config, self.method.module)
         resharded = checkpoint.load(self.engine, found) if found else False
         self.ema, averaged = _average(self.engine, train.ema_decay, found)
@@ -98,28 +83,21 @@ class Run:
         self.step = TrainingStep(self.engine, denoising, make_balancer(config, self.engine))
         if found:
             _restore_balancer(self.step.balancer, found)
-        self.validation = Validation(held_out, denoising, config) if held_out else None
+        self.validation = None
+        if self.samples.held_out:
+            measured = self.samples.measured(sdxl)
+            self.validation = Validation(measured, denoising, train.batch_size)
         self.names = denoising.objectives.names
-        self.examples = _examples(trained, config)
-
-        self.global_batch = train.batch_size * train.gradient_accumulation * dist.get_world_size()
-        self.count = len(trained)
-        people = People(trained, config.objectives.regions, config.data, train.seed, sdxl.cell)
-        sampler = StepSampler(
-            _stream(trained, config),
-            batch_size=train.batch_size,
-            micro_batches=train.gradient_accumulation,
-            rank=dist.get_rank(),
-            ranks=dist.get_world_size(),
-            seen=self.progress.samples_seen,
-        )
-        self.batches = dataset.steps(people, sampler, config.data.workers)
+        self.examples = _examples(self.samples.trained, config)
+        self.global_batch = self.samples.global_batch
+        self.batches = self.samples.steps(sdxl, self.progress)
         on_rank0(functools.partial(_start_output, self.output, config))
         self.log = (
             Log(self.output, train.steps, self.progress.step, self.names) if self.first else None
         )
-        self._report_left_out(left_out)
-        self._report_buckets(trained)
+        if self.log:
+            for line in self.samples.lines():
+                self.log.say(line)
         if found and manifest and self.log:
             self.log.say(f"resumed from {found} at step {self.progress.step}")
             if resharded:
@@ -154,7 +132,7 @@ class Run:
             self.log.write(
                 {
                     "step": step,
-                    "epoch": progress.samples_seen / self.count,
+                    "epoch": progress.samples_seen / len(self.samples.trained),
                     **record,
                     "skipped": progress.skipped,
                     "samples_per_s": self.global_batch / seconds,
@@ -224,43 +202,21 @@ class Run:
             dist.barrier()
 
     def _save_samples(self, step: int) -> None:
-        pictures = self._quietly(
-            lambda: draw(
-                self.method.pipeline,
-                [example.prompt for example in self.examples],
-                controls=[example.control for example in self.examples if example.control],
-                seed=self.config.train.seed,
-                size=self.config.data.resolution,
-                guidance=self.config.train.sample_guidance,
+        with self.sdxl.encoders_on(self.device):
+            pictures = self._quietly(
+                lambda: draw(
+                    self.method.pipeline,
+                    [example.prompt for example in self.examples],
+                    controls=[example.control for example in self.examples if example.control],
+                    seed=self.config.train.seed,
+                    size=self.config.data.resolution,
+                    guidance=self.config.train.sample_guidance,
+                )
             )
-        )
         sheet = grid(pictures)
         sheet.save(self.output / SAMPLES / f"step-{step:08d}.png")
         if self.log:
             self.log.picture("samples", np.asarray(sheet), step)
-
-    def _report_left_out(self, left_out: Sequence[Problem]) -> None:
-        if not self.log:
-            return
-        for problem in left_out:
-            self.log.say(f"left out: {problem}")
-        if left_out:
-            self.log.say(f"{len(left_out)} samples left out, {self.count} trained on")
-
-    def _report_buckets(self, trained: Sequence[Record]) -> None:
-        if not (self.log and self.config.data.buckets):
-            return
-        counts = Counter(frame(record.size, self.config.data) for record in trained)
-        listed = [
-            f"{width} x {height}: {count}" for (width, height), count in sorted(counts.items())
-        ]
-        self.log.say(f"samples by bucket: {', '.join(listed)}")
-        if small := sum(count < self.global_batch for count in counts.values()):
-            self.log.say(
-                f"{small} of {len(counts)} buckets have fewer samples than the global batch of "
-                f"{self.global_batch}: their steps repeat samples, with other noise; a larger "
-                "data.bucket_step makes fewer buckets"
-            )
 
     def _report_batch(self, manifest: Manifest) -> None:
         before = manifest.global_batch
@@ -270,20 +226,6 @@ class Run:
                 "train.batch_size x train.gradient_accumulation); the data go on from sample "
                 f"{self.progress.samples_seen}"
             )
-
-
-def _check_best(held_out: Sequence[Record], config: Config) -> None:
-    """Check that some held-out image shows what train.keep_best asks for."""
-    if config.train.keep_best is None:
-        return
-    region = config.train.keep_best.split("/")[2]
-    if region in config.objectives.regions and not any(
-        record.regions[region].boxes or record.regions[region].mask for record in held_out
-    ):
-        raise ConfigError(
-            f"train.keep_best = {config.train.keep_best!r}: none of the {len(held_out)} held-out "
-            f"images shows a {region}; raise data.validation, or choose another"
-        )
 
 
 def _average(engine: Any, decay: float | None, found: Path | None) -> tuple[EMA | None, bool]:
@@ -296,15 +238,6 @@ def _average(engine: Any, decay: float | None, found: Path | None) -> tuple[EMA 
     return ema, checkpoint.agreed(functools.partial(ema.load, found))
 
 
-def _stream(records: Sequence[Record], config: Config) -> Stream:
-    shows = [any(a.boxes or a.mask for a in record.regions.values()) for record in records]
-    frames = [frame(record.size, config.data) for record in records]
-    try:
-        return Stream(frames, config.train.seed, shows, config.data.region_share)
-    except ValueError as error:
-        raise ConfigError(f"data.region_share = {config.data.region_share}: {error}") from None
-
-
 def _restore_balancer(balancer: Balancer, found: Path) -> None:
     try:
         balancer.load_state_dict(checkpoint.load_balancer(found) or {})
@@ -315,15 +248,8 @@ def _restore_balancer(balancer: Balancer, found: Path) -> None:
         ) from error
 
 
-def _check_shared(entries: Sequence[Entry]) -> list[Record | Problem]:
-    """Open the files of the data set, each on one rank, and tell all ranks."""
-    ranks = dist.get_world_size()
-    parts: list[list[Record | Problem]] = [[] for _ in range(ranks)]
-    dist.all_gather_object(parts, check_entries(entries[dist.get_rank() :: ranks]))
-    merged: list[Record | Problem] = []
-    for index in range(len(entries)):
-        merged.append(parts[index % ranks][index // ranks])
-    return merged
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _start_output(output: Path, config: Config) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from fairhuman import objectives
 from fairhuman.config import QUARTERS, Config
 from fairhuman.data.dataset import Batch
+from fairhuman.data.encoded import Moments, Prompt
 from fairhuman.data.order import generator
 from fairhuman.fairness.amortized import AmortizedBalancer
 from fairhuman.fairness.balancer import (
@@ -25,7 +26,7 @@ from fairhuman.fairness.balancer import (
 from fairhuman.fairness.forecast import Forecast
 from fairhuman.fairness.sketch import SketchBalancer
 from fairhuman.fairness.solve import Solver
-from fairhuman.models.sdxl import SDXL, Prompt
+from fairhuman.models.sdxl import SDXL
 from fairhuman.noise import Timesteps, offset, quarter_steps
 from fairhuman.objectives import Objectives
 
@@ -63,8 +64,7 @@ class Denoising:
     def prepare(self, batch: Batch) -> Prepared:
         """Encode a micro-batch and draw its noise: all that comes before the UNet."""
         draws = self._draw(batch)
-        latents = self.sdxl.encode_images(batch.pixels, draws["posterior"])
-        prompt = self.sdxl.encode_captions(batch.captions)
+        latents, prompt = self._encoded(batch, draws["posterior"])
         return self._noised(batch, latents, prompt, draws["noise"], draws["step"])
 
     def quarters(self, batch: Batch) -> Iterator[Prepared]:
@@ -74,11 +74,20 @@ class Denoising:
         noise's offset nor where training draws its timesteps enters, so that runs compare.
         """
         draws = self._draw(batch, plain=True)
-        latents = self.sdxl.encode_images(batch.pixels, draws["posterior"])
-        prompt = self.sdxl.encode_captions(batch.captions)
+        latents, prompt = self._encoded(batch, draws["posterior"])
         for quarter in range(QUARTERS):
             steps = quarter_steps(draws["step"], self.timesteps.count, quarter)
             yield self._noised(batch, latents, prompt, draws["noise"], steps)
+
+    def _encoded(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Prompt]:
+        """Return latents and encoded captions, from the batch's cache where it has them."""
+        moments, prompt = batch.moments, batch.prompt
+        if moments is None:
+            assert batch.pixels is not None
+            moments = self.sdxl.moments(batch.pixels)
+        prompt = prompt or self.sdxl.encode_captions(batch.captions)
+        moments, prompt = (Moments(*_on(moments, self.device)), Prompt(*_on(prompt, self.device)))
+        return self.sdxl.latents(moments, noise), prompt
 
     def _noised(
         self, batch: Batch, latents: Tensor, prompt: Prompt, noise: Tensor, steps: Tensor
@@ -131,6 +140,10 @@ class Denoising:
             "posterior": torch.from_numpy(np.stack(posterior)),
             "noise": torch.from_numpy(np.stack(noise)),
         }
+
+
+def _on(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    return [tensor.to(device) for tensor in tensors]
 
 
 class TrainingStep:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from fairhuman.config import QUARTERS, Config, held_out_keys
 from fairhuman.data.buckets import Size, frame
+from fairhuman.data.cache import Cache
 from fairhuman.data.dataset import Batch, People, collate
 from fairhuman.data.records import Record
 from fairhuman.errors import DataError
@@ -49,23 +50,22 @@ def hold_out(records: Sequence[Record], count: int, seed: int) -> tuple[list[Rec
     )
 
 
-class Validation:
-    """Measures the K losses over the held-out records, shared out over the ranks."""
+def still(
+    records: Sequence[Record], config: Config, cell: int, cache: Cache | None = None
+) -> People:
+    """Return held-out records as they are measured: middle crops, unmirrored, with captions."""
+    fixed = {"crop": "center", "flip": False, "caption_dropout": 0.0, "condition_dropout": 0.0}
+    data = config.data.model_copy(update=fixed)
+    return People(records, config.objectives.regions, data, config.train.seed, cell, cache)
 
-    def __init__(self, records: Sequence[Record], denoising: Denoising, config: Config) -> None:
-        still = config.data.model_copy(
-            update={
-                "crop": "center",
-                "flip": False,
-                "caption_dropout": 0.0,
-                "condition_dropout": 0.0,
-            }
-        )
-        self.people = People(
-            records, config.objectives.regions, still, config.train.seed, denoising.sdxl.cell
-        )
+
+class Validation:
+    """Measures the K losses over held-out people, shared out over the ranks."""
+
+    def __init__(self, people: People, denoising: Denoising, batch_size: int) -> None:
+        self.people = people
         self.denoising = denoising
-        self.batch_size = config.train.batch_size
+        self.batch_size = batch_size
 
     @torch.no_grad()
     def __call__(self, unet: Any) -> dict[str, float | None]:

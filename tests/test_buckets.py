@@ -63,6 +63,7 @@ def test_samples_have_their_bucket_s_shape_and_masks_that_follow(tmp_path: Path)
     people = People(records, ["face", "hand"], data, seed=0, cell=8)
     batch = collate([people[epoch, index] for epoch in range(4) for index in range(2)])
     width, height = frame((300, 160), data)
+    assert batch.pixels is not None
     assert batch.pixels.shape == (8, 3, height, width)
     assert batch.masks.shape == (8, 2, height // 8, width // 8)
     assert batch.time_ids[:, 4:].tolist() == [[height, width]] * 8

@@ -263,6 +263,8 @@ def dataset(people: Path, **settings: Any) -> People:
 
 
 def same(first: Batch, second: Batch) -> bool:
+    assert first.pixels is not None
+    assert second.pixels is not None
     return (
         torch.equal(first.pixels, second.pixels)
         and torch.equal(first.masks, second.masks)

@@ -236,6 +236,7 @@ def test_train_view_shows_what_the_trainer_gets(people: Path, tmp_path: Path) ->
     for content, name in shown:
         picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(content)))).astype(float)
         batch = trainer[2, by_name[name]]
+        assert batch.pixels is not None
         pixels = ((batch.pixels[0].permute(1, 2, 0).numpy() + 1) * 127.5).repeat(5, 0).repeat(5, 1)
         assert picture.shape == (SIDE, 2 * SIDE, 3)
         assert np.abs(picture[:, :SIDE] - pixels).mean() < 8  # JPEG

@@ -46,12 +46,16 @@ def parts_of(people: Path, model: Path, reduction: str) -> tuple[Any, Any]:
     from fairhuman.data.records import load_records
     from fairhuman.models.sdxl import SDXL
     from fairhuman.step import Denoising
-    from fairhuman.validation import Validation
+    from fairhuman.validation import Validation, still
 
     config, device = config_of(people, model, reduction), torch.device("cpu")
     sdxl = SDXL.load(config.model, torch.float32, device)
     records, _ = load_records(people, REGIONS)
-    return sdxl, Validation(records[:7], Denoising(sdxl, config, device), config)
+    return sdxl, Validation(
+        still(records[:7], config, sdxl.cell),
+        Denoising(sdxl, config, device),
+        config.train.batch_size,
+    )
 
 
 def measure(people: Path, model: Path) -> dict[str, Any]:
@@ -74,7 +78,7 @@ def expected(people: Path, model: Path, reduction: str) -> dict[str, float]:
         draw, noise = (
             torch.from_numpy(rng.standard_normal((4, 8, 8), dtype=np.float32)) for _ in range(2)
         )
-        latents = sdxl.encode_images(sample.pixels, draw[None]).double()
+        latents = sdxl.latents(sdxl.moments(sample.pixels), draw[None]).double()
         masks = torch.cat([torch.ones(1, 1, 8, 8), sample.masks], dim=1).double()
         areas += masks.sum(dim=(0, 2, 3)).numpy()
         for quarter in range(4):

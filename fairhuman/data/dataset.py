@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from fairhuman.config import Data
 from fairhuman.data.buckets import frame
+from fairhuman.data.cache import Cache
+from fairhuman.data.encoded import Moments, Prompt
 from fairhuman.data.order import Draw, StepSampler, generator
 from fairhuman.data.records import Record, open_image, open_mask
 from fairhuman.data.regions import Box, as_tensor, rasterize, to_latent, widen
@@ -25,8 +28,8 @@ class Batch:
 
     ids: list[str]
     epochs: list[int]
-    pixels: Tensor
-    """[B, 3, H, W] float32 in [-1, 1]."""
+    pixels: Tensor | None
+    """[B, 3, H, W] float32 in [-1, 1]; None where `moments` are given."""
     masks: Tensor
     """[B, R, H / cell, W / cell] float32 in [0, 1], at latent resolution."""
     captions: list[str | None]
@@ -36,28 +39,31 @@ class Batch:
     control: Tensor | None = None
     """[B, 3, H, W] float32 in [0, 1]: the control image, all 0 where it is dropped. None: the
     data set has none."""
+    moments: Moments | None = None
+    """From a cache."""
+    prompt: Prompt | None = None
+    """From a cache: the captions, encoded."""
 
     def split(self, size: int) -> list[Batch]:
         """Return the batch in pieces of `size` samples."""
-        return [
-            Batch(
-                self.ids[i : i + size],
-                self.epochs[i : i + size],
-                self.pixels[i : i + size],
-                self.masks[i : i + size],
-                self.captions[i : i + size],
-                self.time_ids[i : i + size],
-                None if self.control is None else self.control[i : i + size],
-            )
-            for i in range(0, len(self.ids), size)
-        ]
+        parts = [slice(start, start + size) for start in range(0, len(self.ids), size)]
+        return [Batch(*(_sliced(value, part) for value in self._values())) for part in parts]
+
+    def _values(self) -> list[Any]:
+        return [getattr(self, field.name) for field in fields(self)]
 
 
 class People(Dataset[Batch]):
     """The samples of a data set; a sample is a function of (seed, epoch, record)."""
 
     def __init__(
-        self, records: Sequence[Record], regions: Sequence[str], data: Data, seed: int, cell: int
+        self,
+        records: Sequence[Record],
+        regions: Sequence[str],
+        data: Data,
+        seed: int,
+        cell: int,
+        cache: Cache | None = None,
     ) -> None:
         self.records = records
         self.regions = list(regions)
@@ -65,27 +71,41 @@ class People(Dataset[Batch]):
         self.seed = seed
         self.cell = cell
         """Pixels per side of a latent cell."""
+        self.cache = cache
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, draw: Draw) -> Batch:
         """Return the sample as a batch of one."""
-        epoch, index = draw
-        record = self.records[index]
-        placement = self.placement(record, epoch)
-        image = placement.image(open_image(record.image))
-        pixels = torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1)
-        dropout = generator(self.seed, epoch, record.id, "caption").random()
+        epoch = draw[0]
+        record, placement, caption = self.drawn(draw)
+        cache = self.cache
         return Batch(
             ids=[record.id],
             epochs=[epoch],
-            pixels=(pixels / 127.5 - 1.0)[None],
+            pixels=None if cache else self.pixels(record, placement),
             masks=self._masks(record, placement)[None],
-            captions=[None if dropout < self.data.caption_dropout else record.text],
+            captions=[caption],
             time_ids=torch.tensor([placement.time_ids()], dtype=torch.float32),
             control=self._control(record, placement, epoch),
+            moments=cache.moments(record, placement) if cache else None,
+            prompt=cache.prompt(caption) if cache else None,
         )
+
+    def drawn(self, draw: Draw) -> tuple[Record, Placement, str | None]:
+        """Return what a draw is of: the record, its placement, and its caption unless dropped."""
+        epoch, index = draw
+        record = self.records[index]
+        dropout = generator(self.seed, epoch, record.id, "caption").random()
+        caption = None if dropout < self.data.caption_dropout else record.text
+        return record, self.placement(record, epoch), caption
+
+    def pixels(self, record: Record, placement: Placement) -> Tensor:
+        """Return the training image, [1, 3, H, W] in [-1, 1]."""
+        image = placement.image(open_image(record.image))
+        pixels = torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1)
+        return (pixels / 127.5 - 1.0)[None]
 
     def placement(self, record: Record, epoch: int) -> Placement:
         """Return how the record's image lies in its training image in that epoch."""
@@ -133,16 +153,24 @@ class People(Dataset[Batch]):
 
 def collate(samples: Sequence[Batch]) -> Batch:
     """Join batches into one."""
-    controls = [sample.control for sample in samples if sample.control is not None]
-    return Batch(
-        ids=[name for sample in samples for name in sample.ids],
-        epochs=[epoch for sample in samples for epoch in sample.epochs],
-        pixels=torch.cat([sample.pixels for sample in samples]),
-        masks=torch.cat([sample.masks for sample in samples]),
-        captions=[caption for sample in samples for caption in sample.captions],
-        time_ids=torch.cat([sample.time_ids for sample in samples]),
-        control=torch.cat(controls) if controls else None,
-    )
+    return Batch(*map(_joined, zip(*(sample._values() for sample in samples), strict=True)))
+
+
+def _sliced(value: Any, part: slice) -> Any:
+    """Return a part of one of a batch's values: a list, a tensor, or a tuple of tensors."""
+    if isinstance(value, tuple):
+        return type(value)(*(tensor[part] for tensor in value))
+    return None if value is None else value[part]
+
+
+def _joined(values: Sequence[Any]) -> Any:
+    """Join what batches have of one value."""
+    first = values[0]
+    if isinstance(first, tuple):
+        return type(first)(*map(torch.cat, zip(*values, strict=True)))
+    if isinstance(first, Tensor):
+        return torch.cat(list(values))
+    return first if first is None else [item for value in values for item in value]
 
 
 def _outlive_signals(worker: int) -> None:
@@ -154,14 +182,24 @@ def _outlive_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def steps(people: People, sampler: StepSampler, workers: int) -> Iterator[list[Batch]]:
-    """Yield this rank's micro-batches of each optimizer step, without end."""
+def steps(
+    people: People, sampler: StepSampler, workers: int, prefetch: int = 2
+) -> Iterator[list[Batch]]:
+    """Yield this rank's micro-batches of each optimizer step, without end.
+
+    Args:
+        people: the samples.
+        sampler: draws them.
+        workers: processes that read; 0 reads in this one.
+        prefetch: steps that each of them is ahead.
+    """
     loader = DataLoader(
         people,
         batch_sampler=sampler,
         collate_fn=collate,
         num_workers=workers,
         persistent_workers=workers > 0,
+        prefetch_factor=prefetch if workers else None,
         worker_init_fn=_outlive_signals,
     )
     for batch in loader:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable, Iterator, Sequence
+from itertools import chain, islice
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -134,6 +135,20 @@ class Stream:
         """Return the bucket of the next global batch."""
         behind = self._counts * (taken.sum() + size) - taken * self._counts.sum()
         return int(behind.argmax())
+
+
+def draws(stream: Stream, *, seen: int, until: int, size: int) -> Iterator[Draw]:
+    """Yield what a run draws over all ranks, in order, by global batches.
+
+    Args:
+        stream: of the run.
+        seen: samples that are behind us.
+        until: samples that will have come at its end.
+        size: of a global batch.
+    """
+    sampler = StepSampler(stream, batch_size=size, micro_batches=1, rank=0, ranks=1, seen=seen)
+    batches = islice(sampler, max(0, -(-(until - seen) // size)))
+    return chain.from_iterable(batches)
 
 
 class StepSampler(Sampler[list[Draw]]):

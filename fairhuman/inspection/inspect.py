@@ -142,6 +142,7 @@ def _placement(record: Record, view: View) -> Placement:
 
 def _as_trained(record: Record, view: View) -> str:
     batch = People([record], view.regions, view.data, view.seed, CELL)[view.epoch, 0]
+    assert batch.pixels is not None  # without a cache
     masks = {region: batch.masks[0, i].numpy() for i, region in enumerate(view.regions)}
     return data_uri(trained(batch.pixels[0].numpy(), masks))
 

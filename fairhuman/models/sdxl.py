@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fairhuman.config import Model
+from fairhuman.data.encoded import Moments, Prompt
 from fairhuman.errors import ConfigError, UserError
 from fairhuman.models.single_file import load_single_file
 
@@ -25,16 +26,6 @@ _UNUSABLE = (
     RuntimeError,
     SafetensorError,
 )
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Encoded captions."""
-
-    embeds: Tensor
-    """[B, 77, D]: the penultimate hidden states of both text encoders."""
-    pooled: Tensor
-    """[B, D2]: the second encoder's pooled projection."""
 
 
 class SDXL:
@@ -99,36 +90,78 @@ class SDXL:
         return sdxl
 
     @torch.no_grad()
-    def encode_images(self, pixels: Tensor, posterior_noise: Tensor) -> Tensor:
-        """Return scaled latents, [B, C, H, W] float32, one draw from the VAE's posterior.
+    def moments(self, pixels: Tensor) -> Moments:
+        """Return the VAE's posterior of images, [B, C, H, W] each.
+
+        One image at a time: what it gets does not hang on those beside it, and at SDXL's sizes
+        more at a time take memory and save nothing.
 
         Args:
             pixels: [B, 3, 8 H, 8 W] in [-1, 1].
-            posterior_noise: [B, C, H, W] standard normal: the draw.
         """
-        pixels = pixels.to(self.vae.device, torch.float32, memory_format=self.memory_format)
-        posterior = self.vae.encode(pixels).latent_dist
-        latents: Tensor = posterior.mean + posterior.std * posterior_noise.to(posterior.mean)
+        means, stds = [], []
+        for image in pixels.split(1):
+            image = image.to(self.vae.device, torch.float32, memory_format=self.memory_format)
+            posterior = self.vae.encode(image).latent_dist
+            means.append(posterior.mean)
+            stds.append(posterior.std)
+        return Moments(torch.cat(means), torch.cat(stds))
+
+    def latents(self, moments: Moments, noise: Tensor) -> Tensor:
+        """Return scaled latents, [B, C, H, W] float32: one draw from the posterior.
+
+        Args:
+            moments: the posterior.
+            noise: [B, C, H, W] standard normal: the draw.
+        """
+        drawn = moments.mean + moments.std * noise.to(moments.mean)
         shift = getattr(self.vae.config, "shift_factor", None) or 0.0
-        return (latents - shift) * self.vae.config.scaling_factor
+        scaled: Tensor = (drawn - shift) * self.vae.config.scaling_factor
+        return scaled
 
     @torch.no_grad()
     def encode_captions(self, captions: Sequence[str | None]) -> Prompt:
-        """Encode captions; None is a dropped caption.
+        """Encode captions, one at a time; None is a dropped caption.
 
         A dropped caption is encoded as the pipeline will encode the empty negative prompt:
         zeros where its config says `force_zeros_for_empty_prompt`, "" otherwise.
         """
+        return Prompt(*map(torch.cat, zip(*map(self._encode_caption, captions), strict=True)))
+
+    def _encode_caption(self, caption: str | None) -> tuple[Tensor, Tensor]:
         embeds, _, pooled, _ = self.pipeline.encode_prompt(
-            [caption or "" for caption in captions],
-            device=self.vae.device,
-            do_classifier_free_guidance=False,
+            caption or "", device=self.vae.device, do_classifier_free_guidance=False
         )
-        if self.pipeline.config.force_zeros_for_empty_prompt:
-            kept = torch.tensor([caption is not None for caption in captions], device=embeds.device)
-            embeds = embeds * kept[:, None, None]
-            pooled = pooled * kept[:, None]
-        return Prompt(embeds, pooled)
+        if caption is None and self.pipeline.config.force_zeros_for_empty_prompt:
+            return torch.zeros_like(embeds), torch.zeros_like(pooled)
+        return embeds, pooled
+
+    def moments_bytes(self, size: tuple[int, int]) -> int:
+        """Return what the posterior of an image of this width and height in pixels takes."""
+        width, height = (side // self.cell for side in size)
+        return 2 * 4 * int(self.vae.config.latent_channels) * width * height
+
+    def prompt_bytes(self) -> int:
+        """Return what an encoded caption takes."""
+        width = self.pipeline.text_encoder.config.hidden_size
+        second = self.pipeline.text_encoder_2.config
+        numbers = self.pipeline.tokenizer.model_max_length * (width + second.hidden_size)
+        return int(numbers + second.projection_dim) * self.pipeline.text_encoder.dtype.itemsize
+
+    @contextmanager
+    def encoders_on(self, device: torch.device) -> Iterator[None]:
+        """Have the VAE and the text encoders on a device for a while."""
+        before = self.vae.device
+        self.move_encoders(device)
+        try:
+            yield
+        finally:
+            self.move_encoders(before)
+
+    def move_encoders(self, device: torch.device) -> None:
+        """Move the VAE and the text encoders to a device."""
+        for part in (self.vae, self.pipeline.text_encoder, self.pipeline.text_encoder_2):
+            part.to(device)
 
     def predict(
         self,

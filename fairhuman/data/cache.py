@@ -1,0 +1,112 @@
+"""What the frozen models make of a data set, on disk: a safetensors file per posterior or caption.
+
+A file's name is a digest of all that its content hangs on: the image file's bytes, how the image
+is placed, the text, and the models. So what is stale is never found, and runs may share a folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from fairhuman.data.encoded import Moments, Prompt
+from fairhuman.data.records import Record
+from fairhuman.data.transform import Placement
+from fairhuman.errors import OutputError
+
+# To be raised when the same inputs come to give other tensors.
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The cache of one data set under one model."""
+
+    folder: Path
+    vae: str
+    """Digest of the VAE."""
+    text: str
+    """Digest of the tokenizers and text encoders."""
+    images: Mapping[str, str]
+    """Digest of each record's image file, by the record's id."""
+
+    def moments_path(self, record: Record, placement: Placement) -> Path:
+        """Return where the posterior of a placed image is, or would be."""
+        image = self.images[record.id]
+        return self._path("latents", self.vae, image, repr(astuple(placement)))
+
+    def prompt_path(self, caption: str | None) -> Path:
+        """Return where an encoded caption is, or would be; None is a dropped one."""
+        words = ("dropped",) if caption is None else ("caption", caption)
+        return self._path("text", self.text, *words)
+
+    def moments(self, record: Record, placement: Placement) -> Moments:
+        """Read a posterior, as a batch of one.
+
+        Raises:
+            OutputError: it is not there, or damaged.
+        """
+        return Moments(**_read(self.moments_path(record, placement)))
+
+    def prompt(self, caption: str | None) -> Prompt:
+        """Read an encoded caption, as a batch of one.
+
+        Raises:
+            OutputError: it is not there, or damaged.
+        """
+        return Prompt(**_read(self.prompt_path(caption)))
+
+    def _path(self, kind: str, *parts: str) -> Path:
+        text = "\0".join((str(VERSION), *parts))
+        name = hashlib.blake2b(text.encode(), digest_size=20).hexdigest()
+        return self.folder / kind / name[:2] / f"{name}.safetensors"
+
+
+def write(path: Path, tensors: Moments | Prompt) -> None:
+    """Write a file of the cache, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {name: tensor.cpu().contiguous() for name, tensor in tensors._asdict().items()}
+    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        # Not safetensors' own writer, which does not say that the disk is full.
+        aside.write_bytes(safetensors.torch.save(content))
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def is_whole(path: Path) -> bool:
+    """Return whether a file of the cache is there, as long as its header says."""
+    try:
+        with safe_open(path, framework="pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
+
+
+def digests(records: Sequence[Record]) -> dict[str, str]:
+    """Return a digest of every record's image file, by the record's id."""
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        found = pool.map(lambda record: _digest(record.image), records)
+        return dict(zip((record.id for record in records), found, strict=True))
+
+
+def _digest(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=20).hexdigest()
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(
+            f"data.cache: {path} cannot be read ({error}); start again, and it is built anew"
+        ) from error
