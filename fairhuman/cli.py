@@ -167,6 +167,13 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--force", action="store_true", help="replace --out")
     export.set_defaults(run=_export)
 
+    report = commands.add_parser("report", help="write the page of a run, or of runs compared")
+    report.add_argument("runs", type=Path, nargs="+", metavar="OUT", help="train.output_dir")
+    report.add_argument(
+        "--out", type=Path, metavar="FILE", help="default of one run: OUT/report.html"
+    )
+    report.set_defaults(run=_report)
+
     doctor = commands.add_parser(
         "doctor", help="what was built, what the machine has, what each config would use"
     )
@@ -364,6 +371,17 @@ def _export(args: argparse.Namespace) -> None:
         force=args.force,
     )
     print(done)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from fairhuman.report import write_comparison, write_report
+
+    if len(args.runs) > 1:
+        if args.out is None:
+            raise UserError("report: give --out FILE for the page of several runs")
+        print(f"see {write_comparison(args.runs, args.out)}")
+    else:
+        print(f"see {write_report(args.runs[0], args.out)}")
 
 
 def _doctor(args: argparse.Namespace) -> int:

@@ -264,6 +264,12 @@ class Train(Section):
     keep_best: str | None = None
     """One of those keys, such as val/loss/hand/q1: a step where it is the lowest so far is saved,
     whatever checkpoint_every says, and kept beside the newest as OUT/checkpoints/best."""
+    wandb: Annotated[str, Field(min_length=1)] | None = None
+    """The project of Weights & Biases that the run is logged to, beside TensorBoard; null: none.
+    The entity, the mode and the like are wandb's own environment variables, such as
+    WANDB_MODE=offline."""
+    wandb_name: str | None = None
+    """The run's name there; null: one of wandb's making."""
 
 
 class Config(Section):
@@ -506,6 +512,11 @@ def _conflicts(config: Config) -> list[str]:
         problems.append(
             f"train.validate_every = {config.train.validate_every}: no image is held out; set "
             "data.validation to a number of images"
+        )
+    if config.train.wandb_name is not None and config.train.wandb is None:
+        problems.append(
+            f"train.wandb_name = {config.train.wandb_name!r}: names a run of Weights & Biases, and "
+            "train.wandb names no project; set it, or remove train.wandb_name"
         )
     problems += _best_conflicts(config) + _optimizer_conflicts(config) + _noise_conflicts(config)
     return problems + _deepspeed_conflicts(config)

@@ -1,4 +1,4 @@
-"""A run's numbers: metrics.jsonl, TensorBoard and the progress bar, from one record a step."""
+"""A run's numbers: metrics.jsonl, the trackers and the progress bar, from one record a step."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from fairhuman.fairness.balancer import Balance
+from fairhuman.tracking import Tracker
 
 METRICS = "metrics.jsonl"
 
@@ -42,14 +43,19 @@ def step_record(
 class Log:
     """Where rank 0 writes a run's numbers. A resumed run goes on in the same files."""
 
-    def __init__(self, output: Path, steps: int, start: int, names: Sequence[str]) -> None:
-        from torch.utils.tensorboard.writer import SummaryWriter
-
+    def __init__(
+        self,
+        output: Path,
+        steps: int,
+        start: int,
+        names: Sequence[str],
+        trackers: Sequence[Tracker],
+    ) -> None:
         self.names = list(names)
+        self.trackers = trackers
         self.path = output / METRICS
         keep_until(self.path, start)
         self._file = self.path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(output / "tensorboard"), purge_step=start + 1)
         self._bar = tqdm(
             total=steps, initial=start, unit="step", dynamic_ncols=True, smoothing=0.1, miniters=1
         )
@@ -58,10 +64,11 @@ class Log:
         """Add one optimizer step."""
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
-        step = record["step"]
-        for key, value in record.items():
-            if key != "step" and isinstance(value, int | float):
-                self._board.add_scalar(key, value, step)
+        numbers = {
+            key: value for key, value in record.items() if key != "step" and value is not None
+        }
+        for tracker in self.trackers:
+            tracker.write(numbers, record["step"])
         self._bar.set_postfix_str(self._summary(record), refresh=False)
         self._bar.update()
 
@@ -70,15 +77,17 @@ class Log:
         self._bar.write(line)
 
     def picture(self, tag: str, image: Any, step: int) -> None:
-        """Add a picture [H, W, 3] to TensorBoard."""
-        self._board.add_image(tag, image, step, dataformats="HWC")
+        """Show a picture, [H, W, 3] uint8, to the trackers."""
+        for tracker in self.trackers:
+            tracker.picture(tag, image, step)
 
     def close(self) -> None:
         """Write out everything; nothing can be added afterwards."""
         self._bar.close()
-        self._board.close()
         os.fsync(self._file.fileno())
         self._file.close()
+        for tracker in self.trackers:
+            tracker.close()
 
     def _summary(self, record: dict[str, Any]) -> str:
         def joined(kind: str, form: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import resource
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -25,6 +26,7 @@ from fairhuman.data.records import (
 from fairhuman.data.transform import Placement
 from fairhuman.ema import EMA
 from fairhuman.engine import check_engine, deepspeed_config, gathered, make_engine
+from fairhuman.environment import environment, write_environment
 from fairhuman.errors import ConfigError
 from fairhuman.export.card import write_card
 from fairhuman.fairness.balancer import Balancer
@@ -35,9 +37,11 @@ from fairhuman.models.schedule import zero_terminal_snr
 from fairhuman.models.sdxl import SDXL
 from fairhuman.models.speed import check_speed, set_up
 from fairhuman.pictures import draw, grid
+from fairhuman.report import REPORT, write_report
 from fairhuman.runtime import Stop, on_rank0
 from fairhuman.samples import Samples
 from fairhuman.step import Denoising, TrainingStep, make_balancer
+from fairhuman.tracking import check_tracking, trackers
 from fairhuman.validation import Validation
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -48,13 +52,14 @@ SAMPLES = "samples"
 class Run:
     """Everything a training loop needs; the same calls on every rank."""
 
-    def __init__(self, config: Config, device: torch.device) -> None:
+    def __init__(self, config: Config, device: torch.device, overrides: Sequence[str] = ()) -> None:
         train = config.train
         self.config = config
         self.device = device
         self.output = Path(train.output_dir)
         self.first = dist.get_rank() == 0
         check_engine(config)
+        on_rank0(functools.partial(check_tracking, config))
         found = on_rank0(functools.partial(checkpoint.find, self.output, train.resume))
         setup = setup_of(deepspeed_config(config), config.optimizer.name, dist.get_world_size())
         manifest = checkpoint.resumable(found, setup) if found else None
@@ -91,10 +96,10 @@ class Run:
         self.examples = _examples(self.samples.trained, config)
         self.global_batch = self.samples.global_batch
         self.batches = self.samples.steps(sdxl, self.progress)
-        on_rank0(functools.partial(_start_output, self.output, config))
-        self.log = (
-            Log(self.output, train.steps, self.progress.step, self.names) if self.first else None
-        )
+        made_with = environment(device, overrides, self.progress.step)
+        on_rank0(functools.partial(_start_output, self.output, config, made_with))
+        self.log: Log | None = None
+        on_rank0(self._start_log)
         if self.log:
             for line in self.samples.lines():
                 self.log.say(line)
@@ -105,6 +110,11 @@ class Run:
             if self.ema and not averaged:
                 self.log.say(f"{found} holds no moving average: it starts from the weights there")
             self._report_batch(manifest)
+
+    def _start_log(self) -> None:
+        start = self.progress.step
+        board = trackers(self.output, self.config, start)
+        self.log = Log(self.output, self.config.train.steps, start, self.names, board)
 
     def due(self, every: int, step: int) -> bool:
         """Return whether something that comes every so many steps, and at the end, is due."""
@@ -164,6 +174,8 @@ class Run:
                 on_rank0(functools.partial(self._save_final, progress.step))
         if self.log:
             self.log.close()
+        on_rank0(functools.partial(write_report, self.output))
+        if self.first:
             print("\n".join(_where_to_look(self.config, done, progress, stop)))
         dist.barrier()
         dist.destroy_process_group()
@@ -214,7 +226,10 @@ class Run:
                 )
             )
         sheet = grid(pictures)
-        sheet.save(self.output / SAMPLES / f"step-{step:08d}.png")
+        path = self.output / SAMPLES / f"step-{step:08d}.png"
+        aside = path.with_suffix(".partial")
+        sheet.save(aside, "png")
+        os.replace(aside, path)
         if self.log:
             self.log.picture("samples", np.asarray(sheet), step)
 
@@ -252,9 +267,10 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _start_output(output: Path, config: Config) -> None:
+def _start_output(output: Path, config: Config, made_with: dict[str, Any]) -> None:
     (output / SAMPLES).mkdir(parents=True, exist_ok=True)
     config.save(output / "config.yaml")
+    write_environment(output, made_with)
 
 
 class _Example(NamedTuple):
@@ -309,6 +325,7 @@ def _where_to_look(config: Config, done: bool, progress: Progress, stop: Stop) -
             else []
         ),
         f"  the pictures    {output / SAMPLES}",
+        f"  the report      {output / REPORT}",
         f"  the numbers     {output / METRICS}, or: tensorboard --logdir {output}",
     ]
 

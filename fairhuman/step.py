@@ -26,6 +26,7 @@ from fairhuman.fairness.balancer import (
 from fairhuman.fairness.forecast import Forecast
 from fairhuman.fairness.sketch import SketchBalancer
 from fairhuman.fairness.solve import Solver
+from fairhuman.laps import OTHER, Laps
 from fairhuman.models.sdxl import SDXL
 from fairhuman.noise import Timesteps, offset, quarter_steps
 from fairhuman.objectives import Objectives
@@ -153,6 +154,7 @@ class TrainingStep:
         self.engine = engine
         self.denoising = denoising
         self.balancer = balancer
+        self.laps = Laps(denoising.device)
 
     def __call__(self, batches: Sequence[Batch]) -> tuple[list[float | None], Balance]:
         """Take the step; return the K losses of the global batch, None where absent.
@@ -166,13 +168,16 @@ class TrainingStep:
         present = (whole_area > 0).tolist()
         total = torch.zeros(len(present), dtype=torch.float64, device=device)
         self.balancer.start(present, len(batches))
+        self.laps.lap(OTHER)
         ready = [self.denoising.prepare(batch) for batch in batches]
+        self.laps.lap("encode")
         for again in range(self.balancer.passes):
             for prepared, area in zip(ready, areas, strict=True):
                 losses = self._losses(prepared, area.to(device), whole_area, contributions)
                 if not again:
                     total += losses
         balance = self.balancer.step()
+        self.laps.lap("update")
         means = _sum_over_ranks(total, device) / contributions
         return [
             float(loss) if here and torch.isfinite(loss) else None
@@ -190,7 +195,9 @@ class TrainingStep:
         if self.balancer.measures:
             squares = objectives.sensitivity(pred, *ready.truth, mean_area)
             sensitivity = Sensitivity(squares, torch.where(area > 0, area / whole_area, area))
+        self.laps.lap("forward")
         self.balancer.backward(losses, sensitivity)
+        self.laps.lap("backward")
         return losses.detach().double()
 
 

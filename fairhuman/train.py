@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load_config(args.config, args.overrides)
         quiet()
-        train(config)
+        train(config, args.overrides)
     except UserError as error:
         if rank() == 0 or isinstance(error, OutputError):
             print(error, file=sys.stderr)
@@ -41,18 +41,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def train(config: Config) -> None:
-    """Train as the config says, to the end or until someone asks to stop."""
+def train(config: Config, overrides: Sequence[str] = ()) -> None:
+    """Train as the config says, to the end or until someone asks to stop.
+
+    Args:
+        config: the run's.
+        overrides: those of the command line, for the record.
+    """
     from fairhuman.run import Run
 
     device = init_distributed()
     stop = Stop().install()
-    run = Run(config, device)
-    progress = run.progress
+    run = Run(config, device, overrides)
+    progress, laps = run.progress, run.step.laps
     while progress.step < config.train.steps:
         started = time.perf_counter()
+        laps.start()
         lr = run.lr()
-        losses, balance = run.step(next(run.batches))
+        batches = next(run.batches)
+        laps.lap("data")
+        losses, balance = run.step(batches)
         progress = replace(
             progress,
             step=progress.step + 1,
@@ -60,8 +68,9 @@ def train(config: Config) -> None:
             skipped=progress.skipped + balance.skipped,
         )
         run.average(progress.step)
-        record = {"lr": lr, **step_record(run.names, losses, balance)}
-        progress = run.write(record, progress, seconds=time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        record = {"lr": lr, **step_record(run.names, losses, balance), **laps.seconds(seconds)}
+        progress = run.write(record, progress, seconds)
         ending = stop.agreed(device)
         best = progress.best and progress.best.step == progress.step
         if ending or best or run.due(config.train.checkpoint_every, progress.step):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -11,6 +10,7 @@ import yaml
 
 from fairhuman.config import Config
 from fairhuman.export.writer import written_aside
+from fairhuman.places import on_the_hub, without_places
 
 _WHAT = {
     "full": "The UNet was trained whole; the text encoders and the VAE are as they were.",
@@ -24,7 +24,6 @@ _TAGS = {
     "controlnet": ["controlnet"],
     "t2i_adapter": ["t2i-adapter"],
 }
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _LOAD = {
     "full": """\
 pipeline = StableDiffusionXLPipeline.from_pretrained("{here}")
@@ -48,7 +47,6 @@ _IMPORTS = {
     "controlnet": "ControlNetModel, StableDiffusionXLControlNetPipeline",
     "t2i_adapter": "StableDiffusionXLAdapterPipeline, T2IAdapter",
 }
-_PLACES = ("pretrained", "config", "vae", "control", "root", "output_dir", "resume")
 
 
 def write_card(
@@ -97,7 +95,7 @@ def card_text(
     """Return the text of a card; the arguments are those of `write_card`."""
     base, method = config.model.pretrained, config.model.method
     front: dict[str, Any] = {}
-    if _on_the_hub(base):  # the hub refuses a base_model that is no name of its own
+    if on_the_hub(base):  # the hub refuses a base_model that is no name of its own
         front["base_model"] = base
         front["base_model_relation"] = "finetune" if method == "full" else "adapter"
     front |= {
@@ -110,7 +108,7 @@ def card_text(
         front["instance_prompt"] = instance_prompt
     if prompts:
         front["widget"] = [{"text": prompt} for prompt in prompts]
-    shown_base = base if _on_the_hub(base) else PurePath(base).name
+    shown_base = base if on_the_hub(base) else PurePath(base).name
     regions = ", ".join(config.objectives.regions) or "none"
     batch = f"{config.train.batch_size} x {config.train.gradient_accumulation}"
     rows = [
@@ -126,7 +124,7 @@ def card_text(
     ]
     table = "\n".join(f"| {key} | {value} |" for key, value in rows)
     load = _LOAD[method].format(here=name, base=shown_base)
-    resolved = _dump(_without_places(config.model_dump(mode="json")))
+    resolved = _dump(without_places(config.model_dump(mode="json")))
     return f"""\
 ---
 {_dump(front)}---
@@ -155,26 +153,6 @@ from diffusers import {_IMPORTS[method]}
 ```yaml
 {resolved}```
 """
-
-
-def _on_the_hub(name: str) -> bool:
-    return bool(_HUB_NAME.fullmatch(name)) and not Path(name).exists()
-
-
-def _without_places(tree: Any) -> Any:
-    """Return the config with each path reduced to its last part."""
-    if isinstance(tree, dict):
-        return {
-            key: PurePath(value).name
-            if key in _PLACES and isinstance(value, str) and not _on_the_hub(value)
-            else _without_places(value)
-            for key, value in tree.items()
-        }
-    if isinstance(tree, list):
-        return [_without_places(value) for value in tree]
-    if isinstance(tree, str) and PurePath(tree).is_absolute():
-        return PurePath(tree).name
-    return tree
 
 
 def _dump(tree: Any) -> str:

@@ -1,0 +1,9 @@
+"""Pages that show runs: OUT/report.html of one, and several compared.
+
+`history` reads a run; `parts` makes pages, sections, tables and tiles; `chart`, `scatter` and
+`ribbon` draw; `gallery` shows pictures; `figures`, `run_page` and `compare` choose what is shown.
+"""
+
+from fairhuman.report.command import REPORT, write_comparison, write_report
+
+__all__ = ["REPORT", "write_comparison", "write_report"]

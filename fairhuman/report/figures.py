@@ -1,0 +1,201 @@
+"""The parts of a run's page: which numbers are shown together, and how."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from fairhuman.report.bars import bar, share_below, strips
+from fairhuman.report.chart import Data, Line, lines
+from fairhuman.report.history import History
+from fairhuman.report.parts import Html, colour, label, section, table
+
+_STATUS = {
+    1: "an objective was absent",
+    2: "exact conflict: solved with a ridge",
+    4: "gradients not finite: skipped",
+    8: "no Gram matrix: skipped",
+}
+_QUARTERS = ("q1", "q2", "q3", "q4")
+_QUARTER_NAMES = ("q1: the least noise", "q2", "q3", "q4: the most noise")
+
+
+def losses(run: History, data: Data) -> Html:
+    """Return the training losses, a chart for each objective: their sizes are unlike."""
+    charts = [
+        lines(data, label(name), [Line(f"loss/{name}", label(name), colour(name, i))])
+        for i, name in enumerate(run.names)
+    ]
+    numbers = numbers_table(run, [(label(name), f"loss/{name}") for name in run.names], "Losses")
+    rate = lines(data, "Learning rate", [Line("lr", "learning rate", "c-plain")], smoothed=False)
+    return section("Losses", *charts, numbers, rate)
+
+
+def balance(run: History, data: Data) -> Html:
+    """Return the weights and the gradients' norms."""
+    shown = [(name, colour(name, i)) for i, name in enumerate(run.names)]
+    weights = [Line(f"weight/{name}", label(name), c) for name, c in shown]
+    norms = [Line(f"grad_norm/{name}", label(name), c) for name, c in shown]
+    norms.append(Line("grad_norm/update", "the step's gradient", "c-plain"))
+    keys = [(f"weight: {label(name)}", f"weight/{name}") for name in run.names]
+    keys += [(f"norm: {line.label}", line.key) for line in norms]
+    return section(
+        "Weights and gradients",
+        lines(data, "Weights of the objectives", weights, log=True),
+        lines(data, "Gradient norms", norms, log=True),
+        numbers_table(run, keys, "Weights and gradient norms"),
+        note="An absent objective has weight 0 and no norm.",
+    )
+
+
+def conflicts(run: History, data: Data) -> Html:
+    """Return the cosines between gradients: which objectives fight, and when."""
+    pairs = pairs_of(run)
+    measured = [(name, key) for name, key in pairs if run.points(key)]
+    if not measured:
+        words = "The cosines between the objectives' gradients are not measured in this mode."
+        return section("Who fights whom", note=words)
+    charts = [Line(key, name, f"c-{index % 4}") for index, (name, key) in enumerate(measured)]
+    rows: list[list[str | Html | float | None]] = []
+    for name, key in measured:
+        points = run.points(key)
+        step, lowest = min(points, key=lambda point: point[1])
+        mean = sum(value for _, value in points) / len(points)
+        rows.append(
+            [name, len(points), share_below(run.column(key)), mean, f"{lowest:.3f} (step {step})"]
+        )
+    rows.sort(key=lambda row: min(v for _, v in run.points(dict(measured)[str(row[0])])))
+    return section(
+        "Who fights whom",
+        lines(data, "Cosines between gradients", charts, bounds=(-1, 1)),
+        strips(
+            "Share of steps with a negative cosine",
+            run.steps,
+            [(name, run.column(key)) for name, key in measured],
+        ),
+        table(["pair", "steps measured", "negative", "mean", "lowest"], rows, "Cosines"),
+        note="Two objectives fight in a step if the cosine between their gradients is negative.",
+    )
+
+
+def solver(run: History, data: Data) -> Html:
+    """Return how the weights' equation was solved, and the skipped steps."""
+    statuses = Counter(value for value in run.column("solver/status") if value is not None)
+    flags: Counter[str] = Counter()
+    for value, count in statuses.items():
+        for bit, words in _STATUS.items():
+            if int(value) & bit:
+                flags[words] += count
+    rows: list[list[str | float | None]] = [[words, count] for words, count in flags.items()]
+    skipped = skipped_steps(run)
+    shown = ", ".join(map(str, skipped[:20])) + (" …" if len(skipped) > 20 else "")
+    rows.append(["steps skipped" + (f" ({shown})" if skipped else ""), len(skipped)])
+    return section(
+        "Solver and skipped steps",
+        lines(
+            data,
+            "Relative residual",
+            [Line("solver/residual", "residual", "c-plain")],
+            log=True,
+            smoothed=False,
+        ),
+        lines(
+            data,
+            "Iterations",
+            [Line("solver/iterations", "iterations", "c-plain")],
+            smoothed=False,
+        ),
+        table(["what", "steps"], rows, "What the solver met with"),
+        lines(data, "Skipped so far", [Line("skipped", "skipped", "c-plain")], smoothed=False)
+        if skipped
+        else Html(""),
+    )
+
+
+def validation(run: History, data: Data) -> list[Html]:
+    """Return the held-out losses, whole and by quarter of the timesteps; nothing if unmeasured."""
+    names = [name for name in run.names if run.points(f"val/loss/{name}")]
+    if not names:
+        return []
+    charts, keys = [], []
+    for i, name in enumerate(names):
+        line = Line(f"val/loss/{name}", label(name), colour(name, i))
+        charts.append(lines(data, f"Held out: {label(name)}", [line], smoothed=False))
+        keys.append((label(name), f"val/loss/{name}"))
+    for name in names:
+        quarters = [
+            Line(f"val/loss/{name}/{quarter}", words, f"c-{quarter}")
+            for quarter, words in zip(_QUARTERS, _QUARTER_NAMES, strict=True)
+        ]
+        title = f"{label(name)} by quarter of the timesteps".capitalize()
+        charts.append(lines(data, title, quarters, log=True, smoothed=False))
+        keys += [(f"{label(name)}, {q}", f"val/loss/{name}/{q}") for q in _QUARTERS]
+    charts.append(numbers_table(run, keys, "Held-out losses"))
+    return [section("Validation", *charts)]
+
+
+def times(run: History, data: Data) -> Html:
+    """Return where the time goes: without validation, samples and checkpoints."""
+    keys = run.keys("time/")
+    parts = [Line(key, key.removeprefix("time/"), f"t-{i % 6}") for i, key in enumerate(keys)]
+    means = [(line.label, _mean(run, line.key), line.colour) for line in parts]
+    shown = [bar("Mean step by part", means, "s")] if parts else []
+    numbers = [(line.label, line.key) for line in parts] + [("whole step", "step_time_s")]
+    return section(
+        "Time and memory",
+        *shown,
+        lines(data, "Seconds by part", parts, unit="s") if parts else Html(""),
+        lines(data, "Seconds per step", [Line("step_time_s", "step", "c-plain")], unit="s"),
+        lines(data, "Samples per second", [Line("samples_per_s", "samples/s", "c-plain")]),
+        lines(
+            data,
+            "Peak memory of rank 0",
+            [Line("memory_gib", "GiB", "c-plain")],
+            smoothed=False,
+            unit="GiB",
+        ),
+        numbers_table(run, numbers, "Seconds"),
+        note="Validation, sample pictures and checkpoints are not in a step's time.",
+    )
+
+
+def numbers_table(run: History, shown: Sequence[tuple[str, str]], caption: str) -> Html:
+    """Return what numbers come to, from (label, key)."""
+    rows: list[list[str | float | None]] = []
+    for name, key in shown:
+        points = run.points(key)
+        if not points:
+            continue
+        values = [value for _, value in points]
+        tail = values[-max(1, len(values) // 10) :]
+        lowest = min(points, key=lambda point: point[1])
+        rows.append(
+            [name, values[0], values[-1], sum(tail) / len(tail), lowest[1], lowest[0], max(values)]
+        )
+    header = ["", "first", "last", "mean of last 10 %", "lowest", "at step", "highest"]
+    return table(header, rows, caption)
+
+
+def pairs_of(run: History) -> list[tuple[str, str]]:
+    """Return the pairs of objectives as (label, key)."""
+    names = run.names
+    return [
+        (f"{label(first)} and {label(second)}", f"cosine/{first}_{second}")
+        for i, first in enumerate(names)
+        for second in names[i + 1 :]
+    ]
+
+
+def skipped_steps(run: History) -> list[int]:
+    """Return the steps that changed no parameter."""
+    before, found = 0.0, []
+    for step, count in zip(run.steps, run.column("skipped"), strict=True):
+        if count is not None and count > before:
+            found.append(step)
+            before = count
+    return found
+
+
+def _mean(run: History, key: str) -> float:
+    values = [value for _, value in run.points(key)]
+    return sum(values) / len(values)

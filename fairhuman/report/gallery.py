@@ -1,0 +1,52 @@
+"""Pictures on a page, inside its one file."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+
+from PIL import Image
+
+from fairhuman.errors import UserError
+from fairhuman.report.parts import Html
+from fairhuman.report.series import spread
+
+SIDE = 720
+"""The longest side of a picture on a page, in pixels."""
+MOST = 8
+"""Pictures of one run."""
+
+
+def gallery(pictures: Iterable[tuple[str, Path]]) -> Html:
+    """Return pictures beside each other, from (caption, file)."""
+    figures = "".join(
+        f'<figure><img src="{data_uri(path)}" alt="{escape(caption)}" loading="lazy">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        for caption, path in pictures
+    )
+    return Html(f'<div class="gallery">{figures}</div>')
+
+
+def chosen(sheets: Sequence[tuple[int, Path]], most: int = MOST) -> list[tuple[int, Path]]:
+    """Return at most so many, evenly over time, the first and the last among them."""
+    return [sheets[i] for i in spread(len(sheets), most)]
+
+
+def data_uri(path: Path, side: int = SIDE) -> str:
+    """Return a picture as text that a page can hold, made smaller where it is large.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            small = image.convert("RGB")
+    except OSError as error:
+        raise UserError(f"{path}: is no picture that can be read: {error}") from None
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    jpeg = io.BytesIO()
+    small.save(jpeg, "jpeg", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode()

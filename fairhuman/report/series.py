@@ -1,0 +1,67 @@
+"""Curves of runs: made smooth, and thinned where a run is long."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fairhuman.report.history import Column
+
+MOST = 1000
+"""Points of a curve; more cannot be told apart, and would make the page large."""
+
+
+def window(count: int) -> int:
+    """Return over about how many of `count` values a moving average goes; 1 is none."""
+    return max(1, count // 25)
+
+
+def smooth(values: Column, over: int) -> Column:
+    """Return the exponential moving average, free of bias at its start; None stays None."""
+    alpha = 2 / (over + 1)
+    found: Column = []
+    total = weight = 0.0
+    for value in values:
+        if value is None:
+            found.append(None)
+            continue
+        total += alpha * (value - total)
+        weight += alpha * (1 - weight)
+        found.append(total / weight)
+    return found
+
+
+def spread(count: int, most: int = MOST) -> list[int]:
+    """Return at most `most` of the indices below `count`, evenly, the first and last among them."""
+    if count <= most:
+        return list(range(count))
+    return sorted({round(i * (count - 1) / (most - 1)) for i in range(most)})
+
+
+def extremes(values: Column, most: int = MOST) -> list[int]:
+    """Return the indices that keep a curve's peaks: each stretch's lowest and highest, and a gap.
+
+    A stretch that has a gap keeps one index of it, so that the curve is broken there too.
+    """
+    size = -(-2 * len(values) // most)
+    if size <= 2:
+        return list(range(len(values)))
+    kept: set[int] = {0, len(values) - 1}
+    for start in range(0, len(values), size):
+        inside = range(start, min(start + size, len(values)))
+        gaps = [i for i in inside if values[i] is None]
+        there = [(value, i) for i in inside if (value := values[i]) is not None]
+        if there:
+            kept |= {min(there)[1], max(there)[1]}
+        kept |= set(gaps[:1])
+    return sorted(kept)
+
+
+def runs_of(places: Sequence[tuple[float, float] | None]) -> list[list[tuple[float, float]]]:
+    """Return the stretches of points between gaps."""
+    found: list[list[tuple[float, float]]] = [[]]
+    for place in places:
+        if place is not None:
+            found[-1].append(place)
+        elif found[-1]:
+            found.append([])
+    return [stretch for stretch in found if stretch]

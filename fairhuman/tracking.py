@@ -1,0 +1,140 @@
+"""Where a run's numbers and pictures go besides its own files: TensorBoard, Weights & Biases.
+
+All have the names of metrics.jsonl. What is None there is left out here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from fairhuman.config import Config
+from fairhuman.errors import ConfigError
+
+WANDB_ID = "wandb_id.txt"
+
+
+class Tracker(Protocol):
+    """Something that is told of every step, on rank 0."""
+
+    def write(self, numbers: Mapping[str, float], step: int) -> None:
+        """Add an optimizer step."""
+
+    def picture(self, tag: str, image: Any, step: int) -> None:
+        """Add a picture, [H, W, 3] uint8."""
+
+    def close(self) -> None:
+        """Write out everything; nothing can be added afterwards."""
+
+
+def check_tracking(config: Config) -> None:
+    """Check that what the config asks for can be had: to be called on rank 0, at the start.
+
+    Raises:
+        ConfigError: wandb is not installed, or has no key for its server.
+    """
+    project = config.train.wandb
+    if project is None:
+        return
+    try:
+        import wandb
+    except ImportError:
+        raise ConfigError(
+            f"train.wandb = {project!r}: wandb is not installed; "
+            "pip install -c constraints.txt '.[wandb]', or set train.wandb=null"
+        ) from None
+    mode = wandb.setup().settings.mode
+    if mode == "online" and not wandb.api.api_key:
+        raise ConfigError(
+            f"train.wandb = {project!r}: wandb has no key; run `wandb login`, or set the "
+            "environment variable WANDB_API_KEY, or WANDB_MODE=offline to keep the run here"
+        )
+
+
+def trackers(output: Path, config: Config, start: int) -> list[Tracker]:
+    """Return those that the config asks for. A resumed run goes on in the same ones.
+
+    Args:
+        output: OUT, which is there.
+        config: the run's.
+        start: the steps that are done.
+
+    Raises:
+        ConfigError: wandb could not start.
+    """
+    found: list[Tracker] = [TensorBoard(output, start)]
+    if config.train.wandb is not None:
+        found.append(Wandb(output, config, start))
+    return found
+
+
+class TensorBoard:
+    """OUT/tensorboard."""
+
+    def __init__(self, output: Path, start: int) -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self._writer = SummaryWriter(str(output / "tensorboard"), purge_step=start + 1)
+
+    def write(self, numbers: Mapping[str, float], step: int) -> None:
+        """Add an optimizer step."""
+        for key, value in numbers.items():
+            self._writer.add_scalar(key, value, step)
+
+    def picture(self, tag: str, image: Any, step: int) -> None:
+        """Add a picture, [H, W, 3] uint8."""
+        self._writer.add_image(tag, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Write out everything."""
+        self._writer.close()
+
+
+class Wandb:
+    """A run of Weights & Biases; wandb's own environment variables apply, such as WANDB_MODE.
+
+    Its id is kept as OUT/wandb_id.txt. Steps that are taken again after a resume have the same
+    numbers, and wandb keeps those that it has.
+    """
+
+    def __init__(self, output: Path, config: Config, start: int) -> None:
+        import wandb
+
+        train, path = config.train, output / WANDB_ID
+        known = path.read_text(encoding="utf-8").strip() if start and path.is_file() else None
+        try:
+            self._run = wandb.init(
+                project=train.wandb,
+                name=train.wandb_name,
+                id=known,
+                resume="allow" if known else None,
+                dir=str(output),
+                config=config.model_dump(mode="json"),
+                settings=wandb.Settings(console="off", silent=True),
+            )
+        except wandb.Error as error:
+            raise ConfigError(
+                f"train.wandb = {train.wandb!r}: wandb could not start: {error}; "
+                "WANDB_MODE=offline keeps the run here"
+            ) from None
+        aside = path.with_suffix(".partial")
+        aside.write_text(self._run.id + "\n", encoding="utf-8")
+        os.replace(aside, path)
+        self._image = wandb.Image
+        self._known = self._run.step
+
+    def write(self, numbers: Mapping[str, float], step: int) -> None:
+        """Add an optimizer step."""
+        if step >= self._known:
+            self._run.log(dict(numbers), step=step)
+
+    def picture(self, tag: str, image: Any, step: int) -> None:
+        """Add a picture, [H, W, 3] uint8."""
+        if step >= self._known:
+            self._run.log({tag: self._image(image)}, step=step)
+
+    def close(self) -> None:
+        """Write out everything, and wait until it is sent."""
+        self._run.finish()
