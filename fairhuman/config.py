@@ -6,27 +6,20 @@ the data is told here, every problem in one line that names the key, the value a
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, field_validator
 
 from fairhuman.errors import ConfigError
+from fairhuman.settings import Section, apply_override, near, read_yaml, validate
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """A section of the config: unknown keys are refused, numbers must be finite."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
 
 class Lora(Section):
@@ -297,34 +290,23 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: every problem found, one line each.
     """
-    tree = _read_yaml(Path(path))
+    tree = read_yaml(Path(path))
     for override in overrides:
-        _apply(tree, override)
-    if isinstance(tree.get("deepspeed"), str):
-        tree["deepspeed"] = _read_deepspeed(tree["deepspeed"])
-    try:
-        config = Config.model_validate(tree)
-    except ValidationError as error:
-        lines = [_explain(problem) for problem in error.errors()]
-        raise ConfigError("\n".join(f"{path}: {line}" for line in lines)) from None
+        if override.startswith("deepspeed."):
+            _resolve_deepspeed(tree)
+        apply_override(tree, override)
+    _resolve_deepspeed(tree)
+    config = validate(Config, tree, path)
     problems = _conflicts(config)
     if problems:
         raise ConfigError("\n".join(f"{path}: {line}" for line in problems))
     return config
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such config file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: must hold sections such as `model:` and `data:`")
-    return tree
+def _resolve_deepspeed(tree: dict[str, Any]) -> None:
+    """Replace the path of a DeepSpeed config by its text."""
+    if isinstance(tree.get("deepspeed"), str):
+        tree["deepspeed"] = _read_deepspeed(tree["deepspeed"])
 
 
 def _read_deepspeed(path: str) -> dict[str, Any]:
@@ -337,72 +319,6 @@ def _read_deepspeed(path: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError(f"deepspeed = {path!r}: must hold a JSON object")
     return tree
-
-
-def _apply(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"{override!r}: an override is written section.key=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"{override!r}: the value is not YAML; put it in quotes") from None
-    *parents, last = key.split(".")
-    node = tree
-    for depth, parent in enumerate(parents):
-        if depth == 0 and parent == "deepspeed" and isinstance(node.get(parent), str):
-            node[parent] = _read_deepspeed(node[parent])
-        child = node.setdefault(parent, {})
-        if child is None:
-            child = node[parent] = {}
-        if not isinstance(child, dict):
-            raise ConfigError(f"{override!r}: {'.'.join(parents[: depth + 1])} has no keys in it")
-        node = child
-    node[last] = value
-
-
-def _explain(problem: ErrorDetails) -> str:
-    """Turn one of pydantic's problems into a line that names key, value and fix."""
-    *parents, last = problem["loc"] if problem["loc"] else ("config",)
-    key = ".".join(str(part) for part in problem["loc"])
-    fields = _fields(parents)
-    if problem["type"] == "extra_forbidden":
-        allowed = ", ".join(fields)
-        return f"{key}: unknown key{_near(str(last), list(fields))}; allowed here: {allowed}"
-    if problem["type"] == "missing":
-        return f"{key}: is missing and has no default"
-    value = problem["input"]
-    if problem["type"] == "literal_error":
-        allowed_values = [str(choice) for choice in _choices(fields[str(last)].annotation)]
-        return (
-            f"{key} = {value!r}: must be one of {', '.join(allowed_values)}"
-            f"{_near(str(value), allowed_values)}"
-        )
-    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    message = message if problem["type"] == "value_error" else f"must be {message}"
-    return f"{key} = {value!r}: {message}"
-
-
-def _fields(parents: Sequence[int | str]) -> dict[str, Any]:
-    model: type[BaseModel] = Config
-    for parent in parents:
-        field = model.model_fields.get(str(parent))
-        annotation = field.annotation if field else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return {}
-        model = annotation
-    return dict(model.model_fields)
-
-
-def _choices(annotation: Any) -> tuple[Any, ...]:
-    if get_origin(annotation) is Literal:
-        return get_args(annotation)
-    return tuple(choice for part in get_args(annotation) for choice in _choices(part))
-
-
-def _near(word: str, allowed: Sequence[str]) -> str:
-    match = difflib.get_close_matches(word, allowed, n=1)
-    return f" (did you mean {match[0]}?)" if match else ""
 
 
 # What DeepSpeed would read from its own config and train.* sets: "auto" is taken as "from train".
@@ -460,14 +376,14 @@ def _conflicts(config: Config) -> list[str]:
         known = ["global", *config.objectives.regions]
         if name not in known:
             problems.append(
-                f"objectives.scale.{name}: there is no such objective{_near(name, known)}; "
+                f"objectives.scale.{name}: there is no such objective{near(name, known)}; "
                 f"they are {', '.join(known)}"
             )
     columns = column_names(config.objectives.regions)
     for name in config.data.columns:
         if name not in columns:
             problems.append(
-                f"data.columns.{name}: there is no such column{_near(name, columns)}; they are "
+                f"data.columns.{name}: there is no such column{near(name, columns)}; they are "
                 f"{', '.join(columns)}"
             )
     if config.data.buckets and config.data.resolution % config.data.bucket_step:
@@ -530,7 +446,7 @@ def _best_conflicts(config: Config) -> list[str]:
     known = [k for name in ["global", *config.objectives.regions] for k in held_out_keys(name)]
     if metric not in known:
         problems.append(
-            f"train.keep_best = {metric!r}: there is no such held-out loss{_near(metric, known)}; "
+            f"train.keep_best = {metric!r}: there is no such held-out loss{near(metric, known)}; "
             f"they are {', '.join(known)}"
         )
     elif not config.train.validate_every:
@@ -614,7 +530,7 @@ def _deepspeed_conflicts(config: Config) -> list[str]:
             problems.append(f"deepspeed.{key}: {_REFUSED[key]}")
         elif key not in _ALLOWED:
             problems.append(
-                f"deepspeed.{key}: is not supported{_near(key, _ALLOWED)}; supported are "
+                f"deepspeed.{key}: is not supported{near(key, _ALLOWED)}; supported are "
                 f"{', '.join(_ALLOWED)}"
             )
     for precision in ("fp16", "bf16"):

@@ -159,8 +159,8 @@ def test_all_mistakes_are_told_at_once(good: Path) -> None:
     ("text", "expected"),
     [
         ("a: [", "is not YAML"),
-        ("- 1", "must hold sections"),
-        ("", "must hold sections"),
+        ("- 1", "must hold keys"),
+        ("", "must hold keys"),
         ("train: {steps: 1}", "model: is missing and has no default"),
     ],
 )
