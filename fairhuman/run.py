@@ -134,9 +134,7 @@ class Run:
         train = self.config.train
         step = progress.step
         if self.validation and train.validate_every and self.due(train.validate_every, step):
-            # Gathered, for ranks may hold unlike numbers of batches: no collectives in between.
-            with self._averaged(), gathered(self.engine):
-                record |= self._quietly(functools.partial(self.validation, self.engine.module))
+            record |= self.measure()
             progress = replace(progress, best=self._best(record, progress))
         if self.log:
             self.log.write(
@@ -153,6 +151,16 @@ class Run:
         if train.sample_every and self.due(train.sample_every, step):
             self._draw_samples(step)
         return progress
+
+    def measure(self) -> dict[str, float | None]:
+        """Return the held-out losses by their keys; a collective."""
+        assert self.validation, "data.validation holds nothing out"
+        # Gathered, for ranks may hold unlike numbers of batches: no collectives in between.
+        with self._averaged(), gathered(self.engine):
+            found: dict[str, float | None] = self._quietly(
+                functools.partial(self.validation, self.engine.module)
+            )
+        return found
 
     def _best(self, record: dict[str, Any], progress: Progress) -> Best | None:
         """Return the best so far, after this step's measurement; the same on all ranks."""

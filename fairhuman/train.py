@@ -9,13 +9,17 @@ import argparse
 import errno
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from fairhuman.config import Config, load_config
 from fairhuman.errors import OutputError, UserError
 from fairhuman.log import step_record
 from fairhuman.runtime import Stop, init_distributed, quiet, rank
+
+if TYPE_CHECKING:
+    from fairhuman.run import Run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,18 +45,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def train(config: Config, overrides: Sequence[str] = ()) -> None:
+def train(
+    config: Config,
+    overrides: Sequence[str] = (),
+    prepare: Callable[[Run], None] | None = None,
+) -> bool:
     """Train as the config says, to the end or until someone asks to stop.
 
     Args:
         config: the run's.
         overrides: those of the command line, for the record.
+        prepare: called once the run is built, before its first step.
+
+    Returns:
+        Whether the end was reached.
     """
     from fairhuman.run import Run
 
     device = init_distributed()
     stop = Stop().install()
     run = Run(config, device, overrides)
+    if prepare:
+        prepare(run)
     progress, laps = run.progress, run.step.laps
     while progress.step < config.train.steps:
         started = time.perf_counter()
@@ -78,6 +92,7 @@ def train(config: Config, overrides: Sequence[str] = ()) -> None:
         if ending:
             break
     run.finish(progress, stop)
+    return progress.step >= config.train.steps
 
 
 if __name__ == "__main__":

@@ -1,0 +1,159 @@
+"""Runs a study's trials, several at a time; those that are there already are kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+from fairhuman.errors import UserError
+from fairhuman.study.plan import Study
+from fairhuman.study.trials import STAMP, Trial
+
+LOG = "log.txt"
+PORT = 29600
+
+
+class Runner:
+    """Runs trials in processes of their own."""
+
+    def __init__(self, study: Study, prompts: Path | None, say: Callable[[str], None]) -> None:
+        self.study = study
+        self.prompts = prompts
+        self.say = say
+        self._alive: set[subprocess.Popen[bytes]] = set()
+        told = prompts.read_text(encoding="utf-8") if prompts else None
+        pictures = study.pictures.model_dump(exclude={"prompts"})
+        self.others = {"prompts": told, "pictures": pictures, "ranks": study.ranks}
+
+    def run(self, trials: Sequence[Trial]) -> None:
+        """Run what is not there; returns when all are.
+
+        Raises:
+            UserError: a run has failed: its last words, and where its log is. The others end
+                first, and are kept.
+        """
+        left = [trial for trial in trials if not self._is_done(trial)]
+        if len(left) < len(trials):
+            self.say(f"{len(trials) - len(left)} of {len(trials)} runs are there already")
+        failed: list[str] = []
+        done = len(trials) - len(left)
+        with ThreadPoolExecutor(self.study.jobs) as pool:
+            slots = iter(range(len(left)))
+            futures: dict[Future[float], Trial] = {
+                pool.submit(self._run, trial, slot): trial
+                for trial, slot in zip(left, slots, strict=False)
+            }
+            try:
+                while futures:
+                    ended, _ = wait(futures, return_when=FIRST_COMPLETED)
+                    for future in ended:
+                        trial = futures.pop(future)
+                        if error := future.exception():
+                            failed.append(str(error))
+                            continue
+                        done += 1
+                        self.say(
+                            f"[{done}/{len(trials)}] {trial.arm}, seed {trial.seed}: "
+                            f"{trial.marks.last} steps, {future.result():.0f} s"
+                        )
+            except KeyboardInterrupt:
+                pool.shutdown(wait=False, cancel_futures=True)
+                self._stop()
+                raise
+        if failed:
+            raise UserError("\n".join(failed))
+
+    def _is_done(self, trial: Trial) -> bool:
+        try:
+            stamp = json.loads((trial.folder / STAMP).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        done: bool = stamp == {"digest": trial.digest(self.others), "done": True}
+        return done
+
+    def _run(self, trial: Trial, slot: int) -> float:
+        """Run one trial; return how long it took, in seconds."""
+        started = time.monotonic()
+        stamp, digest = trial.folder / STAMP, trial.digest(self.others)
+        self._make_room(trial, digest)
+        config = trial.folder / "trial.yaml"
+        trial.config.save(config)
+        log = trial.folder / LOG
+        with log.open("ab") as out:
+            process = subprocess.Popen(
+                self._command(trial, config, slot),
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=self._environment(),
+                start_new_session=True,  # an interrupt is for us to pass on
+            )
+            self._alive.add(process)
+            code = process.wait()
+            self._alive.discard(process)
+        if code:
+            words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            last = words[-1].rpartition("\r")[2] if words else "it said nothing"
+            raise UserError(f"{trial.arm}, seed {trial.seed}: {last} (exit code {code}; see {log})")
+        if not self.study.keep_models:
+            for name in ("checkpoints", "final"):
+                shutil.rmtree(trial.folder / name, ignore_errors=True)
+        _write_stamp(stamp, digest, done=True)
+        return time.monotonic() - started
+
+    def _make_room(self, trial: Trial, digest: str) -> None:
+        """Keep a run that was cut short, to go on with; clear away one of other settings."""
+        stamp = trial.folder / STAMP
+        if trial.folder.exists():
+            if not stamp.is_file():
+                raise UserError(
+                    f"{trial.folder}: is no run of a study; move it away, or give another "
+                    "output_dir"
+                )
+            if json.loads(stamp.read_text(encoding="utf-8"))["digest"] != digest:
+                shutil.rmtree(trial.folder)
+        trial.folder.mkdir(parents=True, exist_ok=True)
+        _write_stamp(stamp, digest, done=False)
+
+    def _command(self, trial: Trial, config: Path, slot: int) -> list[str]:
+        program = ["fairhuman.study.trial", "--config", str(config)]
+        if trial.published:
+            program.append("--published")
+        if self.prompts:
+            pictures = self.study.pictures
+            program += ["--prompts", str(self.prompts), "--steps", str(pictures.steps)]
+            program += ["--guidance", str(pictures.guidance)]
+        if self.study.ranks == 1:
+            return [sys.executable, "-m", *program]
+        port = str(PORT + slot % 1000)
+        ranks = str(self.study.ranks)
+        launcher = ["-m", "deepspeed.launcher.runner", "--master_port", port]
+        return [sys.executable, *launcher, "--num_accelerators", ranks, "--module", *program]
+
+    def _environment(self) -> dict[str, str]:
+        # Each rank alone: a launcher above us would have its variables inherited.
+        inherited = {
+            key: value
+            for key, value in os.environ.items()
+            if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        }
+        share = max(1, (os.cpu_count() or 1) // (self.study.jobs * self.study.ranks))
+        return {"OMP_NUM_THREADS": str(share), **inherited}
+
+    def _stop(self) -> None:
+        """Have the runs write their checkpoints and end."""
+        for process in list(self._alive):
+            os.killpg(process.pid, signal.SIGTERM)
+        for process in list(self._alive):
+            process.wait()
+
+
+def _write_stamp(path: Path, digest: str, done: bool) -> None:
+    path.write_text(json.dumps({"digest": digest, "done": done}), encoding="utf-8")

@@ -1,0 +1,89 @@
+"""One run of a study, in its own process: `python -m fairhuman.study.trial --config FILE`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fairhuman.config import Config, load_config
+from fairhuman.errors import UserError
+from fairhuman.generate import generate, read_prompts
+from fairhuman.runtime import on_rank0, quiet, rank
+from fairhuman.study.published import PublishedSolver
+from fairhuman.train import train
+
+if TYPE_CHECKING:
+    from fairhuman.run import Run
+
+START = "start.json"
+PICTURES = "pictures"
+
+
+def prepare(run: Run, published: bool) -> None:
+    """Measure the start, and put the published solver in the place of ours where it is asked for.
+
+    A collective, called when a run is built and no step is taken.
+    """
+    balancer = run.step.balancer
+    if published:
+        own = balancer.solver  # type: ignore[attr-defined]  # of an ExactBalancer
+        balancer.solver = PublishedSolver(own.alpha, own.normalize, own.max_norm)  # type: ignore[attr-defined]
+    path = run.output / START
+    if on_rank0(lambda: path.is_file() and run.progress.step > 0):
+        return
+    measured = run.measure()
+    if run.first:
+        path.write_text(json.dumps(measured), encoding="utf-8")
+
+
+def draw(
+    model: str, lora: Path | None, out: Path, prompts: Sequence[str], steps: int, guidance: float
+) -> None:
+    """Draw a picture per prompt: all, or none."""
+    aside = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    generate(model, prompts, aside, lora=lora, seed=0, steps=steps, guidance=guidance, batch_size=8)
+    shutil.rmtree(out, ignore_errors=True)
+    aside.rename(out)
+
+
+def trained(config: Config) -> tuple[str, Path | None]:
+    """Return the model that a run has trained, and its LoRA, as `generate` takes them."""
+    final = Path(config.train.output_dir) / "final"
+    if config.model.method == "lora":
+        return config.model.pretrained, final
+    return str(final), None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train and draw; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m fairhuman.study.trial", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="of the run")
+    parser.add_argument("--published", action="store_true", help="use the published solver")
+    parser.add_argument("--prompts", type=Path, help="draw these; default: no pictures")
+    parser.add_argument("--steps", type=int, default=25, help="of the sampler")
+    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # from the launcher
+    args = parser.parse_args(argv)
+    try:
+        config = load_config(args.config)
+        quiet()
+        ready: Callable[[Run], None] = lambda run: prepare(run, args.published)  # noqa: E731
+        whole = train(config, prepare=ready)
+        if whole and args.prompts and rank() == 0:
+            model, lora = trained(config)
+            out = Path(config.train.output_dir) / PICTURES
+            draw(model, lora, out, read_prompts(args.prompts), args.steps, args.guidance)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0 if whole else 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())
