@@ -27,7 +27,7 @@ TIP_RADIUS = 1.5
 """Standard deviation of a finger tip in the heat map it is taught, in pixels at 128."""
 SEED = 1000
 """Of the people that it is taught and tried on: no other part of a study draws them."""
-TAUGHT, TRIED = 1024, 128
+TAUGHT = 1024
 
 
 class Found(NamedTuple):

@@ -1,0 +1,167 @@
+"""`fairhuman study`: run what is missing, measure, and write the outcome."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from fairhuman.errors import ConfigError
+from fairhuman.generate import read_prompts
+from fairhuman.places import write_text
+from fairhuman.report.history import read_run
+from fairhuman.runtime import quiet
+from fairhuman.study.outcome import Outcome, Result, read_result, scales
+from fairhuman.study.page import as_tree, standalone, study_page, tradeoff
+from fairhuman.study.plan import Study
+from fairhuman.study.runner import Runner
+from fairhuman.study.sheet import opened, sheet
+from fairhuman.study.small import Small
+from fairhuman.study.tables import tables
+from fairhuman.study.trial import PICTURES, draw
+from fairhuman.study.trials import Trial, make_trials
+
+FACTORS = (1.0, 0.1, 0.01, 0.001)
+"""On the gradients, for the published solver."""
+ROWS = 6
+"""Prompts on the sheet of pictures."""
+
+
+def study(plan: Study, say: Callable[[str], None] = print) -> list[Path]:
+    """Run a study to its end; return the files that hold its outcome.
+
+    Runs that are there already, with the same settings, are kept.
+
+    Raises:
+        UserError: it cannot be run, or a run has failed.
+    """
+    started = time.monotonic()
+    output = Path(plan.output_dir)
+    small = Small(output, plan.drawn, plan.pictures.count) if plan.drawn else None
+    shared = small.overrides() if small else []
+    make_trials(plan, shared)  # what is wrong is told before anything is made
+    asked = _prompts(plan, small)
+    output.mkdir(parents=True, exist_ok=True)
+    quiet()
+    if small:
+        small.make()
+    trials = make_trials(plan, shared)
+    prompts = output / "prompts.txt" if asked else None
+    if prompts:
+        write_text(prompts, "".join(f"{line}\n" for line in asked))
+    say(f"{len(trials)} runs: {len(plan.arms)} arms, {len(plan.seeds)} seeds")
+    Runner(plan, prompts, say).run(trials)
+    start = output / "start"
+    if asked and len(opened(start)) != len(asked):
+        pictures = plan.pictures
+        model = trials[0].config.model.pretrained
+        draw(model, None, start, asked, pictures.steps, pictures.guidance)
+    outcome = measure(plan, trials, small)
+    made = write(plan, outcome, trials, small)
+    say(f"done in {(time.monotonic() - started) / 60:.0f} min")
+    return made
+
+
+def measure(plan: Study, trials: list[Trial], small: Small | None) -> Outcome:
+    """Read what the runs have come to, and have the judge look at their pictures."""
+    judge = small.judge() if small and plan.pictures.count else None
+    results: dict[str, list[Result]] = {name: [] for name in plan.arms}
+    for trial in trials:
+        share = small.score(judge, opened(trial.folder / PICTURES)) if small and judge else None
+        results[trial.arm].append(read_result(trial, share))
+    ceilings = {}
+    if small and judge:
+        ceilings["the start"] = small.score(judge, opened(Path(plan.output_dir) / "start"))
+        ceilings |= small.ceilings(judge)
+    first = {trial.arm: trial for trial in reversed(trials)}
+    reference = read_run(first[plan.reference].folder)
+    return Outcome(
+        names=reference.names,
+        marks={name: first[name].marks for name in plan.arms},
+        forwards={name: first[name].forwards for name in plan.arms},
+        results=results,
+        variants=[name for name, arm in plan.arms.items() if arm.variant],
+        reference=plan.reference,
+        ceilings=ceilings,
+        scales=scales(reference, FACTORS),
+    )
+
+
+def write(plan: Study, found: Outcome, trials: list[Trial], small: Small | None) -> list[Path]:
+    """Write the outcome: results.json, study.md, study.html, the plots and the pictures."""
+    output = Path(plan.output_dir)
+    shown = tables(found)
+    said = setting(plan, trials[0])
+    paths = {name: output / name for name in ("study.md", "study.html", "results.json")}
+    for name in found.names[1:]:
+        plot = output / f"tradeoff-{name}.svg"
+        write_text(plot, standalone(tradeoff(found, name)))
+        paths[plot.name] = plot
+    pictures = None
+    if plan.pictures.count:
+        pictures = paths["pictures.png"] = output / "pictures.png"
+        _sheet(plan, trials, small).save(pictures)
+    body = "\n\n".join(part.markdown() for part in shown)
+    write_text(paths["study.md"], f"{said}\n\n{body}\n")
+    write_text(paths["results.json"], json.dumps(_plain(as_tree(found)), indent=1) + "\n")
+    write_text(paths["study.html"], study_page(found, shown, pictures, said))
+    return list(paths.values())
+
+
+def setting(plan: Study, trial: Trial) -> str:
+    """Return what was trained and where, in a few sentences."""
+    config = trial.config
+    data = (
+        f"{plan.drawn.count} drawn people at {plan.drawn.size} px, from a tiny SDXL that was fitted "
+        "to as many others"
+        if plan.drawn
+        else f"{config.data.root}, from {config.model.pretrained}"
+    )
+    return (
+        f"{len(plan.arms)} arms, seeds {', '.join(map(str, plan.seeds))}, trained on {data}. "
+        f"{config.data.validation} images held out per seed, the same in every arm. "
+        f"Batch {config.train.batch_size * config.train.gradient_accumulation * plan.ranks}, "
+        f"{config.optimizer.name}, learning rate {config.optimizer.lr:g}, constant, "
+        f"{config.train.precision}. {os.cpu_count()} {platform.machine()} cores or their GPU, "
+        f"{plan.jobs} runs at a time, {time.strftime('%Y-%m-%d')}."
+    )
+
+
+def _prompts(plan: Study, small: Small | None) -> list[str]:
+    pictures = plan.pictures
+    if not pictures.count:
+        return []
+    if pictures.prompts is None:
+        assert small
+        return small.prompts()
+    found = read_prompts(Path(pictures.prompts))[: pictures.count]
+    if not found:
+        raise ConfigError(f"pictures.prompts = {pictures.prompts!r}: the file has no prompt")
+    return found
+
+
+def _sheet(plan: Study, trials: list[Trial], small: Small | None) -> Image.Image:
+    output = Path(plan.output_dir)
+    columns: list[tuple[str, list[Image.Image]]] = []
+    if small:
+        columns.append(("drawn (never seen)", [sample.image for sample in small.asked]))
+    columns.append(("start", opened(output / "start")))
+    for trial in trials:
+        if trial.seed == plan.seeds[0] and not plan.arms[trial.arm].variant:
+            columns.append((trial.arm, opened(trial.folder / PICTURES)))
+    return sheet(columns, min(ROWS, len(columns[0][1])))
+
+
+def _plain(tree: Any) -> Any:
+    """Return a tree without NaN, which JSON has not."""
+    if isinstance(tree, dict):
+        return {key: _plain(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_plain(value) for value in tree]
+    return None if isinstance(tree, float) and tree != tree else tree

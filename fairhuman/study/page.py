@@ -1,0 +1,87 @@
+"""A study's page, and its plot of the trade-off."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+
+from fairhuman.report.gallery import gallery
+from fairhuman.report.parts import Html, colour, label, page, section, table, tiles
+from fairhuman.report.scatter import Point, scatter
+from fairhuman.study.outcome import Outcome
+from fairhuman.study.tables import Table
+
+
+def study_page(found: Outcome, shown: Iterable[Table], pictures: Path | None, setting: str) -> Html:
+    """Return the page.
+
+    Args:
+        found: the outcome.
+        shown: its tables.
+        pictures: the sheet of pictures, if any were drawn.
+        setting: what was trained, in a sentence.
+    """
+    plots = [tradeoff(found, name) for name in found.names[1:]]
+    sections = [section("At a glance", tiles(_headlines(found))), section("The trade-off", *plots)]
+    for part in shown:
+        sections.append(section(part.title, table(part.header, part.rows), note=part.note))
+    if pictures:
+        sections.append(section("Pictures", gallery([("the same prompts and seeds", pictures)])))
+    return page("Does it help?", sections, lead=setting)
+
+
+def tradeoff(found: Outcome, name: str) -> Html:
+    """Return a region's change over the whole image's, of every contender with the same compute."""
+    points = []
+    for index, arm in enumerate(arm for arm in found.results if arm not in found.variants):
+        whole = found.change(arm, "compute", found.names[0])
+        region = found.change(arm, "compute", name)
+        points.append(
+            Point(
+                arm,
+                whole.mean,
+                region.mean,
+                _or_none(whole.deviation),
+                _or_none(region.deviation),
+                colour("", index),
+            )
+        )
+    return scatter(
+        points,
+        f"{label(name)} against the whole image",
+        "held-out loss of the whole image since the start, %",
+        f"that of the {label(name)}, %: lower is better",
+    )
+
+
+def standalone(figure: Html) -> str:
+    """Return a figure's chart as an SVG file of its own."""
+    style = (resources.files("fairhuman.report") / "style.css").read_text(encoding="utf-8")
+    chart = figure[figure.index("<svg ") : figure.index("</svg>") + len("</svg>")]
+    opening, _, rest = chart.partition(">")
+    opening = opening.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    ground = '<rect x="0" y="0" width="100%" height="100%" style="fill: var(--card)"/>'
+    return f"{opening}><style>{style}</style>{ground}{rest}\n"
+
+
+def _headlines(found: Outcome) -> list[tuple[str, str, str]]:
+    arm = found.reference
+    seeds = len(found.results[arm])
+    items = [("runs", str(seeds * len(found.results)), f"{len(found.results)} arms, {seeds} seeds")]
+    for name in found.names:
+        change = found.change(arm, "steps", name)
+        items.append((label(name), f"{change.show()} %", f"held-out loss, {arm}"))
+    return items
+
+
+def _or_none(deviation: float) -> float:
+    return 0.0 if deviation != deviation else deviation
+
+
+def as_tree(found: Outcome) -> dict[str, object]:
+    """Return an outcome as what JSON can hold."""
+    tree: dict[str, object] = dataclasses.asdict(found)
+    tree["scales"] = [scale._asdict() for scale in found.scales]
+    return tree

@@ -1,0 +1,108 @@
+"""The small case: drawn people, a tiny SDXL fitted to others of them, and prompts with a truth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from fairhuman.data.drawn import draw_people
+from fairhuman.models.demo import make_demo_model
+from fairhuman.study.judge import Judge, drawn, look, make_judge, truth
+from fairhuman.study.plan import Drawn
+
+# Seeds of people that have nobody in common.
+FITTED, TRAINED, ASKED = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Share:
+    """Of the faces, hands and finger tips that a prompt tells of, the part that was found.
+
+    What is found beyond them in a picture does not count: two hands in one picture do not make up
+    for none in another.
+    """
+
+    faces: float
+    hands: float
+    tips: float
+
+
+class Small:
+    """What a study of drawn people needs beside its arms; made once, and kept in its folder."""
+
+    def __init__(self, output: Path, settings: Drawn, pictures: int) -> None:
+        self.settings = settings
+        self.people = output / "people"
+        self.model = output / "tiny-sdxl"
+        self._judge = output / "judge.safetensors"
+        self.asked = drawn(ASKED, pictures, settings.size)
+
+    def make(self) -> None:
+        """Draw the people and fit the model, where they are not there."""
+        size, count = self.settings.size, self.settings.count
+        fitted = self.people.with_name("people-of-the-model")
+        draw_people(fitted, count, size, FITTED)
+        draw_people(self.people, count, size, TRAINED)
+        make_demo_model(
+            fitted,
+            self.model,
+            vae_steps=self.settings.vae_steps,
+            unet_steps=self.settings.unet_steps,
+        )
+
+    def overrides(self) -> list[str]:
+        """Return what makes a training config one of the small case."""
+        return [
+            f"model.pretrained={self.model}",
+            f"data.root={self.people}",
+            f"data.resolution={self.settings.size}",
+        ]
+
+    def prompts(self) -> list[str]:
+        """Return the captions of people that neither the model nor the arms have seen."""
+        return [sample.text for sample in self.asked]
+
+    def judge(self) -> Judge:
+        """Return the judge, fitted if it is not there."""
+        return make_judge(self._judge, self.settings.size, self.settings.judge_steps)
+
+    def score(self, judge: Judge, pictures: Sequence[Image.Image]) -> Share:
+        """Return what is found in the pictures of the prompts, in their order."""
+        told = [truth(sample) for sample in self.asked[: len(pictures)]]
+        found = look(judge, pictures)
+        shares = [
+            sum(min(a[k], b[k]) for a, b in zip(told, found, strict=True))
+            / max(1, sum(a[k] for a in told))
+            for k in range(3)
+        ]
+        return Share(*shares)
+
+    def ceilings(self, judge: Judge) -> dict[str, Share]:
+        """Return what the judge finds in drawings themselves, and after the model's VAE."""
+        pictures = [sample.image for sample in self.asked]
+        return {
+            "the drawings themselves": self.score(judge, pictures),
+            "the drawings through the model's VAE": self.score(
+                judge, _through(self.model, pictures)
+            ),
+        }
+
+
+def _through(model: Path, pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    """Return pictures as a model's VAE encodes and decodes them."""
+    import numpy as np
+    import torch
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(model / "vae", use_safetensors=True).eval()
+    arrays = np.stack([np.asarray(picture, dtype=np.float32) for picture in pictures])
+    pixels = torch.from_numpy(arrays).permute(0, 3, 1, 2) / 127.5 - 1.0
+    with torch.no_grad():
+        decoded = torch.cat(
+            [vae.decode(vae.encode(part).latent_dist.mean).sample for part in pixels.split(8)]
+        )
+    values = ((decoded + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return [Image.fromarray(v) for v in values.permute(0, 2, 3, 1).numpy()]
