@@ -174,6 +174,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.set_defaults(run=_report)
 
+    study = commands.add_parser("study", help="train arms with several seeds, and compare them")
+    study.add_argument("--config", type=Path, required=True, help="see configs/study.yaml")
+    study.add_argument("overrides", nargs="*", metavar="key=value")
+    study.set_defaults(run=_study)
+
     doctor = commands.add_parser(
         "doctor", help="what was built, what the machine has, what each config would use"
     )
@@ -382,6 +387,19 @@ def _report(args: argparse.Namespace) -> None:
         print(f"see {write_comparison(args.runs, args.out)}")
     else:
         print(f"see {write_report(args.runs[0], args.out)}")
+
+
+def _study(args: argparse.Namespace) -> int:
+    from fairhuman.study.command import study
+    from fairhuman.study.plan import load_study
+
+    try:
+        made = study(load_study(args.config, args.overrides))
+    except KeyboardInterrupt:
+        print("fairhuman: stopped; the same command goes on", file=sys.stderr)
+        return 130
+    print("\n".join(["see", *(f"  {path}" for path in made)]))
+    return 0
 
 
 def _doctor(args: argparse.Namespace) -> int:

@@ -13,8 +13,8 @@ from typing import Any
 from PIL import Image
 
 from fairhuman.errors import ConfigError
+from fairhuman.files import write_text
 from fairhuman.generate import read_prompts
-from fairhuman.places import write_text
 from fairhuman.report.history import read_run
 from fairhuman.runtime import quiet
 from fairhuman.study.outcome import Outcome, Result, read_result, scales
@@ -118,8 +118,8 @@ def setting(plan: Study, trial: Trial) -> str:
     """Return what was trained and where, in a few sentences."""
     config = trial.config
     data = (
-        f"{plan.drawn.count} drawn people at {plan.drawn.size} px, from a tiny SDXL that was fitted "
-        "to as many others"
+        f"{plan.drawn.count} drawn people at {plan.drawn.size} px, from a tiny SDXL that was "
+        "fitted to as many others"
         if plan.drawn
         else f"{config.data.root}, from {config.model.pretrained}"
     )
