@@ -142,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="measure a folder of pictures")
     evaluate.add_argument("--images", type=Path, required=True, metavar="FOLDER")
     evaluate.add_argument(
-        "--metrics", help="of hands,faces,fid,kid,clip; default: all that can be computed"
+        "--metrics", help="of hands,faces,fid,kid,clip,hpsv2; default: all that can be computed"
     )
     evaluate.add_argument(
         "--reference", type=Path, metavar="FOLDER", help="photographs to compare with: fid, kid"
@@ -154,13 +154,16 @@ def _parser() -> argparse.ArgumentParser:
         "--prompts",
         type=Path,
         metavar="FILE",
-        help="one per line, in the order of the names: clip; default: those in the pictures",
+        help="one per line, in the order of the names: clip, hpsv2; default: those in the pictures",
     )
     evaluate.add_argument(
         "--clip-model",
         metavar="FOLDER",
         help="a CLIP in transformers' layout, or a name in the hub's cache; default: "
         "openai/clip-vit-large-patch14",
+    )
+    evaluate.add_argument(
+        "--hpsv2", type=Path, metavar="FILE", help="HPS_v2.1_compressed.pt: hpsv2"
     )
     evaluate.add_argument("--out", type=Path, metavar="FILE", help="a JSON file")
     evaluate.add_argument("--seed", type=int, default=0, help="of the bootstrap, and of kid")
@@ -395,6 +398,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         clip_model=args.clip_model or CLIP,
         inception=args.inception,
+        hpsv2_weights=args.hpsv2,
     )
     if args.out:
         write_json(done, args.out)

@@ -18,8 +18,8 @@ from torch import nn
 
 from fairhuman.cli import main
 from fairhuman.errors import DataError, UserError
-from fairhuman.evaluation import distances
-from fairhuman.evaluation.alignment import Clip
+from fairhuman.evaluation import distances, hpsv2
+from fairhuman.evaluation.alignment import load_clip
 from fairhuman.evaluation.confidence import confidence, summarize
 from fairhuman.evaluation.evaluate import evaluate
 from fairhuman.evaluation.figures import mean
@@ -293,10 +293,118 @@ def test_a_clip_without_its_tokenizer_is_refused(clip: Path, tmp_path: Path) -> 
     for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
         (tmp_path / name).write_bytes((clip / name).read_bytes())
     with pytest.raises(UserError, match="its tokenizer has 2 tokens"):
-        Clip(str(tmp_path), CPU)
+        load_clip(str(tmp_path), CPU)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(UserError, match="cannot be loaded"):
-        Clip(str(tmp_path), CPU)
+        load_clip(str(tmp_path), CPU)
+
+
+class Block(nn.Module):
+    """A block of open_clip's transformers."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.mlp = nn.Sequential()
+        self.mlp.add_module("c_fc", nn.Linear(width, 2 * width))
+        self.mlp.add_module("gelu", nn.GELU())
+        self.mlp.add_module("c_proj", nn.Linear(2 * width, width))
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        y = self.ln_1(x)
+        x = x + self.attn(y, y, y, need_weights=False, attn_mask=mask)[0]
+        return x + self.mlp(self.ln_2(x))
+
+
+class OpenClip(nn.Module):
+    """open_clip's CLIP, in its names, with two heads of ViT-H/14's widths in each tower."""
+
+    def __init__(self, vocabulary: int, length: int, patch: int = 56) -> None:
+        super().__init__()
+        text, vision, shared = 128, 160, 24
+        self.logit_scale = nn.Parameter(torch.tensor(2.0))
+        self.token_embedding = nn.Embedding(vocabulary, text)
+        self.positional_embedding = nn.Parameter(torch.randn(length, text))
+        self.transformer = nn.Module()
+        self.transformer.resblocks = nn.ModuleList(Block(text, 2) for _ in range(2))
+        self.ln_final = nn.LayerNorm(text)
+        self.text_projection = nn.Parameter(torch.randn(text, shared))
+        self.visual = visual = nn.Module()
+        visual.class_embedding = nn.Parameter(torch.randn(vision))
+        visual.positional_embedding = nn.Parameter(torch.randn((224 // patch) ** 2 + 1, vision))
+        visual.conv1 = nn.Conv2d(3, vision, patch, patch, bias=False)
+        visual.ln_pre, visual.ln_post = nn.LayerNorm(vision), nn.LayerNorm(vision)
+        visual.transformer = nn.Module()
+        visual.transformer.resblocks = nn.ModuleList(Block(vision, 2) for _ in range(3))
+        visual.proj = nn.Parameter(torch.randn(vision, shared))
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.1)
+
+    def image(self, pixels: torch.Tensor) -> torch.Tensor:
+        v: Any = self.visual
+        x = v.conv1(pixels).flatten(2).transpose(1, 2)
+        first = v.class_embedding.expand(len(x), 1, -1)
+        x = v.ln_pre(torch.cat([first, x], dim=1) + v.positional_embedding)
+        for block in v.transformer.resblocks:
+            x = block(x)
+        return v.ln_post(x[:, 0]) @ v.proj
+
+    def text(self, ids: list[int]) -> torch.Tensor:
+        x = self.token_embedding(torch.tensor([ids])) + self.positional_embedding[: len(ids)]
+        mask = torch.full((len(ids), len(ids)), float("-inf")).triu(1)
+        for block in self.transformer.resblocks:  # type: ignore[union-attr]
+            x = block(x, mask)
+        return self.ln_final(x)[:, -1] @ self.text_projection
+
+
+def test_hpsv2_is_open_clips_cosine(folder: Path, clip: Path, tmp_path: Path) -> None:
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(clip)
+    torch.manual_seed(1)
+    oracle = OpenClip(len(tokenizer), length=16).eval()
+    weights = tmp_path / "HPS.pt"
+    torch.save({"state_dict": oracle.state_dict()}, weights)
+    texts = ["a woman waving"] * 5 + ["a woman waving, number 5 and more"]
+    (tmp_path / "prompts.txt").write_text("\n".join(texts), encoding="utf-8")
+    done = evaluate(
+        folder,
+        metrics=["hpsv2"],
+        clip_model=str(clip),
+        hpsv2_weights=weights,
+        prompts=tmp_path / "prompts.txt",
+    )
+    cosines = []
+    for index, text in enumerate(texts):
+        image = torch.from_numpy(np.asarray(Image.open(folder / f"{index:04d}.png")).copy())
+        pixels = image.permute(2, 0, 1)[None] / 255.0
+        height = round(40 * 224 / pixels.shape[-1])
+        pixels = F.interpolate(pixels, (height, 224), mode="bicubic", antialias=True)
+        top = (224 - height) // 2
+        pixels = F.pad(pixels, (0, 0, top, 224 - height - top))
+        shift = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
+        scale = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
+        with torch.no_grad():
+            seen = oracle.image((pixels - shift) / scale)
+            read = oracle.text(tokenizer(text)["input_ids"][:16])
+        cosines.append(float(F.cosine_similarity(seen, read)))
+    assert np.std(cosines) > 0.01
+    found = [row["hpsv2"] for row in done.as_json()["per_image"]]
+    assert found == pytest.approx(cosines, abs=1e-4)
+
+
+def test_weights_that_are_not_hpsv2s_are_refused(clip: Path, tmp_path: Path) -> None:
+    file = tmp_path / "weights.pt"
+    for content in ({"state_dict": {"a": torch.ones(2)}}, {"a": 1}, [1], tmp_path):
+        torch.save(content, file)  # the last would have to be unpickled
+        with pytest.raises(UserError, match=r"is no HPS_v2\.1_compressed\.pt"):
+            hpsv2.load_hpsv2(file, str(clip), CPU)
+    file.write_text("no weights", encoding="utf-8")
+    with pytest.raises(UserError, match=r"is no HPS_v2\.1_compressed\.pt"):
+        hpsv2.load_hpsv2(file, str(clip), CPU)
+    with pytest.raises(UserError, match="there is no such file"):
+        hpsv2.load_hpsv2(tmp_path / "none.pt", str(clip), CPU)
 
 
 def test_prompts_come_from_where_they_are(folder: Path, tmp_path: Path) -> None:
@@ -354,7 +462,7 @@ def test_what_cannot_be_computed_is_left_out_unless_it_was_asked_for(
     monkeypatch.setitem(sys.modules, "mediapipe.python.solutions.hands", None)
     done = evaluate(folder, reference=folder, clip_model=str(clip))
     assert {figure.metric for figure in done.figures} == {"clip"}
-    assert done.left_out.keys() == {"hands", "faces", "fid", "kid"}
+    assert done.left_out.keys() == {"hands", "faces", "fid", "kid", "hpsv2"}
     assert "curl -LO https://" in done.left_out["fid"]
     assert any(line.startswith("left out: kid: ") for line in done.lines())
     with pytest.raises(MissingError, match="fid: needs pictures to compare with"):
@@ -368,7 +476,7 @@ def test_what_cannot_be_computed_is_left_out_unless_it_was_asked_for(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--metrics", "hand"], "--metrics hand: must be of hands, faces, fid, kid, clip"),
+        (["--metrics", "hand"], "--metrics hand: must be of hands, faces, fid, kid, clip, hpsv2"),
         (["--metrics", ""], "must be of"),
         (["--batch-size", "0"], "--batch-size 0"),
         (["--device", "gpu"], "--device gpu"),

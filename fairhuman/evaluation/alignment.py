@@ -1,4 +1,4 @@
-"""How well pictures fit their prompts: CLIP's cosine."""
+"""How well pictures fit their prompts: the cosine of a CLIP."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError
+from torch import Tensor
 from tqdm import tqdm
 
 from fairhuman.errors import UserError
@@ -18,6 +20,83 @@ from fairhuman.evaluation.pictures import Pictures, find_prompts
 METRICS = ("clip",)
 CLIP = "openai/clip-vit-large-patch14"
 """The paper's."""
+
+
+class Clip:
+    """A CLIP of transformers, in float32.
+
+    Args:
+        model: a CLIPModel.
+        tokenizer: its CLIPTokenizer.
+        pixels: makes its input [B, 3, H, W] of RGB images.
+        device: where to compute.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        pixels: Callable[[Sequence[Image.Image]], Tensor],
+        device: torch.device,
+    ) -> None:
+        self.model = model.to(device, torch.float32).eval()
+        self.tokenizer = tokenizer
+        self.pixels = pixels
+        self.device = device
+        self.length = int(model.config.text_config.max_position_embeddings)
+
+    @torch.no_grad()
+    def cosines(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[float]:
+        """Return the cosine of each image and its text, in [-1, 1].
+
+        Args:
+            images: RGB.
+            texts: one each; what is beyond the model's length is cut off.
+        """
+        tokens = self.tokenizer(
+            list(texts),
+            padding=True,
+            truncation=True,
+            max_length=self.length,
+            return_tensors="pt",
+        ).to(self.device)
+        out = self.model(
+            input_ids=tokens["input_ids"],
+            attention_mask=tokens["attention_mask"],
+            pixel_values=self.pixels(images).to(self.device),
+        )
+        cosines: list[float] = (out.image_embeds * out.text_embeds).sum(dim=-1).double().tolist()
+        return cosines
+
+    def cut(self, text: str) -> bool:
+        """Return whether a text is too long for the model."""
+        return len(self.tokenizer(text)["input_ids"]) > self.length
+
+    def score(
+        self, metric: str, pictures: Pictures, texts: Sequence[str], seed: int, batch_size: int
+    ) -> Measured:
+        """Return the mean cosine of pictures and their texts.
+
+        Args:
+            metric: the figure's.
+            pictures: n of them.
+            texts: one each.
+            seed: of the bootstrap.
+            batch_size: pictures at a time.
+        """
+        cosines: list[float] = []
+        with tqdm(total=len(pictures), unit="img", disable=None) as bar:
+            for start in range(0, len(pictures), batch_size):
+                part = slice(start, start + batch_size)
+                images = [pictures.open(name) for name in pictures.names[part]]
+                cosines += self.cosines(images, texts[part])
+                bar.update(len(images))
+        return Measured(
+            [mean(metric, "cosine", cosines, seed=seed)],
+            {metric: cosines},
+            {metric: {"prompts_cut": sum(map(self.cut, texts))}},
+            ("transformers",),
+        )
 
 
 def prepare(
@@ -33,8 +112,8 @@ def prepare(
     """Load CLIP; return what measures `clip`.
 
     Args:
-        wanted: ("clip",).
-        pictures: n of them.
+        wanted: METRICS.
+        pictures: what is measured.
         prompts: a text file, or None; see `find_prompts`.
         model: a CLIP in transformers' layout: a folder, or a name in the hub's cache.
         seed: of the bootstrap.
@@ -43,103 +122,80 @@ def prepare(
 
     Raises:
         MissingError: a picture has no prompt, or the model is not on this machine.
-        UserError: the prompts do not fit the pictures.
+        UserError: the prompts do not fit the pictures, or the model cannot be loaded.
     """
     texts = find_prompts(pictures, prompts)
-    clip = Clip(model, device)
+    clip = load_clip(model, device)
 
     def measure() -> Measured:
-        scores: list[float] = []
-        with tqdm(total=len(pictures), unit="img", disable=None) as bar:
-            for start in range(0, len(pictures), batch_size):
-                part = slice(start, start + batch_size)
-                images = [pictures.open(name) for name in pictures.names[part]]
-                scores += clip.cosines(images, texts[part])
-                bar.update(len(images))
-        settings = {
-            "model": model,
-            "commit": clip.commit,
-            "prompts": str(prompts) if prompts else "of each picture",
-            "prompts_cut": sum(map(clip.cut, texts)),
-        }
-        return Measured(
-            [mean("clip", "cosine", scores, seed=seed)],
-            {"clip": scores},
-            {"clip": settings},
-            ("transformers",),
-        )
+        done = clip.score("clip", pictures, texts, seed, batch_size)
+        commit = getattr(clip.model.config, "_commit_hash", None)
+        done.settings["clip"] |= {"model": model, "commit": commit}
+        return done
 
     return measure
 
 
-class Clip:
-    """A CLIP of transformers, in float32.
+def load_clip(model: str, device: torch.device) -> Clip:
+    """Load a CLIP with its tokenizer; nothing is downloaded, nothing is unpickled.
 
     Args:
-        model: a folder, or a name in the hub's cache; nothing is downloaded, or unpickled.
+        model: a folder in transformers' layout, or a name in the hub's cache.
         device: where to compute.
 
     Raises:
         MissingError: it is not on this machine.
         UserError: it cannot be loaded.
     """
+    from transformers import AutoImageProcessor, CLIPModel
 
-    def __init__(self, model: str, device: torch.device) -> None:
-        from transformers import AutoImageProcessor, CLIPModel, CLIPTokenizer
-
-        try:
-            self.model: Any = CLIPModel.from_pretrained(
-                model, local_files_only=True, use_safetensors=True
-            )
-            # Torchvision's resizing, the default where it is installed, gives other numbers.
-            self.images: Any = AutoImageProcessor.from_pretrained(
-                model, local_files_only=True, backend="pil"
-            )
-            self.tokenizer: Any = CLIPTokenizer.from_pretrained(model, local_files_only=True)
-        except (OSError, ValueError, SafetensorError) as error:
-            first = str(error).strip().splitlines()[0]
-            if Path(model).is_dir():
-                raise UserError(f"--clip-model {model}: cannot be loaded: {first}") from None
-            raise MissingError(
-                f"--clip-model {model}: is not on this machine as safetensors: hf download "
-                f"{model}, or name a folder"
-            ) from None
-        # Where its files are missing, transformers makes one of two tokens and says nothing.
-        known, asked = len(self.tokenizer), self.model.config.text_config.vocab_size
-        if known != asked:
-            raise UserError(
-                f"--clip-model {model}: its tokenizer has {known} tokens, the model {asked}: "
-                "tokenizer.json, or vocab.json and merges.txt, is missing or another model's"
-            )
-        self.model = self.model.to(device, torch.float32).eval()
-        self.device = device
-        self.length = int(self.model.config.text_config.max_position_embeddings)
-        self.commit = getattr(self.model.config, "_commit_hash", None)
-
-    @torch.no_grad()
-    def cosines(self, images: Sequence[Any], texts: Sequence[str]) -> list[float]:
-        """Return the cosine of each image and its text, in [-1, 1].
-
-        Args:
-            images: RGB.
-            texts: one each; what is beyond the model's length is cut off.
-        """
-        tokens = self.tokenizer(
-            list(texts),
-            padding=True,
-            truncation=True,
-            max_length=self.length,
-            return_tensors="pt",
-        ).to(self.device)
-        pixels = self.images(images=list(images), return_tensors="pt")["pixel_values"]
-        out = self.model(
-            input_ids=tokens["input_ids"],
-            attention_mask=tokens["attention_mask"],
-            pixel_values=pixels.to(self.device),
+    try:
+        network: Any = CLIPModel.from_pretrained(model, local_files_only=True, use_safetensors=True)
+        # Torchvision's resizing, the default where it is installed, gives other numbers.
+        processor: Any = AutoImageProcessor.from_pretrained(
+            model, local_files_only=True, backend="pil"
         )
-        cosines: list[float] = (out.image_embeds * out.text_embeds).sum(dim=-1).double().tolist()
-        return cosines
+    except (OSError, ValueError, SafetensorError) as error:
+        if Path(model).is_dir():
+            first = str(error).strip().splitlines()[0]
+            raise UserError(f"--clip-model {model}: cannot be loaded: {first}") from None
+        raise _absent(model) from None
+    tokenizer = load_tokenizer(model, network.config.text_config.vocab_size)
+    return Clip(
+        network,
+        tokenizer,
+        lambda images: processor(images=list(images), return_tensors="pt")["pixel_values"],
+        device,
+    )
 
-    def cut(self, text: str) -> bool:
-        """Return whether a text is too long for the model."""
-        return len(self.tokenizer(text)["input_ids"]) > self.length
+
+def load_tokenizer(model: str, size: int) -> Any:
+    """Load the CLIPTokenizer of a model.
+
+    Args:
+        model: a folder in transformers' layout, or a name in the hub's cache.
+        size: of its vocabulary.
+
+    Raises:
+        MissingError: it is not on this machine.
+        UserError: it is another model's.
+    """
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(model, local_files_only=True)
+    # Where its files are missing, transformers makes one of two tokens and says nothing.
+    if len(tokenizer) != size:
+        if not Path(model).is_dir():
+            raise _absent(model)
+        raise UserError(
+            f"--clip-model {model}: its tokenizer has {len(tokenizer)} tokens, the model {size}: "
+            "tokenizer.json, or vocab.json and merges.txt, is missing or another model's"
+        )
+    return tokenizer
+
+
+def _absent(model: str) -> MissingError:
+    return MissingError(
+        f"--clip-model {model}: is not on this machine as safetensors: hf download {model}, or "
+        "name a folder"
+    )

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from fairhuman.errors import UserError
 from fairhuman.evaluation.figures import Figure, Measured
+from fairhuman.evaluation.images import bicubic
 from fairhuman.evaluation.missing import MissingError
 from fairhuman.evaluation.pictures import Pictures
 
@@ -140,20 +141,14 @@ def features(network: nn.Module, pictures: Pictures, batch_size: int) -> Tensor:
 
 def resized(image: Image.Image) -> NDArray[np.float32]:
     """Return an RGB image as clean-fid resizes it: [3, 299, 299] in [0, 255], not rounded."""
-    channels = [
-        Image.fromarray(np.asarray(channel, dtype=np.float32)).resize(
-            (SIDE, SIDE), Image.Resampling.BICUBIC
-        )
-        for channel in image.split()
-    ]
-    return np.stack([np.asarray(channel) for channel in channels]).clip(0, 255)
+    return bicubic(image, (SIDE, SIDE)).clip(0, 255)
 
 
 def fid(real: Tensor, fake: Tensor) -> Figure:
     """Return the Fréchet distance (arXiv 1706.08500) of two sets of features [n, D], [m, D]."""
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    metric: Any = FrechetInceptionDistance(feature=_Given(real.shape[1])).set_dtype(torch.float64)
+    metric: Any = FrechetInceptionDistance(feature=_Given(real.shape[1]))
     metric.update(real, real=True)
     metric.update(fake, real=False)
     note = "no interval: a resample repeats images, which alone raises FID"

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from fairhuman.errors import OutputError, UserError
-from fairhuman.evaluation import alignment, confidence, distances
+from fairhuman.evaluation import alignment, confidence, distances, hpsv2
 from fairhuman.evaluation.figures import METHOD, Figure, Measured
 from fairhuman.evaluation.missing import MissingError
 from fairhuman.evaluation.pictures import Pictures, find_pictures
 
-METRICS = (*confidence.METRICS, *distances.METRICS, *alignment.METRICS)
+METRICS = (*confidence.METRICS, *distances.METRICS, *alignment.METRICS, *hpsv2.METRICS)
 
 
 @dataclass
@@ -93,6 +93,7 @@ def evaluate(
     batch_size: int = 16,
     clip_model: str = alignment.CLIP,
     inception: Path | None = None,
+    hpsv2_weights: Path | None = None,
 ) -> Evaluation:
     """Measure the pictures of a folder.
 
@@ -101,13 +102,15 @@ def evaluate(
     Args:
         images: the folder.
         reference: a folder of pictures that they should be like, for `fid` and `kid`.
-        prompts: a text file, for `clip`; see `find_prompts`.
+        prompts: a text file, for `clip` and `hpsv2`; see `find_prompts`.
         metrics: of METRICS; None: all that can be computed, and `left_out` says why others not.
         seed: of the bootstrap and of KID's subsets.
         device: torch's name of it; None: a GPU where there is one.
         batch_size: pictures at a time.
-        clip_model: a CLIP in transformers' layout: a folder, or a name in the hub's cache.
+        clip_model: a CLIP in transformers' layout: a folder, or a name in the hub's cache; `hpsv2`
+            takes its tokenizer.
         inception: Inception's weights, for `fid` and `kid`; see `distances.URL`.
+        hpsv2_weights: HPS_v2.1_compressed.pt, for `hpsv2`.
 
     Raises:
         UserError: a folder cannot be used, or a metric that `metrics` names cannot be computed.
@@ -121,6 +124,7 @@ def evaluate(
     pictures = find_pictures(images)
     compared = find_pictures(reference) if reference else None
     batched: dict[str, Any] = {"seed": seed, "device": where, "batch_size": batch_size}
+    prompted: dict[str, Any] = {"pictures": pictures, "prompts": prompts, **batched}
     groups: list[tuple[Sequence[str], Callable[[Sequence[str]], Callable[[], Measured]]]] = [
         (confidence.METRICS, partial(confidence.prepare, pictures=pictures, seed=seed)),
         (
@@ -133,11 +137,10 @@ def evaluate(
                 **batched,
             ),
         ),
+        (alignment.METRICS, partial(alignment.prepare, model=clip_model, **prompted)),
         (
-            alignment.METRICS,
-            partial(
-                alignment.prepare, pictures=pictures, prompts=prompts, model=clip_model, **batched
-            ),
+            hpsv2.METRICS,
+            partial(hpsv2.prepare, weights=hpsv2_weights, tokenizer=clip_model, **prompted),
         ),
     ]
     done = Evaluation(pictures, seed, str(where))
