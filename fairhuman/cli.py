@@ -392,7 +392,9 @@ def _evaluate(args: argparse.Namespace) -> None:
         args.images,
         reference=args.reference,
         prompts=args.prompts,
-        metrics=args.metrics.split(",") if args.metrics is not None else None,
+        metrics=None
+        if args.metrics is None
+        else [metric.strip() for metric in args.metrics.split(",")],
         seed=args.seed,
         device=args.device,
         batch_size=args.batch_size,

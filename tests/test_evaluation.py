@@ -228,6 +228,7 @@ def test_fid_and_kid_are_their_formulas() -> None:
     mmd = sum((m.sum() - np.trace(m)) / (40 * 39) for m in k[:2]) - 2 * k[2].mean()
     kernel = distances.kid(torch.from_numpy(real), torch.from_numpy(fake), seed=0)
     assert kernel.value == pytest.approx(mmd, rel=1e-9)
+    assert "too few images" in kernel.note
 
 
 def test_features_are_those_of_the_network_whatever_the_batch(
@@ -405,6 +406,20 @@ def test_weights_that_are_not_hpsv2s_are_refused(clip: Path, tmp_path: Path) -> 
         hpsv2.load_hpsv2(file, str(clip), CPU)
     with pytest.raises(UserError, match="there is no such file"):
         hpsv2.load_hpsv2(tmp_path / "none.pt", str(clip), CPU)
+
+
+def test_what_generate_writes_has_its_prompts(tmp_path: Path) -> None:
+    from fairhuman.generate import generate
+    from fairhuman.models.tiny import tiny_sdxl
+
+    tiny_sdxl(["a woman waving"]).save_pretrained(tmp_path / "model")
+    prompts = ["a woman waving", "a man, ü"]
+    out = tmp_path / "pictures"
+    generate(str(tmp_path / "model"), prompts, out, steps=1, size=64)
+    assert (out / "grid.png").is_file()
+    pictures = find_pictures(out)
+    assert pictures.names == ["0000.png", "0001.png"]
+    assert find_prompts(pictures, None) == prompts
 
 
 def test_prompts_come_from_where_they_are(folder: Path, tmp_path: Path) -> None:

@@ -130,10 +130,15 @@ def prepare(
     def measure() -> Measured:
         done = clip.score("clip", pictures, texts, seed, batch_size)
         commit = getattr(clip.model.config, "_commit_hash", None)
-        done.settings["clip"] |= {"model": model, "commit": commit}
+        done.settings["clip"] |= {"model": model, "commit": commit, "prompts": said(prompts)}
         return done
 
     return measure
+
+
+def said(prompts: Path | None) -> str:
+    """Return where the prompts are from, for the settings."""
+    return str(prompts) if prompts else "of each picture"
 
 
 def load_clip(model: str, device: torch.device) -> Clip:

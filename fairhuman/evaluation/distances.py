@@ -171,9 +171,11 @@ def kid(real: Tensor, fake: Tensor, seed: int) -> Figure:
         metric.update(fake, real=False)
         torch.manual_seed(seed)
         value, deviation = metric.compute()
-    note = (
-        f"no interval: standard deviation {float(deviation):.2g} over {SUBSETS} subsets of {size}"
-    )
+    if size == len(real) == len(fake):
+        note = "no interval: there are too few images for subsets that differ"
+    else:
+        spread = f"{float(deviation):.2g} over {SUBSETS} subsets of {size}"
+        note = f"no interval: standard deviation {spread}"
     return Figure("kid", "distance", float(value), len(fake), note=note)
 
 

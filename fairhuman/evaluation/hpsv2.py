@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from fairhuman.errors import UserError
-from fairhuman.evaluation.alignment import Clip, load_tokenizer
+from fairhuman.evaluation.alignment import Clip, load_tokenizer, said
 from fairhuman.evaluation.figures import Measured
 from fairhuman.evaluation.images import CLIP_MEAN, CLIP_STD, bicubic
 from fairhuman.evaluation.missing import MissingError
@@ -91,7 +91,7 @@ def prepare(
 
     def measure() -> Measured:
         done = clip.score("hpsv2", pictures, texts, seed, batch_size)
-        done.settings["hpsv2"] |= {"weights": weights.name}
+        done.settings["hpsv2"] |= {"weights": weights.name, "prompts": said(prompts)}
         return done
 
     return measure
