@@ -139,6 +139,38 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--size", type=int, help="side in pixels; default: the model's own")
     generate.set_defaults(run=_generate)
 
+    evaluate = commands.add_parser("evaluate", help="measure a folder of pictures")
+    evaluate.add_argument("--images", type=Path, required=True, metavar="FOLDER")
+    evaluate.add_argument(
+        "--metrics", help="of hands,faces,fid,kid,clip,hpsv2; default: all that can be computed"
+    )
+    evaluate.add_argument(
+        "--reference", type=Path, metavar="FOLDER", help="photographs to compare with: fid, kid"
+    )
+    evaluate.add_argument(
+        "--inception", type=Path, metavar="FILE", help="inception-2015-12-05.pt: fid, kid"
+    )
+    evaluate.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="one per line, in the order of the names: clip, hpsv2; default: those in the pictures",
+    )
+    evaluate.add_argument(
+        "--clip-model",
+        metavar="FOLDER",
+        help="a CLIP in transformers' layout, or a name in the hub's cache; default: "
+        "openai/clip-vit-large-patch14",
+    )
+    evaluate.add_argument(
+        "--hpsv2", type=Path, metavar="FILE", help="HPS_v2.1_compressed.pt: hpsv2"
+    )
+    evaluate.add_argument("--out", type=Path, metavar="FILE", help="a JSON file")
+    evaluate.add_argument("--seed", type=int, default=0, help="of the bootstrap, and of kid")
+    evaluate.add_argument("--device", help="default: a GPU where there is one")
+    evaluate.add_argument("--batch-size", type=int, default=16)
+    evaluate.set_defaults(run=_evaluate)
+
     export = commands.add_parser("export", help="a trained model in the form that a tool opens")
     export.add_argument(
         "--model", type=Path, required=True, help="OUT/final, a LoRA, or a single .safetensors file"
@@ -358,6 +390,33 @@ def _generate(args: argparse.Namespace) -> None:
 def _per_picture(controls: list[Path], count: int) -> list[Path]:
     """Repeat the control images of the prompts as the prompts are; one is for all."""
     return controls if len(controls) == 1 else [path for path in controls for _ in range(count)]
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from fairhuman.evaluation.alignment import CLIP
+    from fairhuman.evaluation.evaluate import check_out, evaluate, write_json
+    from fairhuman.runtime import quiet
+
+    if args.out:
+        check_out(args.out)
+    quiet()
+    done = evaluate(
+        args.images,
+        reference=args.reference,
+        prompts=args.prompts,
+        metrics=None
+        if args.metrics is None
+        else [metric.strip() for metric in args.metrics.split(",")],
+        seed=args.seed,
+        device=args.device,
+        batch_size=args.batch_size,
+        clip_model=args.clip_model or CLIP,
+        inception=args.inception,
+        hpsv2_weights=args.hpsv2,
+    )
+    if args.out:
+        write_json(done, args.out)
+    print("\n".join(done.lines()))
 
 
 def _export(args: argparse.Namespace) -> None:
