@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TRAIN = ROOT / "fairhuman" / "train.py"
 PATIENCE_S = 300
 # What a clock or the machine decides.
-UNREPEATABLE = ("samples_per_s", "step_time_s", "memory_gib")
+UNREPEATABLE = ("samples_per_s", "step_time_s", "memory_gib", "time/")
 
 CONFIG = """
 model: {{pretrained: {model}}}
@@ -50,7 +50,8 @@ KEYS = {
     "weight/face", "weight/hand", "grad_norm/global", "grad_norm/face", "grad_norm/hand",
     "grad_norm/update", "cosine/global_face", "cosine/global_hand", "cosine/face_hand",
     "solver/status", "solver/residual", "solver/iterations", "skipped", "samples_per_s",
-    "step_time_s", "memory_gib",
+    "step_time_s", "memory_gib", "time/data", "time/encode", "time/forward", "time/backward",
+    "time/update", "time/other",
 }  # fmt: skip
 
 
@@ -111,7 +112,7 @@ def metrics(output: Path) -> list[dict[str, Any]]:
 
 def repeatable(output: Path) -> list[dict[str, Any]]:
     return [
-        {key: value for key, value in record.items() if key not in UNREPEATABLE}
+        {key: value for key, value in record.items() if not key.startswith(UNREPEATABLE)}
         for record in metrics(output)
     ]
 
@@ -129,7 +130,8 @@ def finished(config: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 def test_a_run_writes_what_it_promises(finished: tuple[Path, str]) -> None:
     output, _ = finished
     assert {path.name for path in output.iterdir()} == {
-        "checkpoints", "config.yaml", "final", "metrics.jsonl", "samples", "tensorboard",
+        "checkpoints", "config.yaml", "environment.json", "final", "metrics.jsonl", "report.html",
+        "samples", "tensorboard",
     }  # fmt: skip
     assert [p.name for p in sorted((output / "checkpoints").iterdir())] == [
         "step-00000003",

@@ -12,7 +12,7 @@ MOST = 1000
 
 def window(count: int) -> int:
     """Return over about how many of `count` values a moving average goes; 1 is none."""
-    return max(1, count // 25)
+    return max(1, count // 25, min(5, count // 4))
 
 
 def smooth(values: Column, over: int) -> Column:
