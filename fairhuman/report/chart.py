@@ -12,7 +12,7 @@ from fairhuman.report import axes
 from fairhuman.report.axes import Axis
 from fairhuman.report.history import Column, History
 from fairhuman.report.parts import Html, number
-from fairhuman.report.series import extremes, runs_of, smooth, spread, window
+from fairhuman.report.series import extremes, runs_of, smooth, thinned, window
 
 _FEW = 30
 
@@ -52,7 +52,7 @@ class Data:
     def add(self, line: Line, steps: Sequence[int], values: Column) -> str:
         """Have a line's numbers on the page; return their name."""
         name = f"{line.run}:{line.key}"
-        kept = spread(len(steps))
+        kept = thinned(values)
         grid = [steps[i] for i in kept]
         if grid not in self.grids:
             self.grids.append(grid)
@@ -107,9 +107,9 @@ def lines(
         raw = _path(x, y, [steps[i] for i in kept], [values[i] for i in kept])
         drawn.append(f'<g class="{line.colour}{" raw" if over > 1 else ""}">{raw}</g>')
         if over > 1:
-            even = spread(len(steps))
             mean = smooth(values, over)
-            path = _path(x, y, [steps[i] for i in even], [mean[i] for i in even])
+            kept = thinned(mean)
+            path = _path(x, y, [steps[i] for i in kept], [mean[i] for i in kept])
             drawn.append(f'<g class="{line.colour} mean">{path}</g>')
         column = data.add(line, steps, values)
         tips.append({"column": column, "label": line.label, "colour": line.colour})
