@@ -146,6 +146,14 @@ def test_a_run_writes_what_it_promises(finished: tuple[Path, str]) -> None:
         assert record["grad_norm/update"] == pytest.approx(1.0)  # normalize: ball
         assert record["solver/residual"] < 1e-9
         assert record["skipped"] == 0
+        parts = [value for key, value in record.items() if key.startswith("time/")]
+        assert sum(parts) == pytest.approx(record["step_time_s"])
+    made_with = json.loads((output / "environment.json").read_text())
+    assert made_with["ranks"] == sum(made_with["devices"].values()) == 2
+    assert f"train.output_dir={output.name}" in made_with["overrides"]
+    page = (output / "report.html").read_text()
+    for name in ("global", "face", "hand"):
+        assert f"{records[-1][f'loss/{name}']:.4g}" in page
 
 
 def test_a_run_says_where_to_look_and_nothing_of_other_libraries(
