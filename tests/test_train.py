@@ -606,6 +606,7 @@ def test_a_signal_to_the_group_writes_a_checkpoint_and_exits_0(
     assert (output / "checkpoints" / f"step-{last:08d}" / "manifest.json").is_file()
     assert f"Stopped after step {last} ({number.name})" in printed[0]
     assert "train.resume=auto" in printed[0]
+    assert (output / "report.html").is_file()
     assert not (output / "final").exists()
 
 
