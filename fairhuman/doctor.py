@@ -28,6 +28,7 @@ PACKAGES = (
     "bitsandbytes",
     "xformers",
     "mediapipe",
+    "wandb",
 )
 _GIB = 1 << 30
 CUDA = torch.device("cuda")

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TRAIN = ROOT / "fairhuman" / "train.py"
 PATIENCE_S = 300
 # What a clock or the machine decides.
-UNREPEATABLE = ("samples_per_s", "step_time_s", "memory_gib")
+UNREPEATABLE = ("samples_per_s", "step_time_s", "memory_gib", "time/")
 
 CONFIG = """
 model: {{pretrained: {model}}}
@@ -50,7 +50,8 @@ KEYS = {
     "weight/face", "weight/hand", "grad_norm/global", "grad_norm/face", "grad_norm/hand",
     "grad_norm/update", "cosine/global_face", "cosine/global_hand", "cosine/face_hand",
     "solver/status", "solver/residual", "solver/iterations", "skipped", "samples_per_s",
-    "step_time_s", "memory_gib",
+    "step_time_s", "memory_gib", "time/data", "time/encode", "time/forward", "time/backward",
+    "time/update", "time/other",
 }  # fmt: skip
 
 
@@ -111,7 +112,7 @@ def metrics(output: Path) -> list[dict[str, Any]]:
 
 def repeatable(output: Path) -> list[dict[str, Any]]:
     return [
-        {key: value for key, value in record.items() if key not in UNREPEATABLE}
+        {key: value for key, value in record.items() if not key.startswith(UNREPEATABLE)}
         for record in metrics(output)
     ]
 
@@ -129,7 +130,8 @@ def finished(config: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 def test_a_run_writes_what_it_promises(finished: tuple[Path, str]) -> None:
     output, _ = finished
     assert {path.name for path in output.iterdir()} == {
-        "checkpoints", "config.yaml", "final", "metrics.jsonl", "samples", "tensorboard",
+        "checkpoints", "config.yaml", "environment.json", "final", "metrics.jsonl", "report.html",
+        "samples", "tensorboard",
     }  # fmt: skip
     assert [p.name for p in sorted((output / "checkpoints").iterdir())] == [
         "step-00000003",
@@ -144,6 +146,14 @@ def test_a_run_writes_what_it_promises(finished: tuple[Path, str]) -> None:
         assert record["grad_norm/update"] == pytest.approx(1.0)  # normalize: ball
         assert record["solver/residual"] < 1e-9
         assert record["skipped"] == 0
+        parts = [value for key, value in record.items() if key.startswith("time/")]
+        assert sum(parts) == pytest.approx(record["step_time_s"])
+    made_with = json.loads((output / "environment.json").read_text())
+    assert made_with["ranks"] == sum(made_with["devices"].values()) == 2
+    assert f"train.output_dir={output.name}" in made_with["overrides"]
+    page = (output / "report.html").read_text()
+    for name in ("global", "face", "hand"):
+        assert f"{records[-1][f'loss/{name}']:.4g}" in page
 
 
 def test_a_run_says_where_to_look_and_nothing_of_other_libraries(
@@ -596,6 +606,7 @@ def test_a_signal_to_the_group_writes_a_checkpoint_and_exits_0(
     assert (output / "checkpoints" / f"step-{last:08d}" / "manifest.json").is_file()
     assert f"Stopped after step {last} ({number.name})" in printed[0]
     assert "train.resume=auto" in printed[0]
+    assert (output / "report.html").is_file()
     assert not (output / "final").exists()
 
 

@@ -10,7 +10,7 @@ from html import escape
 from fairhuman.report.parts import number
 
 WIDTH, HEIGHT = 420, 240
-LEFT, RIGHT, TOP, BOTTOM = 50, 10, 10, 36
+LEFT, RIGHT, TOP, BOTTOM = 58, 10, 10, 36
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,12 @@ class Axis:
             return _round_numbers(self.low, self.high, count)
         first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
         every = max(1, math.ceil((last - first) / count))
-        steps = (1.0,) if last - first > 2 else (1.0, 2.0, 5.0)
-        found = [m * 10.0**e for e in range(first, last + 1, every) for m in steps]
-        inside = [value for value in found if self.low <= value <= self.high]
-        return inside if len(inside) > 1 else _round_numbers(self.low, self.high, count)
+        for steps in ((1.0, 2.0, 5.0), (1.0, 3.0), (1.0,)):
+            found = [m * 10.0**e for e in range(first, last + 1, every) for m in steps]
+            inside = [value for value in found if self.low <= value <= self.high]
+            if len(inside) <= count + 1:
+                break
+        return inside if len(inside) > 2 else _round_numbers(self.low, self.high, count)
 
     def _scaled(self, value: float) -> float:
         return math.log10(value) if self.log else value

@@ -12,7 +12,9 @@ from fairhuman.report import axes
 from fairhuman.report.axes import Axis
 from fairhuman.report.history import Column, History
 from fairhuman.report.parts import Html, number
-from fairhuman.report.series import extremes, runs_of, smooth, spread, window
+from fairhuman.report.series import extremes, runs_of, smooth, thinned, window
+
+_FEW = 30
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Data:
     def add(self, line: Line, steps: Sequence[int], values: Column) -> str:
         """Have a line's numbers on the page; return their name."""
         name = f"{line.run}:{line.key}"
-        kept = spread(len(steps))
+        kept = thinned(values)
         grid = [steps[i] for i in kept]
         if grid not in self.grids:
             self.grids.append(grid)
@@ -105,9 +107,9 @@ def lines(
         raw = _path(x, y, [steps[i] for i in kept], [values[i] for i in kept])
         drawn.append(f'<g class="{line.colour}{" raw" if over > 1 else ""}">{raw}</g>')
         if over > 1:
-            even = spread(len(steps))
             mean = smooth(values, over)
-            path = _path(x, y, [steps[i] for i in even], [mean[i] for i in even])
+            kept = thinned(mean)
+            path = _path(x, y, [steps[i] for i in kept], [mean[i] for i in kept])
             drawn.append(f'<g class="{line.colour} mean">{path}</g>')
         column = data.add(line, steps, values)
         tips.append({"column": column, "label": line.label, "colour": line.colour})
@@ -116,6 +118,7 @@ def lines(
     note = f"bold: mean of about {widest} steps" if widest > 1 else ""
     if log and 0 in numbers:
         note = "; ".join(filter(None, [note, "0 is not drawn"]))
+    keys = legend([(line.label, line.colour) for line, *_ in curves]) if len(shown) > 1 else ""
     scale = json.dumps([x.low, x.high, x.start, x.end])
     return Html(
         f'<figure class="chart" data-x="{scale}" data-lines="{escape(json.dumps(tips))}">'
@@ -124,13 +127,15 @@ def lines(
         f'aria-label="{escape(title)}: {escape("; ".join(described))}">'
         f"{axes.frame(x, y, 'step', unit)}{''.join(drawn)}"
         f'<line class="cross" y1="{axes.TOP}" y2="{axes.HEIGHT - axes.BOTTOM}" hidden="" />'
-        f"</svg>{legend([(line.label, line.colour) for line, *_ in curves])}</figure>"
+        f"</svg>{keys}</figure>"
     )
 
 
 def legend(items: Sequence[tuple[str, str]]) -> Html:
     """Return what the colours stand for, from (label, colour)."""
-    entries = "".join(f'<li class="{colour}">{escape(label)}</li>' for label, colour in items)
+    entries = "".join(
+        f'<li class="{colour}"><span>{escape(label)}</span></li>' for label, colour in items
+    )
     return Html(f'<ul class="legend">{entries}</ul>')
 
 
@@ -145,8 +150,14 @@ def _path(x: Axis, y: Axis, steps: Sequence[int], values: Column) -> str:
         for stretch in stretches
         if len(stretch) > 1
     )
-    # A number between two gaps would not be seen in a line.
-    dots = "".join(f"M{s[0][0]:.1f} {s[0][1]:.1f}h0" for s in stretches if len(s) == 1)
+    # A number between two gaps would not be seen in a line, nor few numbers as such.
+    few = sum(map(len, stretches)) <= _FEW
+    dots = "".join(
+        f"M{across:.1f} {up:.1f}h0"
+        for stretch in stretches
+        if few or len(stretch) == 1
+        for across, up in stretch
+    )
     return (f'<path d="{line}"/>' if line else "") + (
         f'<path class="dots" d="{dots}"/>' if dots else ""
     )

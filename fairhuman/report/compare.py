@@ -105,9 +105,15 @@ def _differences(runs: Sequence[History], names: Sequence[str]) -> Html:
     ):
         for key, values in differences(trees):
             last = key.rpartition(".")[2]
-            shown = [str(without_places({last: value})[last]) for value in values]
-            rows.append([title + key, *("–" if v == "None" else v for v in shown)])
+            rows.append([title + key, *(_shown(last, value) for value in values)])
     return table(["key", *names], rows or [["none", *("" for _ in names)]])
+
+
+def _shown(key: str, value: Any) -> str:
+    value = without_places({key: value})[key]
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "–" if value is None else str(value)
 
 
 def _conflicts(

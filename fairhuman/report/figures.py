@@ -56,15 +56,12 @@ def conflicts(run: History, data: Data) -> Html:
         words = "The cosines between the objectives' gradients are not measured in this mode."
         return section("Who fights whom", note=words)
     charts = [Line(key, name, f"c-{index % 4}") for index, (name, key) in enumerate(measured)]
-    rows: list[list[str | Html | float | None]] = []
+    rows: list[list[str | float | None]] = []
     for name, key in measured:
         points = run.points(key)
         step, lowest = min(points, key=lambda point: point[1])
-        mean = sum(value for _, value in points) / len(points)
-        rows.append(
-            [name, len(points), share_below(run.column(key)), mean, f"{lowest:.3f} (step {step})"]
-        )
-    rows.sort(key=lambda row: min(v for _, v in run.points(dict(measured)[str(row[0])])))
+        share = share_below(run.column(key))
+        rows.append([name, len(points), share, _mean(run, key), lowest, step])
     return section(
         "Who fights whom",
         lines(data, "Cosines between gradients", charts, bounds=(-1, 1)),
@@ -73,7 +70,7 @@ def conflicts(run: History, data: Data) -> Html:
             run.steps,
             [(name, run.column(key)) for name, key in measured],
         ),
-        table(["pair", "steps measured", "negative", "mean", "lowest"], rows, "Cosines"),
+        table(["pair", "steps measured", "negative", "mean", "lowest", "at step"], rows, "Cosines"),
         note="Two objectives fight in a step if the cosine between their gradients is negative.",
     )
 

@@ -123,4 +123,4 @@ def environment_table(run: History) -> Html:
         elif isinstance(value, list):
             value = " ".join(map(str, value)) or "none"
         rows.append((key, "–" if value is None else str(value)))
-    return table(["", ""], rows, "At the last start")
+    return table(["", "value"], rows, "At the last start")

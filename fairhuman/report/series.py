@@ -12,7 +12,7 @@ MOST = 1000
 
 def window(count: int) -> int:
     """Return over about how many of `count` values a moving average goes; 1 is none."""
-    return max(1, count // 25)
+    return max(1, count // 25, min(5, count // 4))
 
 
 def smooth(values: Column, over: int) -> Column:
@@ -37,22 +37,32 @@ def spread(count: int, most: int = MOST) -> list[int]:
     return sorted({round(i * (count - 1) / (most - 1)) for i in range(most)})
 
 
-def extremes(values: Column, most: int = MOST) -> list[int]:
-    """Return the indices that keep a curve's peaks: each stretch's lowest and highest, and a gap.
+def thinned(values: Column, most: int = MOST) -> list[int]:
+    """Return at most `most` indices: of each stretch of values the last that is there.
 
-    A stretch that has a gap keeps one index of it, so that the curve is broken there too.
+    A stretch that is all None keeps one index, so that a curve has a gap there.
+    """
+    size = -(-len(values) // most)
+    kept = []
+    for start in range(0, len(values), size):
+        inside = range(start, min(start + size, len(values)))
+        kept.append(next((i for i in reversed(inside) if values[i] is not None), inside[-1]))
+    return kept
+
+
+def extremes(values: Column, most: int = MOST) -> list[int]:
+    """Return indices that keep a curve's peaks: the least and the greatest of each stretch.
+
+    A stretch that is all None keeps one index, so that the curve has a gap there.
     """
     size = -(-2 * len(values) // most)
     if size <= 2:
         return list(range(len(values)))
-    kept: set[int] = {0, len(values) - 1}
+    kept: set[int] = set()
     for start in range(0, len(values), size):
         inside = range(start, min(start + size, len(values)))
-        gaps = [i for i in inside if values[i] is None]
         there = [(value, i) for i in inside if (value := values[i]) is not None]
-        if there:
-            kept |= {min(there)[1], max(there)[1]}
-        kept |= set(gaps[:1])
+        kept |= {min(there)[1], max(there)[1]} if there else {start}
     return sorted(kept)
 
 

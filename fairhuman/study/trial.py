@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -75,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         quiet()
         ready: Callable[[Run], None] = lambda run: prepare(run, args.published)  # noqa: E731
         whole = train(config, prepare=ready)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # there is no step to finish any more
         if whole and args.prompts and rank() == 0:
             model, lora = trained(config)
             out = Path(config.train.output_dir) / PICTURES
