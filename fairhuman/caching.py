@@ -52,7 +52,8 @@ class _Files(NamedTuple):
 def open_cache(folder: Path, records: Sequence[Record], sdxl: SDXL) -> Cache:
     """Return the cache in a folder, of these records under this model; a collective."""
     images = _shared(lambda part: list(digests(part).items()), records)
-    return Cache(folder, vae_digest(sdxl), text_digest(sdxl), dict(images))
+    text = None if sdxl.trains_text else text_digest(sdxl)
+    return Cache(folder, vae_digest(sdxl), text, dict(images))
 
 
 def fill(
@@ -84,9 +85,10 @@ def fill(
     agreed(lambda: _check_room(cache.folder, needed))
     if say:
         room = f" ({needed / 2**30:.2f} GiB)" if lacking else ""
+        kept = f"and {len(files.captions)} captions" if cache.text else "(captions are encoded in each step)"
         say(
-            f"data.cache: {len(files.latents)} latents and {len(files.captions)} captions in "
-            f"{cache.folder}, {len(lacking)} of them to build{room}"
+            f"data.cache: {len(files.latents)} latents {kept} in {cache.folder}, "
+            f"{len(lacking)} of them to build{room}"
         )
     mine = slice(dist.get_rank(), None, dist.get_world_size())
     texts = sorted(captions)[mine]
@@ -144,7 +146,8 @@ def _files(cache: Cache, wanted: Sequence[Wanted]) -> _Files:
             record, placement, caption = people.drawn(draw)
             path = cache.moments_path(record, placement)
             found.latents[path] = _Latents(part, draw, placement.size)
-            found.captions[cache.prompt_path(caption)] = caption
+            if cache.text:
+                found.captions[cache.prompt_path(caption)] = caption
     parts = [_Files({}, {}) for _ in range(dist.get_world_size())]
     dist.all_gather_object(parts, found)
     for other in parts:

@@ -23,13 +23,17 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class Lora(Section):
-    """Low-rank adapters of the UNet."""
+    """Low-rank adapters of the UNet, and of the text encoders."""
 
     rank: Positive = 64
     alpha: Annotated[float, Field(gt=0)] | None = None
     """The adapters count alpha / rank; null: as the rank, so that they count once."""
     targets: Annotated[list[str], Field(min_length=1)] = ["to_q", "to_k", "to_v", "to_out.0"]
-    """The adapted layers, by the ends of their names: these are all of attention."""
+    """The UNet's adapted layers, by the ends of their names: these are all of attention."""
+    text_encoders: bool = False
+    """Adapt attention of both text encoders too, with the same rank and alpha: for words that the
+    model does not know. Captions are then encoded in every step, by encoders that stay on the
+    device."""
 
 
 class Model(Section):
@@ -43,7 +47,8 @@ class Model(Section):
     tokenizers describe it; null: SDXL base."""
     method: Literal["full", "lora", "controlnet", "t2i_adapter"] = "full"
     """What is trained: the whole UNet, low-rank adapters beside its weights, or what steers it by
-    control images. The text encoders and the VAE stay as they are."""
+    control images. The VAE stays as it is, and so do the text encoders but for
+    lora.text_encoders."""
     lora: Lora = Lora()
     """For method=lora."""
     control: str | None = None
@@ -111,6 +116,7 @@ class Data(Section):
     cache: str | None = None
     """A folder for the latents and encoded captions of all that the run will draw, built before
     its first step; null: none. The VAE and the text encoders then leave the GPU but for samples.
+    Text encoders that are trained stay there, and captions are not kept.
     Numbers are the same with it and without. Runs may share it, and what is stale is not found.
     Every crop has its latents: with crop=center there is one per image, or two with flip."""
 

@@ -28,6 +28,7 @@ from fairhuman.fairness.sketch import SketchBalancer
 from fairhuman.fairness.solve import Solver
 from fairhuman.laps import OTHER, Laps
 from fairhuman.models.sdxl import SDXL
+from fairhuman.models.text import Tokens
 from fairhuman.noise import Timesteps, offset, quarter_steps
 from fairhuman.objectives import Objectives
 
@@ -37,7 +38,7 @@ class Prepared(NamedTuple):
 
     noisy: Tensor
     steps: Tensor
-    prompt: Prompt
+    prompt: Prompt | Tokens
     time_ids: Tensor
     control: Tensor | None
     truth: tuple[Tensor, Tensor, Tensor | None]
@@ -80,18 +81,25 @@ class Denoising:
             steps = quarter_steps(draws["step"], self.timesteps.count, quarter)
             yield self._noised(batch, latents, prompt, draws["noise"], steps)
 
-    def _encoded(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Prompt]:
-        """Return latents and encoded captions, from the batch's cache where it has them."""
-        moments, prompt = batch.moments, batch.prompt
+    def _encoded(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Prompt | Tokens]:
+        """Return latents and encoded captions, from the batch's cache where it has them.
+
+        Text encoders that are trained encode within the step, so that gradients reach them.
+        """
+        moments, prompt = batch.moments, self._prompt(batch)
         if moments is None:
             assert batch.pixels is not None
             moments = self.sdxl.moments(batch.pixels)
-        prompt = prompt or self.sdxl.encode_captions(batch.captions)
-        moments, prompt = (Moments(*_on(moments, self.device)), Prompt(*_on(prompt, self.device)))
-        return self.sdxl.latents(moments, noise), prompt
+        moments = Moments(*_on(moments, self.device))
+        return self.sdxl.latents(moments, noise), type(prompt)(*_on(prompt, self.device))
+
+    def _prompt(self, batch: Batch) -> Prompt | Tokens:
+        if self.sdxl.trains_text:
+            return self.sdxl.tokenize(batch.captions)
+        return batch.prompt or self.sdxl.encode_captions(batch.captions)
 
     def _noised(
-        self, batch: Batch, latents: Tensor, prompt: Prompt, noise: Tensor, steps: Tensor
+        self, batch: Batch, latents: Tensor, prompt: Prompt | Tokens, noise: Tensor, steps: Tensor
     ) -> Prepared:
         sdxl = self.sdxl
         noise, steps = noise.to(latents), steps.to(latents.device)

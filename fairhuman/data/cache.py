@@ -33,8 +33,8 @@ class Cache:
     folder: Path
     vae: str
     """Digest of the VAE."""
-    text: str
-    """Digest of the tokenizers and text encoders."""
+    text: str | None
+    """Digest of the tokenizers and text encoders; None: they are trained, and captions not kept."""
     images: Mapping[str, str]
     """Digest of each record's image file, by the record's id."""
 
@@ -45,6 +45,7 @@ class Cache:
 
     def prompt_path(self, caption: str | None) -> Path:
         """Return where an encoded caption is, or would be; None is a dropped one."""
+        assert self.text is not None, "captions are not kept"
         words = ("dropped",) if caption is None else ("caption", caption)
         return self._path("text", self.text, *words)
 
@@ -56,13 +57,13 @@ class Cache:
         """
         return Moments(**_read(self.moments_path(record, placement)))
 
-    def prompt(self, caption: str | None) -> Prompt:
-        """Read an encoded caption, as a batch of one.
+    def prompt(self, caption: str | None) -> Prompt | None:
+        """Read an encoded caption, as a batch of one; None where captions are not kept.
 
         Raises:
             OutputError: it is not there, or damaged.
         """
-        return Prompt(**_read(self.prompt_path(caption)))
+        return Prompt(**_read(self.prompt_path(caption))) if self.text else None
 
     def _path(self, kind: str, *parts: str) -> Path:
         text = "\0".join((str(VERSION), *parts))

@@ -1,4 +1,4 @@
-"""Low-rank adaptation of the UNet (Hu et al. 2021, arXiv 2106.09685), by peft."""
+"""Low-rank adaptation (Hu et al. 2021, arXiv 2106.09685) of SDXL's UNet and text encoders."""
 
 from __future__ import annotations
 
@@ -11,53 +11,84 @@ from torch import nn
 from fairhuman.config import Lora
 from fairhuman.errors import ConfigError
 from fairhuman.models.sdxl import SDXL
+from fairhuman.models.text import CaptionedUNet
 
 ADAPTER = "default"
+_TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 class LoRA:
     """Trains W + (alpha / rank) B A in place of each target's weight W, which stays as it is.
 
     Args:
-        sdxl: its UNet gets the adapters, in its own precision.
+        sdxl: its UNet, and its text encoders if they are asked for, get the adapters, in its own
+            precision.
         settings: rank, alpha and targets.
         seed: of A, normal with standard deviation 1 / rank; B is 0, so that training starts from
             the model as it is.
+        checkpointing: recompute adapted text encoders' activations in every backward pass.
 
     Raises:
         ConfigError: the UNet has no layer that a target names, or one that cannot be adapted.
     """
 
-    def __init__(self, sdxl: SDXL, settings: Lora, seed: int) -> None:
-        from peft import LoraConfig
-
+    def __init__(self, sdxl: SDXL, settings: Lora, seed: int, checkpointing: bool) -> None:
         unet: Any = sdxl.unet
         _check_targets(unet, settings.targets)
         unet.requires_grad_(False)
-        config = LoraConfig(
-            r=settings.rank,
-            lora_alpha=settings.rank if settings.alpha is None else settings.alpha,  # type: ignore[arg-type]
-            target_modules=list(settings.targets),
-            init_lora_weights="gaussian",
-        )
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            unet.add_adapter(config, ADAPTER)
+        self.adapted: dict[str, Any] = {"unet": unet}
+        """By their names in the pipeline."""
         self.module: nn.Module = unet
         self.pipeline = sdxl.pipeline
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            _adapt(unet, settings.targets, settings)
+            if settings.text_encoders:
+                first, second = self.pipeline.text_encoder, self.pipeline.text_encoder_2
+                self.adapted |= {"text_encoder": first, "text_encoder_2": second}
+                # Nothing reads the first one's last block: no gradient would reach it.
+                _adapt(first, _text_targets(first.config.num_hidden_layers - 1), settings)
+                _adapt(second, _text_targets(second.config.num_hidden_layers), settings)
+                self.module = CaptionedUNet(unet, (first, second), checkpointing)
 
     def write(self, folder: Path) -> None:
-        """Write pytorch_lora_weights.safetensors, with rank and alpha in its header."""
+        """Write pytorch_lora_weights.safetensors, with ranks and alphas in its header."""
         from diffusers import StableDiffusionXLPipeline
         from peft.utils import get_peft_model_state_dict
 
-        unet: Any = self.module
-        StableDiffusionXLPipeline.save_lora_weights(
-            folder,
-            unet_lora_layers=get_peft_model_state_dict(unet, adapter_name=ADAPTER),
-            unet_lora_adapter_metadata=unet.peft_config[ADAPTER].to_dict(),
-            safe_serialization=True,
-        )
+        parts: dict[str, Any] = {}
+        for name, model in self.adapted.items():
+            layers = get_peft_model_state_dict(
+                model, adapter_name=ADAPTER, save_embedding_layers=False
+            )
+            if name != "unet":
+                layers = {_text_name(layer): tensor for layer, tensor in layers.items()}
+            parts[f"{name}_lora_layers"] = layers
+            parts[f"{name}_lora_adapter_metadata"] = model.peft_config[ADAPTER].to_dict()
+        StableDiffusionXLPipeline.save_lora_weights(folder, **parts, safe_serialization=True)
+
+
+def _adapt(model: Any, targets: list[str], settings: Lora) -> None:
+    from peft import LoraConfig
+
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.rank if settings.alpha is None else settings.alpha,  # type: ignore[arg-type]
+        target_modules=list(targets),
+        init_lora_weights="gaussian",
+    )
+    model.add_adapter(config, ADAPTER)
+    # transformers puts the model's place on this machine there, and it would be published.
+    config.base_model_name_or_path = None
+
+
+def _text_targets(blocks: int) -> list[str]:
+    return [f"layers.{i}.self_attn.{name}" for i in range(blocks) for name in _TEXT_TARGETS]
+
+
+def _text_name(layer: str) -> str:
+    """Return the name that all tools know; transformers 5.6 took text_model. out of some."""
+    return layer if layer.startswith("text_model.") else f"text_model.{layer}"
 
 
 def _check_targets(unet: nn.Module, targets: list[str]) -> None:

@@ -53,7 +53,7 @@ def make_method(sdxl: SDXL, settings: Model, seed: int) -> Method:
         ConfigError: the model has nothing that the method's settings name.
     """
     if settings.method == "lora":
-        return LoRA(sdxl, settings.lora, seed)
+        return LoRA(sdxl, settings.lora, seed, settings.gradient_checkpointing)
     if settings.method == "controlnet":
         return ControlNet(sdxl, settings.control, seed, settings.gradient_checkpointing)
     if settings.method == "t2i_adapter":

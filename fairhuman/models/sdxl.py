@@ -15,6 +15,7 @@ from fairhuman.config import Model
 from fairhuman.data.encoded import Moments, Prompt
 from fairhuman.errors import ConfigError, UserError
 from fairhuman.models.single_file import load_single_file
+from fairhuman.models.text import Tokens
 
 # What diffusers and transformers raise for a folder that is not a whole SDXL.
 _UNUSABLE = (
@@ -136,6 +137,31 @@ class SDXL:
             return torch.zeros_like(embeds), torch.zeros_like(pooled)
         return embeds, pooled
 
+    def tokenize(self, captions: Sequence[str | None]) -> Tokens:
+        """Return captions for text encoders that are trained; None is a dropped caption.
+
+        They stand for what `encode_captions` returns, without its rounding.
+        """
+        pipeline = self.pipeline
+        ids = [
+            tokenizer(
+                [caption or "" for caption in captions],
+                padding="max_length",
+                max_length=tokenizer.model_max_length,
+                truncation=True,
+                return_tensors="pt",
+            ).input_ids
+            for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2)
+        ]
+        zeros = bool(pipeline.config.force_zeros_for_empty_prompt)
+        zeroed = [zeros and caption is None for caption in captions]
+        return Tokens(torch.stack(ids), torch.tensor(zeroed))
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether the text encoders are trained: nothing may then be kept of what they return."""
+        return any(p.requires_grad for p in self.pipeline.text_encoder.parameters())
+
     def moments_bytes(self, size: tuple[int, int]) -> int:
         """Return what the posterior of an image of this width and height in pixels takes."""
         width, height = (side // self.cell for side in size)
@@ -150,7 +176,7 @@ class SDXL:
 
     @contextmanager
     def encoders_on(self, device: torch.device) -> Iterator[None]:
-        """Have the VAE and the text encoders on a device for a while."""
+        """Have the VAE and frozen text encoders on a device for a while."""
         before = self.vae.device
         self.move_encoders(device)
         try:
@@ -159,41 +185,46 @@ class SDXL:
             self.move_encoders(before)
 
     def move_encoders(self, device: torch.device) -> None:
-        """Move the VAE and the text encoders to a device."""
-        for part in (self.vae, self.pipeline.text_encoder, self.pipeline.text_encoder_2):
-            part.to(device)
+        """Move the VAE, and the text encoders unless they are trained, to a device."""
+        self.vae.to(device)
+        if not self.trains_text:
+            self.pipeline.text_encoder.to(device)
+            self.pipeline.text_encoder_2.to(device)
 
     def predict(
         self,
         unet: nn.Module,
         noisy: Tensor,
         steps: Tensor,
-        prompt: Prompt,
+        prompt: Prompt | Tokens,
         time_ids: Tensor,
         control: Tensor | None = None,
     ) -> Tensor:
         """Return the model's prediction, [B, C, H, W].
 
         Args:
-            unet: the UNet, or what wraps it (a DeepSpeed engine).
+            unet: the UNet, or what wraps it (a DeepSpeed engine); for tokens a CaptionedUNet.
             noisy: [B, C, H, W] latents at `steps`.
             steps: [B] timesteps.
-            prompt: the encoded captions.
+            prompt: the captions, encoded or for text encoders that are trained.
             time_ids: [B, 6].
             control: [B, 3, 8 H, 8 W] in [0, 1], for a ControlNet or a T2I-Adapter.
         """
-        dtype = prompt.embeds.dtype
-        extra = {}
+        dtype: torch.dtype = self.pipeline.text_encoder.dtype
+        added = {"time_ids": time_ids.to(noisy.device)}  # sizes over 256 are not exact in bf16
+        extra: dict[str, Tensor] = {}
+        if isinstance(prompt, Tokens):
+            extra |= prompt._asdict()
+        else:
+            dtype = prompt.embeds.dtype
+            extra["encoder_hidden_states"] = prompt.embeds
+            added["text_embeds"] = prompt.pooled
         if control is not None:
             extra["control"] = control.to(noisy.device, dtype, memory_format=self.memory_format)
         prediction: Tensor = unet(
             noisy.to(dtype, memory_format=self.memory_format),
             steps,
-            encoder_hidden_states=prompt.embeds,
-            added_cond_kwargs={
-                "text_embeds": prompt.pooled,
-                "time_ids": time_ids.to(noisy.device),  # sizes over 256 are not exact in bf16
-            },
+            added_cond_kwargs=added,
             return_dict=False,
             **extra,
         )[0]

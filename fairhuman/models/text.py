@@ -1,0 +1,75 @@
+"""Text encoders that are trained: captions are encoded in the step, in front of the UNet."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Tokens(NamedTuple):
+    """Captions as the text encoders take them."""
+
+    ids: Tensor
+    """[2, B, 77] int64: by each tokenizer."""
+    zeroed: Tensor
+    """[B] bool: to be encoded as zeros, whatever the ids are."""
+
+
+class CaptionedUNet(nn.Module):
+    """A UNet behind its text encoders, called as a UNet with `Tokens` in place of embeddings.
+
+    One module, so that DeepSpeed has all that is trained and every backward pass reaches it.
+
+    Args:
+        unet: gets what SDXL's pipeline would give it for the captions.
+        text_encoders: SDXL's two.
+        checkpointing: recompute the encoders' activations in every backward pass.
+    """
+
+    def __init__(
+        self, unet: nn.Module, text_encoders: tuple[nn.Module, nn.Module], checkpointing: bool
+    ) -> None:
+        super().__init__()
+        self.unet = unet
+        self.text_encoder, self.text_encoder_2 = text_encoders
+        self.checkpointing = checkpointing
+
+    def forward(
+        self,
+        noisy: Tensor,
+        steps: Tensor,
+        *,
+        ids: Tensor,
+        zeroed: Tensor,
+        added_cond_kwargs: dict[str, Tensor],
+        **conditions: Any,
+    ) -> Any:
+        """Return what the UNet returns."""
+        first, _ = self._encode(self.text_encoder, ids[0])
+        second, pooled = self._encode(self.text_encoder_2, ids[1])
+        embeds = torch.cat([first, second], dim=-1)
+        return self.unet(
+            noisy,
+            steps,
+            encoder_hidden_states=embeds.masked_fill(zeroed[:, None, None], 0),
+            added_cond_kwargs={
+                **added_cond_kwargs,
+                "text_embeds": pooled.masked_fill(zeroed[:, None], 0),
+            },
+            **conditions,
+        )
+
+    def _encode(self, encoder: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
+        if self.checkpointing and torch.is_grad_enabled():
+            encoded: tuple[Tensor, Tensor] = checkpoint(_read, encoder, ids, use_reentrant=False)
+            return encoded
+        return _read(encoder, ids)
+
+
+def _read(encoder: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what SDXL takes of an encoder: its last hidden states but one, its first output."""
+    output = encoder(ids, output_hidden_states=True)
+    return output.hidden_states[-2], output[0]
