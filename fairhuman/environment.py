@@ -6,7 +6,6 @@ Written as OUT/environment.json at each start, the newest in place of the last.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 from collections import Counter
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from fairhuman.files import write_text
 from fairhuman.places import overrides_without_places
 
 ENVIRONMENT = "environment.json"
@@ -61,10 +61,7 @@ def environment(device: torch.device, overrides: Sequence[str], step: int) -> di
 
 def write_environment(output: Path, found: dict[str, Any]) -> None:
     """Write OUT/environment.json."""
-    path = output / ENVIRONMENT
-    aside = path.with_suffix(".partial")
-    aside.write_text(json.dumps(found, indent=2, ensure_ascii=False), encoding="utf-8")
-    os.replace(aside, path)
+    write_text(output / ENVIRONMENT, json.dumps(found, indent=2, ensure_ascii=False))
 
 
 def commit(package: Path) -> str | None:

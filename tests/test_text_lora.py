@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from PIL import Image
 from ranks import run_ranks
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fairhuman.cli import main
-from fairhuman.config import Config, Lora, Model, load_config
-from fairhuman.errors import ConfigError
-from fairhuman.generate import generate
-from fairhuman.models.method import Method, make_method, save
+from fairhuman.config import Config, Lora, Model
+from fairhuman.models.method import Method, make_method
 from fairhuman.models.sdxl import SDXL
 
 CPU, DOUBLE = torch.device("cpu"), torch.float64

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ from numpy.typing import NDArray
 
 from fairhuman.data.folder import open_photograph, read_rows
 from fairhuman.data.records import METADATA, Problem, check_entries, open_mask, read_entries
-from fairhuman.errors import DataError, OutputError
+from fairhuman.errors import DataError
+from fairhuman.files import write_text
 
 CATEGORIES = {"face": 1, "hand": 2}
 
@@ -65,12 +65,7 @@ def export_coco(root: Path, out: Path) -> Exported:
         "annotations": annotations,
         "categories": [{"id": number, "name": name} for name, number in CATEGORIES.items()],
     }
-    aside = out.with_name(f"{out.name}.partial")
-    try:
-        aside.write_text(json.dumps(tree, ensure_ascii=False), encoding="utf-8")
-        os.replace(aside, out)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written: {error.strerror}") from None
+    write_text(out, json.dumps(tree, ensure_ascii=False))
     return Exported(len(images), len(annotations))
 
 

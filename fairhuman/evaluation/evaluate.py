@@ -19,6 +19,7 @@ from fairhuman.evaluation import alignment, confidence, distances, hpsv2
 from fairhuman.evaluation.figures import METHOD, Figure, Measured
 from fairhuman.evaluation.missing import MissingError
 from fairhuman.evaluation.pictures import Pictures, find_pictures
+from fairhuman.files import write_text
 
 METRICS = (*confidence.METRICS, *distances.METRICS, *alignment.METRICS, *hpsv2.METRICS)
 
@@ -164,14 +165,7 @@ def write_json(evaluation: Evaluation, out: Path) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    aside = out.with_name(f"{out.name}.partial")
-    try:
-        aside.write_text(
-            json.dumps(evaluation.as_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        os.replace(aside, out)
-    except OSError as error:
-        raise OutputError(f"--out {out}: cannot be written: {error.strerror}") from None
+    write_text(out, json.dumps(evaluation.as_json(), indent=2, ensure_ascii=False) + "\n")
 
 
 def check_out(out: Path) -> None:

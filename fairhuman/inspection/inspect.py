@@ -20,7 +20,8 @@ from fairhuman.data.folder import find_images, named_files, open_photograph, sca
 from fairhuman.data.order import generator
 from fairhuman.data.records import Entry, Problem, Record, check_entries, read_entries
 from fairhuman.data.transform import Placement
-from fairhuman.errors import DataError, OutputError, UserError
+from fairhuman.errors import DataError, UserError
+from fairhuman.files import write_text
 from fairhuman.inspection import duplicates
 from fairhuman.inspection.findings import Finding, measure, unannotated
 from fairhuman.inspection.page import render
@@ -94,12 +95,7 @@ def write_page(inspection: Inspection, out: Path, limit: int) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    aside = out.with_name(f"{out.name}.partial")
-    try:
-        aside.write_text(render(inspection, limit), encoding="utf-8")
-        os.replace(aside, out)
-    except OSError as error:
-        raise OutputError(f"--out {out}: cannot be written: {error.strerror}") from None
+    write_text(out, render(inspection, limit))
 
 
 @dataclass

@@ -26,7 +26,8 @@ def study_page(found: Outcome, shown: Iterable[Table], pictures: Path | None, se
     plots = [tradeoff(found, name) for name in found.names[1:]]
     sections = [section("At a glance", tiles(_headlines(found))), section("The trade-off", *plots)]
     for part in shown:
-        sections.append(section(part.title, table(part.header, part.rows), note=part.note))
+        plain = [text.replace("`", "") for text in (part.title, part.note)]
+        sections.append(section(plain[0], table(part.header, part.rows), note=plain[1]))
     if pictures:
         sections.append(section("Pictures", gallery([("the same prompts and seeds", pictures)])))
     return page("Does it help?", sections, lead=setting)

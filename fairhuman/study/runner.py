@@ -34,15 +34,17 @@ class Runner:
         self.others = {"prompts": told, "pictures": pictures, "ranks": study.ranks}
 
     def run(self, trials: Sequence[Trial]) -> None:
-        """Run what is not there; returns when all are.
+        """Run what is not there; returns when all are. To be called from the main thread.
 
         Raises:
+            KeyboardInterrupt: asked to stop, by SIGINT or SIGTERM. What is under way is kept.
             UserError: a run has failed: its last words, and where its log is. The others end
                 first, and are kept.
         """
         left = [trial for trial in trials if not self._is_done(trial)]
         if len(left) < len(trials):
             self.say(f"{len(trials) - len(left)} of {len(trials)} runs are there already")
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         failed: list[str] = []
         done = len(trials) - len(left)
         with ThreadPoolExecutor(self.study.jobs) as pool:

@@ -19,10 +19,11 @@ FITTED, TRAINED, ASKED = 0, 1, 2
 
 @dataclass(frozen=True)
 class Share:
-    """Of the faces, hands and finger tips that a prompt tells of, the part that was found.
+    """How well the faces, hands and finger tips found in pictures agree with their prompts.
 
-    What is found beyond them in a picture does not count: two hands in one picture do not make up
-    for none in another.
+    1 where each picture has as many as its prompt tells of; what is missing and what is there
+    beyond (a sixth finger) count alike. Sums over pictures of min(told, found) over those of
+    max(told, found).
     """
 
     faces: float
@@ -59,6 +60,7 @@ class Small:
             f"model.pretrained={self.model}",
             f"data.root={self.people}",
             f"data.resolution={self.settings.size}",
+            f"data.cache={self.people.with_name('cache')}",
         ]
 
     def prompts(self) -> list[str]:
@@ -70,12 +72,12 @@ class Small:
         return make_judge(self._judge, self.settings.size, self.settings.judge_steps)
 
     def score(self, judge: Judge, pictures: Sequence[Image.Image]) -> Share:
-        """Return what is found in the pictures of the prompts, in their order."""
+        """Return how the pictures of the prompts, in their order, agree with them."""
         told = [truth(sample) for sample in self.asked[: len(pictures)]]
         found = look(judge, pictures)
         shares = [
             sum(min(a[k], b[k]) for a, b in zip(told, found, strict=True))
-            / max(1, sum(a[k] for a in told))
+            / max(1, sum(max(a[k], b[k]) for a, b in zip(told, found, strict=True)))
             for k in range(3)
         ]
         return Share(*shares)

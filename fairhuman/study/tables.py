@@ -97,10 +97,11 @@ def _pictures(found: Outcome) -> Table:
     for name, share in found.ceilings.items():
         rows.append([name, *_shares([share])])
     note = (
-        "In pictures of prompts that no model has seen, by each arm's last model: of the faces, "
-        "hands and finger tips that the prompt tells of, the part that the judge finds, in per "
-        "cent (mean ± standard deviation over seeds). The last rows say what it finds in the true "
-        "drawings, and in those as the model's VAE can show them: no arm can do better."
+        "In pictures of prompts that no model has seen, by each arm's last model: how well the "
+        "faces, hands and finger tips that the judge finds agree in number with those that the "
+        "prompt tells of, in per cent (mean ± standard deviation over seeds); a missing finger and "
+        "a sixth one count alike. The last rows are the true drawings, and those as the model's "
+        "VAE can show them: no arm can do better."
     )
     return Table("What can be found in the pictures", note, ["pictures of", *_FOUND], rows)
 
