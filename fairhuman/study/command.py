@@ -17,6 +17,7 @@ from fairhuman.files import write_text
 from fairhuman.generate import read_prompts
 from fairhuman.report.history import read_run
 from fairhuman.runtime import quiet
+from fairhuman.study.looks import Onlooker
 from fairhuman.study.outcome import Outcome, Result, read_result, scales
 from fairhuman.study.page import as_tree, standalone, study_page, tradeoff
 from fairhuman.study.plan import Study
@@ -29,6 +30,7 @@ from fairhuman.study.trials import Trial, make_trials
 
 FACTORS = (1.0, 0.1, 0.01, 0.001)
 """On the gradients, for the published solver."""
+START_PICTURES = "start"
 ROWS = 6
 """Prompts on the sheet of pictures."""
 
@@ -57,28 +59,29 @@ def study(plan: Study, say: Callable[[str], None] = print) -> list[Path]:
         write_text(prompts, "".join(f"{line}\n" for line in asked))
     say(f"{len(trials)} runs: {len(plan.arms)} arms, {len(plan.seeds)} seeds")
     Runner(plan, prompts, say).run(trials)
-    start = output / "start"
+    start = output / START_PICTURES
     if asked and len(opened(start)) != len(asked):
         pictures = plan.pictures
         model = trials[0].config.model.pretrained
         draw(model, None, start, asked, pictures.steps, pictures.guidance)
-    outcome = measure(plan, trials, small)
+    outcome = measure(plan, trials, small, say)
     made = write(plan, outcome, trials, small)
     say(f"done in {(time.monotonic() - started) / 60:.0f} min")
     return made
 
 
-def measure(plan: Study, trials: list[Trial], small: Small | None) -> Outcome:
-    """Read what the runs have come to, and have the judge look at their pictures."""
-    judge = small.judge() if small and plan.pictures.count else None
+def measure(
+    plan: Study, trials: list[Trial], small: Small | None, say: Callable[[str], None]
+) -> Outcome:
+    """Read what the runs have come to, and look at their pictures."""
+    onlooker = Onlooker(small, say) if plan.pictures.count else None
     results: dict[str, list[Result]] = {name: [] for name in plan.arms}
     for trial in trials:
-        share = small.score(judge, opened(trial.folder / PICTURES)) if small and judge else None
-        results[trial.arm].append(read_result(trial, share))
-    ceilings = {}
-    if small and judge:
-        ceilings["the start"] = small.score(judge, opened(Path(plan.output_dir) / "start"))
-        ceilings |= small.ceilings(judge)
+        look = onlooker.look(opened(trial.folder / PICTURES)) if onlooker else None
+        results[trial.arm].append(read_result(trial, look))
+    references = {}
+    if onlooker:
+        references = onlooker.references(opened(Path(plan.output_dir) / START_PICTURES))
     first = {trial.arm: trial for trial in reversed(trials)}
     reference = read_run(first[plan.reference].folder)
     return Outcome(
@@ -88,7 +91,7 @@ def measure(plan: Study, trials: list[Trial], small: Small | None) -> Outcome:
         results=results,
         variants=[name for name, arm in plan.arms.items() if arm.variant],
         reference=plan.reference,
-        ceilings=ceilings,
+        references=references,
         scales=scales(reference, FACTORS),
     )
 
@@ -151,7 +154,7 @@ def _sheet(plan: Study, trials: list[Trial], small: Small | None) -> Image.Image
     columns: list[tuple[str, list[Image.Image]]] = []
     if small:
         columns.append(("drawn (never seen)", [sample.image for sample in small.asked]))
-    columns.append(("start", opened(output / "start")))
+    columns.append(("start", opened(output / START_PICTURES)))
     for trial in trials:
         if trial.seed == plan.seeds[0] and not plan.arms[trial.arm].variant:
             columns.append((trial.arm, opened(trial.folder / PICTURES)))

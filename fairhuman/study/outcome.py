@@ -15,8 +15,8 @@ from torch import Tensor
 from fairhuman.errors import UserError
 from fairhuman.fairness.mpd import solve_mpd
 from fairhuman.report.history import History, read_run
+from fairhuman.study.looks import Look
 from fairhuman.study.published import cosine, published_weights
-from fairhuman.study.small import Share
 from fairhuman.study.trial import START
 from fairhuman.study.trials import Marks, Trial
 
@@ -57,7 +57,7 @@ class Result:
     residual: float | None
     """Largest componentwise backward error of its weights."""
     skipped: int
-    found: Share | None = None
+    look: Look | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ class Outcome:
     """By arm, in the order of the seeds."""
     variants: list[str]
     reference: str
-    ceilings: dict[str, Share] = field(default_factory=dict)
+    references: dict[str, Look] = field(default_factory=dict)
+    """What the arms' pictures are to be held against."""
     scales: list[Scale] = field(default_factory=list)
 
     def change(self, arm: str, mark: str, name: str) -> Spread:
@@ -108,7 +109,7 @@ class Scale(NamedTuple):
     """Largest backward error of our solver."""
 
 
-def read_result(trial: Trial, found: Share | None) -> Result:
+def read_result(trial: Trial, look: Look | None) -> Result:
     """Read what a finished run has written.
 
     Raises:
@@ -138,7 +139,7 @@ def read_result(trial: Trial, found: Share | None) -> Result:
         cosine=statistics.median(cosines) if cosines else None,
         residual=max(residuals) if residuals else None,
         skipped=int(run.records[-1]["skipped"]),
-        found=found,
+        look=look,
     )
 
 

@@ -82,14 +82,12 @@ class Small:
         ]
         return Share(*shares)
 
-    def ceilings(self, judge: Judge) -> dict[str, Share]:
-        """Return what the judge finds in drawings themselves, and after the model's VAE."""
+    def originals(self) -> dict[str, list[Image.Image]]:
+        """Return the drawings of the prompts, and those after the model's VAE."""
         pictures = [sample.image for sample in self.asked]
         return {
-            "the drawings themselves": self.score(judge, pictures),
-            "the drawings through the model's VAE": self.score(
-                judge, _through(self.model, pictures)
-            ),
+            "the drawings themselves": pictures,
+            "the drawings through the model's VAE": _through(self.model, pictures),
         }
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from fairhuman.report.parts import label
+from fairhuman.study.looks import Look
 from fairhuman.study.outcome import Outcome, Spread
-from fairhuman.study.small import Share
 
 
 class Table(NamedTuple):
@@ -30,10 +30,11 @@ def tables(found: Outcome) -> list[Table]:
     """Return the tables of an outcome."""
     seeds = len(next(iter(found.results.values())))
     made = [_losses(found, "steps", seeds), _losses(found, "compute", seeds), _pairs(found, seeds)]
-    if any(result.found for results in found.results.values() for result in results):
+    if found.references:
         made.append(_pictures(found))
     if found.variants:
         made.append(_variants(found))
+    made.append(_directions(found))
     if found.scales:
         made.append(_solver(found))
     return made
@@ -89,31 +90,75 @@ def _pairs(found: Outcome, seeds: int) -> Table:
 
 
 def _pictures(found: Outcome) -> Table:
+    looks = {
+        arm: [result.look for result in results if result.look]
+        for arm, results in found.results.items()
+    }
+    looks |= {name: [look] for name, look in found.references.items()}
+    columns = [column for column in _SEEN if _values(looks[found.reference], column)]
+    rows = [
+        [name, *(Spread.of(_values(of, column)).show(column.form) for column in columns)]
+        for name, of in looks.items()
+    ]
+    note = (
+        "Pictures of prompts that no model has seen, by each arm's last model; mean ± standard "
+        "deviation over seeds. " + " ".join(column.note for column in columns if column.note)
+    )
+    if len(found.references) > 1:
+        note += (
+            " The last rows are the true drawings, and those as the model's VAE can show them: "
+            "more than that cannot be had."
+        )
+    header = ["pictures of", *(column.name for column in columns)]
+    return Table("What can be seen in the pictures", note, header, rows)
+
+
+class _Column(NamedTuple):
+    name: str
+    value: Callable[[Look], float | None]
+    form: str
+    note: str = ""
+
+
+_SEEN = [
+    _Column(
+        "confidence, faces",
+        lambda look: look.face,
+        ".3f",
+        "Confidence is mediapipe's, as the paper measures it, 0 where nothing is found.",
+    ),
+    _Column("confidence, hands", lambda look: look.hand, ".3f"),
+    _Column(
+        "count, faces",
+        lambda look: 100 * look.share.faces if look.share else None,
+        ".1f",
+        "Count is how well the number that the judge finds agrees with the prompt's, in per cent: "
+        "a missing finger and a sixth one count alike.",
+    ),
+    _Column("count, hands", lambda look: 100 * look.share.hands if look.share else None, ".1f"),
+    _Column(
+        "count, finger tips", lambda look: 100 * look.share.tips if look.share else None, ".1f"
+    ),
+]
+
+
+def _values(looks: Sequence[Look], column: _Column) -> list[float]:
+    return [value for look in looks if (value := column.value(look)) is not None]
+
+
+def _directions(found: Outcome) -> Table:
     rows = []
     for arm, results in found.results.items():
-        shares = [result.found for result in results if result.found]
-        if shares:
-            rows.append([arm, *_shares(shares)])
-    for name, share in found.ceilings.items():
-        rows.append([name, *_shares([share])])
+        cosines = [result.cosine for result in results if result.cosine is not None]
+        residuals = [result.residual for result in results if result.residual is not None]
+        if cosines and residuals:
+            rows.append([arm, Spread.of(cosines).show(".4f"), f"{max(residuals):.1e}"])
     note = (
-        "In pictures of prompts that no model has seen, by each arm's last model: how well the "
-        "faces, hands and finger tips that the judge finds agree in number with those that the "
-        "prompt tells of, in per cent (mean ± standard deviation over seeds); a missing finger and "
-        "a sixth one count alike. The last rows are the true drawings, and those as the model's "
-        "VAE can show them: no arm can do better."
+        "Median cosine of a step's direction to the exact MPD direction (alpha = 2) of the same "
+        "gradients, and the largest backward error of its weights, where the gradients of every "
+        "step are known."
     )
-    return Table("What can be found in the pictures", note, ["pictures of", *_FOUND], rows)
-
-
-_FOUND = ["faces", "hands", "finger tips"]
-
-
-def _shares(shares: Sequence[Share]) -> list[str]:
-    return [
-        Spread.of([100 * getattr(share, part) for share in shares]).show(".1f")
-        for part in ("faces", "hands", "tips")
-    ]
+    return Table("Where the steps went", note, ["arm", "cosine", "backward error"], rows)
 
 
 def _variants(found: Outcome) -> Table:
