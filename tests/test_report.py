@@ -197,7 +197,7 @@ def test_a_curve_lies_where_its_numbers_are(tmp_path: Path) -> None:
     ):
         assert value is not None
         assert x == pytest.approx(left + (right - left) * (step - 1) / 39, abs=0.11)
-        assert y == pytest.approx(107 - 97 * value, abs=0.11)  # 10 is the top, 204 the base
+        assert y == pytest.approx(112 - 92 * value, abs=0.11)  # 20 is the top, 204 the base
 
 
 def test_the_moving_average_is_free_of_bias_and_long_curves_keep_their_peaks() -> None:

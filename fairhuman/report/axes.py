@@ -10,7 +10,7 @@ from html import escape
 from fairhuman.report.parts import number
 
 WIDTH, HEIGHT = 420, 240
-LEFT, RIGHT, TOP, BOTTOM = 58, 10, 10, 36
+LEFT, RIGHT, TOP, BOTTOM = 58, 10, 20, 36
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def frame(x: Axis, y: Axis, x_label: str, y_label: str = "") -> str:
         f"{escape(x_label)}</text>"
     )
     if y_label:
-        parts.append(f'<text class="name" x="{LEFT + 4}" y="{TOP + 10}">{escape(y_label)}</text>')
+        parts.append(f'<text class="name" x="6" y="11">{escape(y_label)}</text>')
     return "".join(parts)
 
 

@@ -1,0 +1,35 @@
+"""The clock of a step's parts on a CUDA device: events, and no waiting."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from fairhuman.laps import Laps
+
+
+def test_the_clock_makes_nobody_wait_and_its_parts_sum_to_the_step() -> None:
+    device = torch.device("cuda")
+    a = torch.randn(4096, 4096, device=device)
+    laps = Laps(device)
+    a @ a
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        started = time.perf_counter()
+        laps.start()
+        laps.lap("data")
+        for _ in range(20):
+            b = a @ a
+        laps.lap("forward")
+        laps.lap("update")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    float(b[0, 0])  # as a step reads its losses
+    total = time.perf_counter() - started
+    spent = laps.seconds(total)
+    assert sum(spent.values()) == pytest.approx(total, rel=0.01)
+    # Though the host was long done: the time is that of the device.
+    assert spent["time/forward"] == max(spent.values())
