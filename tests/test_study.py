@@ -18,11 +18,12 @@ from scipy import ndimage
 from fairhuman.errors import ConfigError, UserError
 from fairhuman.fairness.mpd import Status, solve_mpd
 from fairhuman.fairness.solve import Solver
+from fairhuman.kernels.bench.published import published_weights
 from fairhuman.study import judge as judging
 from fairhuman.study.command import study
 from fairhuman.study.outcome import Spread, direction, gram_of
 from fairhuman.study.plan import load_study
-from fairhuman.study.published import PublishedSolver, cosine, published_weights
+from fairhuman.study.published import PublishedSolver, cosine
 from fairhuman.study.trials import make_trials
 
 ROOT = Path(__file__).resolve().parents[1]

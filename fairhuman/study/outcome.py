@@ -14,9 +14,10 @@ from torch import Tensor
 
 from fairhuman.errors import UserError
 from fairhuman.fairness.mpd import solve_mpd
+from fairhuman.kernels.bench.published import backward_error, published_weights
 from fairhuman.report.history import History, read_run
 from fairhuman.study.looks import Look
-from fairhuman.study.published import cosine, published_weights
+from fairhuman.study.published import cosine
 from fairhuman.study.trial import START
 from fairhuman.study.trials import Marks, Trial
 
@@ -180,9 +181,7 @@ def scales(run: History, factors: Sequence[float]) -> list[Scale]:
             A = gram * factor**2
             exact, weights = solve_mpd(A, 2.0), published_weights(A)
             cosines.append(cosine(A, weights, exact.weights))
-            target = weights**-0.5
-            error = (A @ weights - target).abs() / (A.abs() @ weights + target)
-            residuals.append(float(error.max()))
+            residuals.append(backward_error(A, weights))
             own.append(float(exact.residual))
             norms.append(float(A.diagonal().max().sqrt()))
         ranked = sorted(cosines)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import torch
-from scipy.optimize import least_squares
 from torch import Tensor
 
 from fairhuman import _C
 from fairhuman.fairness.mpd import solve_mpd
 from fairhuman.kernels.bench.case import Case, Clock, Contender
+from fairhuman.kernels.bench.published import backward_error, published_weights
 
 COUNT = 32
 ALPHA = 2.0
@@ -37,7 +36,7 @@ def _case(device: torch.device, grams: Tensor, problem: str) -> Case:
             _contender("solve_mpd", here, _solve),
             _native(here),
         ]
-    others = {"torch, Newton's method": _newton, "scipy, as published": _as_published}
+    others = {"torch, Newton's method": _newton, "scipy, as published": published_weights}
     return Case(
         op="solve_mpd",
         problem=problem,
@@ -56,7 +55,7 @@ def _contender(
         for gram in matrices:
             solve(gram)
 
-    error = max(_backward_error(gram, solve(gram)) for gram in matrices)
+    error = max(backward_error(gram, solve(gram)) for gram in matrices)
     return Contender(name, run, error, clock)
 
 
@@ -67,13 +66,6 @@ def _grams(K: int, size: float) -> Tensor:
     scale = 10.0 ** (2 * torch.rand(COUNT, K, 1, generator=rng, dtype=torch.float64) - 1)
     G = size * scale * torch.nn.functional.normalize(G, dim=2)
     return G @ G.mT
-
-
-def _backward_error(gram: Tensor, weights: Tensor) -> float:
-    """The relative change of A and w^(-1/2) for which w is exact (Oettli and Prager)."""
-    A, w = gram.double().cpu(), weights.double().cpu()
-    target = w ** (-1 / ALPHA)
-    return float(((A @ w - target).abs() / (A.abs() @ w + target)).max())
 
 
 def _solve(gram: Tensor) -> Tensor:
@@ -91,16 +83,8 @@ def _native(grams: Tensor) -> Contender:
             _C.solve_mpd_cpu(gram.data_ptr(), 1, K, ALPHA, 1e-7, 0, math.inf, row.data_ptr())
 
     run()
-    error = max(_backward_error(gram, row[:K]) for gram, row in pairs)
+    error = max(backward_error(gram, row[:K]) for gram, row in pairs)
     return Contender("solve_mpd, its native call", run, error)
-
-
-def _as_published(gram: Tensor) -> Tensor:
-    """Equal weights to start from, absolute tolerances, and a copy to the host and back."""
-    A = gram.cpu().numpy()
-    start = np.ones(len(A)) / len(A)
-    found = least_squares(lambda w: A @ w - np.power(1 / w, 1 / ALPHA), start, bounds=(0, np.inf))
-    return torch.from_numpy(found.x).to(gram.device)
 
 
 def _newton(gram: Tensor) -> Tensor:
