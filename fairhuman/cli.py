@@ -464,9 +464,10 @@ def _study(args: argparse.Namespace) -> int:
 def _doctor(args: argparse.Namespace) -> int:
     if args.checkpoint:
         return _doctor_checkpoint(args)
+    from fairhuman.config import training_configs
     from fairhuman.doctor import examine
 
-    report = examine(args.config or sorted(Path("configs").glob("*.yaml")))
+    report = examine(args.config or training_configs(Path("configs")))
     print(json.dumps(asdict(report), indent=2) if args.json else "\n".join(report.lines()))
     return 1 if report.problems else 0
 

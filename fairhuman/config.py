@@ -297,6 +297,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: every problem found, one line each.
     """
     tree = read_yaml(Path(path))
+    if "arms" in tree:
+        raise ConfigError(
+            f"{path}: describes a study of several runs; give it to `fairhuman study`"
+        )
     for override in overrides:
         if override.startswith("deepspeed."):
             _resolve_deepspeed(tree)
@@ -307,6 +311,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if problems:
         raise ConfigError("\n".join(f"{path}: {line}" for line in problems))
     return config
+
+
+def training_configs(folder: Path) -> list[Path]:
+    """Return a folder's training configs: all YAML files but studies."""
+    return [path for path in sorted(folder.glob("*.yaml")) if "arms" not in read_yaml(path)]
 
 
 def _resolve_deepspeed(tree: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fairhuman.config import Config, load_config
+from fairhuman.config import Config, load_config, training_configs
 from fairhuman.engine import deepspeed_config
 from fairhuman.errors import ConfigError
 
@@ -270,7 +270,12 @@ def test_deepspeed_s_look_ahead_is_off_where_one_graph_is_gone_through_several_t
     assert "stage3_max_reuse_distance" not in plain["zero_optimization"]
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", training_configs(CONFIGS), ids=lambda path: path.name)
 def test_every_shipped_config_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(CONFIGS.parent)
     assert isinstance(load_config(path), Config)
+
+
+def test_a_study_given_as_a_training_config_is_told_where_it_belongs() -> None:
+    with pytest.raises(ConfigError, match="give it to `fairhuman study`"):
+        load_config(CONFIGS / "study.yaml")

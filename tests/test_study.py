@@ -130,6 +130,19 @@ def test_arms_get_the_references_compute(tmp_path: Path) -> None:
     assert len({trial.folder for trial in made}) == 8
 
 
+def test_the_shipped_study_can_be_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    shipped = load_study(Path("configs/study.yaml"))
+    made = make_trials(shipped)
+    assert len(made) == len(shipped.arms) * len(shipped.seeds) >= 9 * 3
+    # What an arm is called is what it is.
+    for trial in made:
+        fairness = trial.config.fairness
+        if trial.arm in ("global", "sum", "exact", "amortized", "sketch"):
+            assert fairness.mode == trial.arm
+        assert fairness.alpha == float((trial.arm.split("alpha ") + ["2"])[1])
+
+
 def test_what_an_arm_sets_wins_over_what_all_share(tmp_path: Path) -> None:
     arms = TREE["arms"] | {"slow": {"set": ["fairness.mode=sum", "optimizer.lr=1e-6"]}}
     made = make_trials(plan(tmp_path, arms=arms, set=[*TREE["set"], "optimizer.lr=2e-4"]))
