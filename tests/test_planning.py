@@ -13,7 +13,8 @@ import torch
 from ranks import run_ranks
 from test_bench_step import TINY
 
-from fairhuman.planning import SDXL_PARAMETERS, Plan, page
+from fairhuman.export.layout import COMPONENTS, Layout
+from fairhuman.planning import FROZEN_BYTES, SDXL_PARAMETERS, Plan, page
 
 ROOT = Path(__file__).resolve().parents[1]
 BUCKET, LIVE = 100_000, 1
@@ -131,21 +132,12 @@ def test_the_page_is_what_its_command_prints() -> None:
     assert (ROOT / "docs" / "planning.md").read_text(encoding="utf-8") == page()
 
 
-def test_the_parameter_count_is_that_of_sdxl_s_unet() -> None:
-    from diffusers import UNet2DConditionModel
-
-    from fairhuman.bench import UNETS
-
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            layers_per_block=2,
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            **UNETS["sdxl"],
-        )
-    assert sum(p.numel() for p in unet.parameters()) == SDXL_PARAMETERS
+def test_the_sizes_are_those_of_the_true_sdxl() -> None:
+    layout = Layout.base()
+    counts = {name: sum(p.numel() for p in layout.empty(name).parameters()) for name in COMPONENTS}
+    assert counts["unet"] == SDXL_PARAMETERS
+    texts = counts["text_encoder"] + counts["text_encoder_2"]
+    assert 2 * texts + 4 * counts["vae"] == FROZEN_BYTES
 
 
 def test_exact_holds_the_shards_of_all_objectives_and_sketch_holds_none() -> None:

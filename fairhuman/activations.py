@@ -1,0 +1,112 @@
+"""What a config's training step holds beside the model, counted on fake tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fairhuman.config import Config
+from fairhuman.data.encoded import Prompt
+from fairhuman.footprint import Footprint, make_fake
+from fairhuman.models.method import Method
+from fairhuman.models.sdxl import SDXL
+from fairhuman.objectives import Objectives
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes of one rank, at their highest."""
+
+    encoding: int
+    """The VAE encodes an image in float32. 0 with a cache, which has its results."""
+    inputs: int
+    """What each micro-batch of the step keeps until the UNet takes it."""
+    step: int
+    """Forward and backward pass of one micro-batch, saved activations and all."""
+
+
+def count(config: Config, sdxl: SDXL, method: Method, dtype: torch.dtype) -> Activations:
+    """Count the activations of a config's step, in seconds, whatever the model's size.
+
+    One forward and one backward pass of what the method trains, with the config's batch size,
+    resolution and checkpointing. Where the mode goes through the graph more than once, the pass
+    keeps it. Parameters' gradients count until they are whole, when ZeRO takes them.
+
+    As on a GPU with fused attention (xformers' or torch's flash or memory-efficient kernels);
+    compiled blocks are counted as if they were not, and need less.
+
+    Args:
+        config: with buckets, the square counts: no bucket's area is larger.
+        sdxl: on the meta device; changed in place.
+        method: what is trained of it.
+        dtype: that of `train.precision`.
+    """
+    encoding = 0
+    with FakeTensorMode():
+        if config.data.cache is None:
+            make_fake(sdxl.vae, torch.float32)
+            encoding = _encoding(sdxl, config.data.resolution)
+        make_fake(method.module, dtype)
+        inputs, step = _step(config, sdxl, method.module, dtype)
+    return Activations(encoding, inputs * config.train.gradient_accumulation, step)
+
+
+def _encoding(sdxl: SDXL, side: int) -> int:
+    with Footprint(_held(sdxl.vae)) as footprint:
+        moments = sdxl.moments(torch.empty(1, 3, side, side))  # one image at a time
+    del moments
+    return footprint.peak
+
+
+def _step(config: Config, sdxl: SDXL, module: nn.Module, dtype: torch.dtype) -> tuple[int, int]:
+    """Return the bytes of the inputs, and those of the passes above them."""
+    batch, side = config.train.batch_size, config.data.resolution
+    control = torch.empty(batch, 3, side, side) if config.model.conditioned else None
+    held = _held(module) + ([] if control is None else [control])  # it comes from the host
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(_take)
+    objectives = Objectives(
+        config.objectives.regions, config.objectives.reduction, config.objectives.scale
+    )
+    keeps_graph = config.fairness.solves and len(objectives.names) > 1
+    with Footprint(held) as footprint:
+        noisy, target, masks, steps, prompt, time_ids = _inputs(config, sdxl, dtype)
+        inputs = footprint.live
+        area = Objectives.area(masks)
+        prediction = sdxl.predict(module, noisy, steps, prompt, time_ids, control)
+        losses = objectives.losses(prediction, target, masks, None, area)
+        losses[0].backward(retain_graph=keeps_graph)
+    return inputs, footprint.peak - inputs
+
+
+def _inputs(config: Config, sdxl: SDXL, dtype: torch.dtype) -> tuple[Any, ...]:
+    """Return fake inputs of a micro-batch, shaped and typed as the trainer prepares them."""
+    batch, side = config.train.batch_size, config.data.resolution // sdxl.cell
+    first, second = (sdxl.pipeline.text_encoder.config, sdxl.pipeline.text_encoder_2.config)
+    shape = (batch, sdxl.vae.config.latent_channels, side, side)
+    tokens = first.max_position_embeddings
+    width = first.hidden_size + second.hidden_size
+    return (
+        torch.empty(shape),
+        torch.empty(shape),
+        torch.empty(batch, len(config.objectives.regions), side, side),
+        torch.empty(batch, dtype=torch.int64),
+        Prompt(
+            torch.empty(batch, tokens, width, dtype=dtype),
+            torch.empty(batch, second.projection_dim, dtype=dtype),
+        ),
+        torch.empty(batch, 6),
+    )
+
+
+def _held(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _take(parameter: Tensor) -> None:
+    parameter.grad = None
