@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
 
 from fairhuman.config import Config
 from fairhuman.data.encoded import Prompt
@@ -15,6 +16,7 @@ from fairhuman.footprint import Footprint, make_fake
 from fairhuman.models.method import Method
 from fairhuman.models.sdxl import SDXL
 from fairhuman.objectives import Objectives
+from fairhuman.pictures import DRAWN
 
 
 @dataclass(frozen=True)
@@ -22,9 +24,13 @@ class Activations:
     """Bytes of one rank, at their highest."""
 
     encoding: int
-    """The VAE encodes an image in float32. 0 with a cache, which has its results."""
+    """The VAE encodes an image, in float32."""
+    decoding: int
+    """It decodes the sample pictures that are drawn together."""
     inputs: int
-    """What each micro-batch of the step keeps until the UNet takes it."""
+    """What the step's micro-batches hold until the UNet has taken them."""
+    forward: int
+    """A forward pass of one micro-batch, without gradients."""
     step: int
     """Forward and backward pass of one micro-batch, saved activations and all."""
 
@@ -45,24 +51,29 @@ def count(config: Config, sdxl: SDXL, method: Method, dtype: torch.dtype) -> Act
         method: what is trained of it.
         dtype: that of `train.precision`.
     """
-    encoding = 0
     with FakeTensorMode():
-        if config.data.cache is None:
-            make_fake(sdxl.vae, torch.float32)
-            encoding = _encoding(sdxl, config.data.resolution)
+        make_fake(sdxl.vae, torch.float32)
         make_fake(method.module, dtype)
-        inputs, step = _step(config, sdxl, method.module, dtype)
-    return Activations(encoding, inputs * config.train.gradient_accumulation, step)
+        encoding, decoding = _vae(config, sdxl)
+        inputs, forward, step = _passes(config, sdxl, method.module, dtype)
+    micro_batches = config.train.gradient_accumulation
+    return Activations(encoding, decoding, micro_batches * inputs, forward, step)
 
 
-def _encoding(sdxl: SDXL, side: int) -> int:
-    with Footprint(_held(sdxl.vae)) as footprint:
-        moments = sdxl.moments(torch.empty(1, 3, side, side))  # one image at a time
-    del moments
-    return footprint.peak
+def _vae(config: Config, sdxl: SDXL) -> tuple[int, int]:
+    vae, side = sdxl.vae, config.data.resolution
+    together = min(len(config.train.sample_prompts) or DRAWN, DRAWN)
+    with Footprint(_held(vae)) as encoding:
+        sdxl.moments(torch.empty(1, 3, side, side))  # one image at a time
+    cells = side // sdxl.cell
+    with Footprint(_held(vae)) as decoding, torch.no_grad():
+        vae.decode(torch.empty(together, vae.config.latent_channels, cells, cells))
+    return encoding.peak, decoding.peak
 
 
-def _step(config: Config, sdxl: SDXL, module: nn.Module, dtype: torch.dtype) -> tuple[int, int]:
+def _passes(
+    config: Config, sdxl: SDXL, module: nn.Module, dtype: torch.dtype
+) -> tuple[int, int, int]:
     """Return the bytes of the inputs, and those of the passes above them."""
     batch, side = config.train.batch_size, config.data.resolution
     control = torch.empty(batch, 3, side, side) if config.model.conditioned else None
@@ -74,34 +85,36 @@ def _step(config: Config, sdxl: SDXL, module: nn.Module, dtype: torch.dtype) -> 
         config.objectives.regions, config.objectives.reduction, config.objectives.scale
     )
     keeps_graph = config.fairness.solves and len(objectives.names) > 1
-    with Footprint(held) as footprint:
-        noisy, target, masks, steps, prompt, time_ids = _inputs(config, sdxl, dtype)
-        inputs = footprint.live
-        area = Objectives.area(masks)
-        prediction = sdxl.predict(module, noisy, steps, prompt, time_ids, control)
-        losses = objectives.losses(prediction, target, masks, None, area)
+    with Footprint(held) as without, torch.no_grad():
+        noisy, target, masks, *conditions = _inputs(config, sdxl, dtype)
+        inputs = without.live
+        sdxl.predict(module, noisy, *conditions, control)
+    with Footprint([*held, noisy, target, masks, *_tensors(conditions)]) as training:
+        prediction = sdxl.predict(module, noisy, *conditions, control)
+        losses = objectives.losses(prediction, target, masks, None, Objectives.area(masks))
         losses[0].backward(retain_graph=keeps_graph)
-    return inputs, footprint.peak - inputs
+    return inputs, without.peak - inputs, training.peak
 
 
 def _inputs(config: Config, sdxl: SDXL, dtype: torch.dtype) -> tuple[Any, ...]:
-    """Return fake inputs of a micro-batch, shaped and typed as the trainer prepares them."""
+    """Return a micro-batch as the trainer prepares it: latents, target, masks, conditions."""
     batch, side = config.train.batch_size, config.data.resolution // sdxl.cell
     first, second = (sdxl.pipeline.text_encoder.config, sdxl.pipeline.text_encoder_2.config)
     shape = (batch, sdxl.vae.config.latent_channels, side, side)
-    tokens = first.max_position_embeddings
-    width = first.hidden_size + second.hidden_size
+    tokens, width = first.max_position_embeddings, first.hidden_size + second.hidden_size
+    embeds = torch.empty(batch, tokens, width, dtype=dtype)
     return (
         torch.empty(shape),
         torch.empty(shape),
         torch.empty(batch, len(config.objectives.regions), side, side),
         torch.empty(batch, dtype=torch.int64),
-        Prompt(
-            torch.empty(batch, tokens, width, dtype=dtype),
-            torch.empty(batch, second.projection_dim, dtype=dtype),
-        ),
+        Prompt(embeds, torch.empty(batch, second.projection_dim, dtype=dtype)),
         torch.empty(batch, 6),
     )
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _held(module: nn.Module) -> list[Tensor]:
