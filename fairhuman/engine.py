@@ -60,7 +60,6 @@ def check_engine(config: Config) -> None:
         ConfigError: one line per problem.
     """
     from deepspeed.accelerator import get_accelerator
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     device = get_accelerator()
     precision = config.train.precision
@@ -75,8 +74,22 @@ def check_engine(config: Config) -> None:
             "optimizer.name = 'PagedAdamW8bit': bitsandbytes pages the memory of CUDA devices, and "
             f"this run is on the {device.device_name()}; use AdamW8bit"
         )
+    zero_config(config)
+    if config.fairness.solves:
+        with redirect_stdout(None):
+            check_deepspeed(deepspeed_config(config))
+
+
+def zero_config(config: Config) -> Any:
+    """Return the config's zero_optimization as DeepSpeed reads it, with its defaults.
+
+    Raises:
+        ConfigError: DeepSpeed knows no such key or value.
+    """
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
     try:
-        DeepSpeedZeroConfig(**config.deepspeed["zero_optimization"])
+        return DeepSpeedZeroConfig(**config.deepspeed["zero_optimization"])
     except ValidationError as error:
         lines = []
         for problem in error.errors():
@@ -85,9 +98,6 @@ def check_engine(config: Config) -> None:
                 f"deepspeed.zero_optimization.{key} = {problem['input']!r}: {problem['msg']}"
             )
         raise ConfigError("\n".join(lines)) from None
-    if config.fairness.solves:
-        with redirect_stdout(None):
-            check_deepspeed(deepspeed_config(config))
 
 
 def deepspeed_config(config: Config) -> dict[str, Any]:

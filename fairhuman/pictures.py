@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+DRAWN = 4
+"""Pictures that are drawn together, if nothing else is said."""
+
 
 @torch.no_grad()
 def draw(
@@ -20,7 +23,7 @@ def draw(
     steps: int = 30,
     guidance: float = 5.0,
     negative: str = "",
-    batch_size: int = 4,
+    batch_size: int = DRAWN,
     controls: Sequence[Image.Image] = (),
 ) -> list[Image.Image]:
     """Return one picture per prompt; picture i depends on seed + i alone, on any device.

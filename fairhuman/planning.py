@@ -28,6 +28,12 @@ _MOMENTS = {
     "Adafactor": 4.0,
     "SGD": 0.0,
 }
+# Float32 numbers per parameter that a step needs for itself on a GPU: AdamW's denominator, the
+# update of Adafactor and its square. bitsandbytes' kernels work in place.
+_SCRATCH = {"AdamW8bit": 0, "PagedAdamW8bit": 0, "AdamW": 1, "Adafactor": 2, "SGD": 0}
+# Elements: DeepSpeed's defaults of what its engine all-reduces and its ZeRO-3 steps at a time.
+_ALL_REDUCED = 500_000_000
+_SUB_GROUP = 1_000_000_000
 _GIB = 2**30
 
 
@@ -44,7 +50,13 @@ class Plan:
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     optimizer: Literal["AdamW8bit", "PagedAdamW8bit", "AdamW", "Adafactor", "SGD"] = "AdamW8bit"
     micro_batches: int = 1
+    frozen: int = 0
+    """Parameters that the engine holds and does not train: whole on every rank, but for ZeRO-3."""
     offload_optimizer: bool = False
+    offload_parameters: bool = False
+    """Under ZeRO-3, trained and frozen ones."""
+    overlap: bool = True
+    """zero_optimization.overlap_comm: ZeRO-1 and 2 have a second buffer for it."""
     bucket: int = 500_000_000
     """Elements: zero_optimization.reduce_bucket_size."""
     live: int = 1_000_000_000
@@ -53,40 +65,109 @@ class Plan:
     def model_bytes(self) -> float:
         """Return what lies on the device between steps: weights, master weights and moments.
 
-        With optimizer offload the last two are in the CPU's memory: `host_bytes`.
+        With offload some of it is in the CPU's memory: `host_bytes`.
         """
-        weights = self._width / (self.ranks if self.stage == 3 else 1)
-        state = 0.0 if self.offload_optimizer else self._state
-        return self.parameters * (weights + state + self._whole_sums)
+        weights = 0.0 if self.offload_parameters else self.weight_bytes()
+        state = 0.0 if self.offload_optimizer else self.master_bytes() + self.moment_bytes()
+        return weights + state + self.sum_bytes()
+
+    def weight_bytes(self) -> float:
+        """Return what the weights take that the model computes with, frozen ones included."""
+        return self.whole_weight_bytes() / (self.ranks if self.stage == 3 else 1)
+
+    def whole_weight_bytes(self) -> float:
+        """Return what they take whole, as for samples and validation."""
+        return float(self._width * (self.parameters + self.frozen))
+
+    def master_bytes(self) -> float:
+        """Return what this rank's float32 master weights take."""
+        return 4 * self.parameters / self.ranks
+
+    def moment_bytes(self) -> float:
+        """Return what the optimizer's moments of these take."""
+        return _MOMENTS[self.optimizer] * self.parameters / self.ranks
+
+    def sum_bytes(self) -> float:
+        """Return what BF16_Optimizer takes to keep a whole gradient in float32 between steps."""
+        return 4.0 * self.parameters if self._whole_sums else 0.0
 
     def host_bytes(self) -> float:
-        """Return what offload puts into the CPU's memory: masters, moments, gradients."""
-        if not self.offload_optimizer:
-            return 0.0
-        rows = 1 + (self.objectives if self._keeps_rows else 0)
-        return self.parameters * (self._state + 4 * rows / self.ranks)
+        """Return what offload puts into the CPU's memory: weights; masters, moments, gradients."""
+        held = self.weight_bytes() if self.offload_parameters else 0.0
+        if self.offload_optimizer:
+            rows = 1 + (self.objectives if self._keeps_rows else 0)
+            held += self.master_bytes() + self.moment_bytes()
+            held += 4 * rows * self.parameters / self.ranks
+        return held
 
     def gradient_bytes(self) -> float:
         """Return what the gradients take at the end of the backward passes, before the step."""
         if self.offload_optimizer:
+            # They are on their way to the CPU's memory, but where ZeRO-1 and 2 add 16-bit
+            # gradients up in float32: this rank's part of the sum stays on the device.
+            adds_up = self.stage != 3 and self.precision != "fp32"
+            return 4 * self.parameters / self.ranks if adds_up else 0.0
+        if self.stage == 3:  # has one more, to which DeepSpeed reduces
+            return self.row_bytes() + 4 * self.parameters / self.ranks
+        if self._keeps_rows:
+            return self.row_bytes()
+        # BF16_Optimizer averages in its sums, and the model's own gradients are still there.
+        return self.parameters * (self._width if self._whole_sums else 4 / self.ranks)
+
+    def row_bytes(self) -> float:
+        """Return what of `gradient_bytes` the balancer keeps: a gradient of each objective."""
+        if self.offload_optimizer or not self._keeps_rows:
             return 0.0
-        rows = self.objectives if self._keeps_rows else 0
-        if self.stage == 3:
-            rows += 1  # to which DeepSpeed reduces
-        elif not rows:
-            # BF16_Optimizer averages in its sums, and the model's own gradients are still there.
-            return self.parameters * (self._width if self._whole_sums else 4 / self.ranks)
-        return self.parameters * 4 * rows / self.ranks
+        return 4 * self.objectives * self.parameters / self.ranks
+
+    def arriving_bytes(self) -> float:
+        """Return what the backward passes take above `gradient_bytes` before the last is over.
+
+        That is the newest gradient, on its way into the sum of the ones before it. With one
+        micro-batch per step there is no sum before it, and one row less.
+        """
+        if self.offload_optimizer or self.stage == 3:
+            return 0.0
+        row = 4 * self.parameters / self.ranks
+        several = self.micro_batches > 1
+        if self._whole_sums:
+            newest = self._width * self.parameters if self._keeps_rows else 0.0
+        elif self.stage == 1 and not (self.overlap and (self._keeps_rows or not several)):
+            newest = 4.0 * self.parameters  # whole, until all of it is there
+        else:
+            newest = row if self._keeps_rows or (several and self.precision == "fp32") else 0.0
+        return newest - (row if self._keeps_rows and not several else 0.0)
 
     def working_bytes(self) -> float:
         """Return DeepSpeed's buffers: gradients on their way to the network, gathered weights.
 
-        ZeRO-1 and 2 overlap two buckets during a backward pass; ZeRO-3 keeps one for good, and as
-        many whole weights as `live` lets stay.
+        ZeRO-1 and 2 have one or two buckets during a backward pass, whatever is trained. ZeRO-3
+        keeps one for good, and as many whole weights as `live` lets stay. BF16_Optimizer sends its
+        sums from a copy, in the weights' type.
         """
         if self.stage == 3:
-            return self._width * (self.bucket + min(self.live, self.parameters))
-        return 2 * self._width * min(self.bucket, self.parameters)
+            return self._width * (self.bucket + min(self.live, self.parameters + self.frozen))
+        if self._whole_sums:
+            return (4 + self._width) * min(_ALL_REDUCED, self.parameters)
+        return self._width * self.bucket * (1 + self.overlap)
+
+    def step_bytes(self) -> float:
+        """Return what is needed above the gradients after the backward passes, at its highest.
+
+        First the last gradient while it is added to its row, then the optimizer's copy of the
+        gradient and its scratch.
+        """
+        if self.offload_optimizer:
+            return 0.0
+        shard = self.parameters / self.ranks
+        added = copied = 0.0
+        if self.stage == 3:
+            copied = min(shard, _SUB_GROUP)
+        elif self._keeps_rows:
+            added = shard
+        elif self.precision == "fp32":
+            copied = shard
+        return 4 * max(added, copied + _SCRATCH[self.optimizer] * shard)
 
     def device_bytes(self) -> float:
         """Return all of a rank's device memory but activations and frozen models."""
@@ -106,7 +187,7 @@ class Plan:
         else:
             numbers = self._width * (2 * self._reductions() + 1)
         if self.mode == "exact":
-            numbers += self._whole_sums  # the direction goes to all ranks
+            numbers += 4 * self._whole_sums  # the direction goes to all ranks
         return (self.ranks - 1) / self.ranks * self.parameters * numbers
 
     def forwards_of_compute(self, refresh_every: int = 5) -> float:
@@ -131,13 +212,9 @@ class Plan:
         return 4 if self.precision == "fp32" else 2
 
     @property
-    def _state(self) -> float:
-        return (4 + _MOMENTS[self.optimizer]) / self.ranks
-
-    @property
-    def _whole_sums(self) -> float:
-        """DeepSpeed's BF16_Optimizer keeps every gradient whole, in float32, between steps too."""
-        return 4.0 if self.stage == 1 and self.precision == "bf16" else 0.0
+    def _whole_sums(self) -> bool:
+        """Whether DeepSpeed chooses its BF16_Optimizer."""
+        return self.stage == 1 and self.precision == "bf16" and not self.offload_optimizer
 
     @property
     def _keeps_rows(self) -> bool:

@@ -25,8 +25,9 @@ from fairhuman.errors import OutputError, UserError
 from fairhuman.export import components, writer
 from fairhuman.export.card import write_card
 from fairhuman.export.components import Sources
+from fairhuman.export.layout import Layout
 from fairhuman.export.lora_names import LoraNames
-from fairhuman.export.names import SDXL_BLOCKS, unet_names, vae_names
+from fairhuman.export.names import unet_names, vae_names
 from fairhuman.export.weights import Source
 from fairhuman.export.writer import write_safetensors, written_aside
 from fairhuman.models.tiny import tiny_sdxl
@@ -67,48 +68,8 @@ def _header(path: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def true_sdxl() -> dict[str, Any]:
     """SDXL base as its configs on the hub describe it, without weights."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    with torch.device("meta"):
-        return {
-            "unet": UNet2DConditionModel(
-                sample_size=128,
-                down_block_types=SDXL_BLOCKS["down_block_types"],
-                up_block_types=SDXL_BLOCKS["up_block_types"],
-                block_out_channels=(320, 640, 1280),
-                transformer_layers_per_block=[1, 2, 10],
-                attention_head_dim=[5, 10, 20],
-                use_linear_projection=True,
-                cross_attention_dim=2048,
-                addition_embed_type="text_time",
-                addition_time_embed_dim=256,
-                projection_class_embeddings_input_dim=2816,
-            ),
-            "vae": AutoencoderKL(
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4,
-                block_out_channels=(128, 256, 512, 512),
-                layers_per_block=2,
-            ),
-            "text_encoder": CLIPTextModel(
-                CLIPTextConfig(
-                    hidden_size=768,
-                    intermediate_size=3072,
-                    num_hidden_layers=12,
-                    num_attention_heads=12,
-                )
-            ),
-            "text_encoder_2": CLIPTextModelWithProjection(
-                CLIPTextConfig(
-                    hidden_size=1280,
-                    intermediate_size=5120,
-                    num_hidden_layers=32,
-                    num_attention_heads=20,
-                    projection_dim=1280,
-                )
-            ),
-        }
+    layout = Layout.base()
+    return {name: layout.empty(name) for name in PARTS}
 
 
 def test_the_true_unet_has_its_original_names(true_sdxl: dict[str, Any]) -> None:

@@ -13,7 +13,8 @@ import torch
 from ranks import run_ranks
 from test_bench_step import TINY
 
-from fairhuman.planning import SDXL_PARAMETERS, Plan, page
+from fairhuman.export.layout import COMPONENTS, Layout
+from fairhuman.planning import FROZEN_BYTES, SDXL_PARAMETERS, Plan, page
 
 ROOT = Path(__file__).resolve().parents[1]
 BUCKET, LIVE = 100_000, 1
@@ -58,6 +59,7 @@ def count(folder: str) -> list[dict[str, float]]:
 def count_one(mode: str, precision: str, deepspeed: str) -> dict[str, float]:
     from fairhuman import bench
     from fairhuman.engine import make_engine
+    from fairhuman.footprint import Footprint
     from fairhuman.step import make_balancer
     from fairhuman.traffic import Traffic
 
@@ -73,17 +75,25 @@ def count_one(mode: str, precision: str, deepspeed: str) -> dict[str, float]:
     step = bench._Step(config, engine, balancer, TINY, device)
     step()
     held: list[float] = []
+    peak: list[float] = []
     take = balancer.step
 
     def counted() -> Any:
         held.append(live_bytes(before))
+        peak.append(footprint.peak)
         return take()
 
     balancer.step = counted  # type: ignore[method-assign]
-    with Traffic() as traffic:
+    gc.collect()
+    with Footprint(tensors()) as footprint, Traffic() as traffic:
         step()
     engine.destroy()
-    return {"parameters": parameters, "held": held[0], "sent": traffic.bytes}
+    return {
+        "parameters": parameters,
+        "held": held[0],
+        "peak": peak[0],
+        "sent": traffic.bytes,
+    }
 
 
 def tensors() -> list[torch.Tensor]:
@@ -103,6 +113,14 @@ def live_bytes(before: list[torch.Tensor]) -> float:
     return float(sum(new.values()))
 
 
+def plan_of(found: dict[str, float], case: tuple[Any, Any, Any]) -> Plan:
+    stage, precision, mode = case
+    parameters = int(found["parameters"])
+    return Plan(
+        parameters, 2, stage, mode, precision=precision, overlap=False, bucket=BUCKET, live=LIVE
+    )
+
+
 @pytest.fixture(scope="module")
 def counted(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str, str], Any]:
     folder = tmp_path_factory.mktemp("deepspeed")
@@ -116,36 +134,40 @@ def test_memory_and_traffic_are_those_of_a_running_engine(
     counted: dict[tuple[int, str, str], Any], case: tuple[Any, Any, Any]
 ) -> None:
     found = counted[case]
-    stage, precision, mode = case
-    plan = Plan(
-        int(found["parameters"]), 2, stage, mode, precision=precision, bucket=BUCKET, live=LIVE
-    )
+    plan = plan_of(found, case)
     planned = plan.model_bytes() + plan.gradient_bytes()
-    if stage == 3:
+    if case[0] == 3:
         planned += plan.working_bytes()  # elsewhere they are gone after the backward pass
     assert found["held"] == pytest.approx(planned, rel=0.04)  # norms' moments are not 8 bit
     assert found["sent"] == pytest.approx(plan.sent_bytes(), rel=0.01)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_backward_passes_peak_where_planned(
+    counted: dict[tuple[int, str, str], Any], case: tuple[Any, Any, Any]
+) -> None:
+    """To less than half a gradient, which leaves room for the small activations."""
+    found = counted[case]
+    plan = plan_of(found, case)
+    planned = plan.gradient_bytes() + plan.arriving_bytes()
+    if plan.stage == 3:
+        planned = plan.row_bytes()  # the rest is there before
+    else:
+        planned += plan.working_bytes()
+    row = 4 * plan.parameters / plan.ranks
+    assert found["peak"] == pytest.approx(planned + row / 4, abs=row / 2)
 
 
 def test_the_page_is_what_its_command_prints() -> None:
     assert (ROOT / "docs" / "planning.md").read_text(encoding="utf-8") == page()
 
 
-def test_the_parameter_count_is_that_of_sdxl_s_unet() -> None:
-    from diffusers import UNet2DConditionModel
-
-    from fairhuman.bench import UNETS
-
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            layers_per_block=2,
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            **UNETS["sdxl"],
-        )
-    assert sum(p.numel() for p in unet.parameters()) == SDXL_PARAMETERS
+def test_the_sizes_are_those_of_the_true_sdxl() -> None:
+    layout = Layout.base()
+    counts = {name: sum(p.numel() for p in layout.empty(name).parameters()) for name in COMPONENTS}
+    assert counts["unet"] == SDXL_PARAMETERS
+    texts = counts["text_encoder"] + counts["text_encoder_2"]
+    assert 2 * texts + 4 * counts["vae"] == FROZEN_BYTES
 
 
 def test_exact_holds_the_shards_of_all_objectives_and_sketch_holds_none() -> None:

@@ -16,8 +16,15 @@ def add(commands: Any) -> None:
     doctor = commands.add_parser(
         "doctor", help="what was built, what the machine has, what each config would use"
     )
+    doctor.add_argument("--config", nargs="+", help="default: those in configs/, if there are any")
     doctor.add_argument(
-        "--config", type=Path, nargs="+", help="default: those in configs/, where there are any"
+        "--gpus",
+        type=int,
+        metavar="N",
+        help="print the memory that --config needs on each of N GPUs, computed without weights",
+    )
+    doctor.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="of --config, with --gpus"
     )
     doctor.add_argument(
         "--checkpoint",
@@ -30,24 +37,54 @@ def add(commands: Any) -> None:
 
 
 def _doctor(args: argparse.Namespace) -> int:
+    # argparse gives all that follows --config to it.
+    given = [*(args.config or []), *args.overrides]
+    overrides = [word for word in given if "=" in word]
+    configs = [Path(word) for word in given if "=" not in word]
+    if args.gpus is not None:
+        return _doctor_memory(args, configs, overrides)
+    if overrides:
+        raise UserError(f"{overrides[0]}: overrides go with --gpus; change the config instead")
     if args.checkpoint:
-        return _doctor_checkpoint(args)
+        return _doctor_checkpoint(args, configs)
     from fairhuman.config import training_configs
     from fairhuman.doctor import examine
 
-    report = examine(args.config or training_configs(Path("configs")))
+    report = examine(configs or training_configs(Path("configs")))
     print(json.dumps(asdict(report), indent=2) if args.json else "\n".join(report.lines()))
     return 1 if report.problems else 0
 
 
-def _doctor_checkpoint(args: argparse.Namespace) -> int:
+def _doctor_memory(args: argparse.Namespace, configs: list[Path], overrides: list[str]) -> int:
+    if args.gpus < 1:
+        raise UserError(f"--gpus {args.gpus}: must be at least 1")
+    if args.checkpoint:
+        raise UserError("--gpus: plans a config's memory; leave --checkpoint out")
+    if len(configs) != 1:
+        raise UserError(
+            f"--gpus: plans one config's memory; give --config one ({len(configs)} given)"
+        )
+    from fairhuman.config import load_config
+
+    config = load_config(configs[0], overrides)
+    from fairhuman.runtime import quiet
+
+    quiet()
+    from fairhuman.memory import Sizes, plan_memory
+
+    plan = plan_memory(config, Sizes.of(config), args.gpus)
+    print(json.dumps(plan.as_json(), indent=2) if args.json else "\n".join(plan.lines()))
+    return 0
+
+
+def _doctor_checkpoint(args: argparse.Namespace, configs: list[Path]) -> int:
     from fairhuman.runtime import quiet
 
     quiet()
     from fairhuman.checkpoint_report import as_json, examine
 
-    if args.config and len(args.config) > 1:
+    if len(configs) > 1:
         raise UserError("--config: give one config at most with --checkpoint")
-    found = examine(args.checkpoint, args.config[0] if args.config else None)
+    found = examine(args.checkpoint, configs[0] if configs else None)
     print(json.dumps(as_json(found), indent=2) if args.json else "\n".join(found.lines()))
     return 0 if found.sound else 1

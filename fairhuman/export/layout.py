@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from fairhuman.errors import UserError
+from fairhuman.export import base
 from fairhuman.export.components import Sources, text_name
 from fairhuman.export.names import Names, unet_names, vae_names
 
-BASE = "stabilityai/stable-diffusion-xl-base-1.0"
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 _ADAPTERS = {"ControlNetModel": "ControlNet", "T2IAdapter": "T2I-Adapter"}
@@ -26,7 +26,21 @@ class Layout:
     folder: Path
     unet: dict[str, Any]
     vae: dict[str, Any]
+    text_encoder: dict[str, Any]
+    text_encoder_2: dict[str, Any]
     scheduler: dict[str, Any]
+
+    @classmethod
+    def base(cls) -> Layout:
+        """Return SDXL base's, which needs no folder."""
+        return cls(
+            Path(base.BASE),
+            base.UNET,
+            base.VAE,
+            base.TEXT_ENCODER,
+            base.TEXT_ENCODER_2,
+            base.SCHEDULER,
+        )
 
     @classmethod
     def read(cls, folder: Path) -> Layout:
@@ -35,7 +49,7 @@ class Layout:
         Raises:
             UserError: it is not one, or not an SDXL.
         """
-        own = _read(folder / "config.json") if (folder / "config.json").is_file() else {}
+        own = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
         kind = _ADAPTERS.get(str(own.get("_class_name")))
         if kind:
             raise UserError(
@@ -44,17 +58,12 @@ class Layout:
             )
         if not (folder / "model_index.json").is_file():
             raise UserError(f"{folder}: holds no model_index.json (diffusers' layout)")
-        for name in COMPONENTS:
-            _read(folder / name / "config.json")
-        unet = _read(folder / "unet" / "config.json")
+        configs = {name: read_json(folder / name / "config.json") for name in COMPONENTS}
+        unet = configs["unet"]
         if unet.get("addition_embed_type") != "text_time":
             raise UserError(f"{folder}: its UNet is not SDXL's (no addition_embed_type=text_time)")
-        return cls(
-            folder,
-            unet,
-            _read(folder / "vae" / "config.json"),
-            _read(folder / "scheduler" / "scheduler_config.json"),
-        )
+        scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+        return cls(folder, scheduler=scheduler, **configs)
 
     @property
     def unet_names(self) -> Names:
@@ -105,33 +114,45 @@ class Layout:
                     f"{self.folder / component / 'config.json'}"
                 )
 
-    def _shapes(self, component: str) -> dict[str, tuple[int, ...]]:
+    def empty(self, component: str) -> torch.nn.Module:
+        """Return a component on the meta device: its shapes without their memory, in float32.
+
+        Raises:
+            UserError: the config describes no such model.
+        """
         from diffusers import AutoencoderKL, UNet2DConditionModel
         from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-        folder = self.folder / component
+        config = getattr(self, component)
+        kinds: dict[str, Any] = {
+            "unet": UNet2DConditionModel.from_config,
+            "vae": AutoencoderKL.from_config,
+            "text_encoder": lambda tree: CLIPTextModel(CLIPTextConfig.from_dict(tree)),
+            "text_encoder_2": lambda tree: CLIPTextModelWithProjection(
+                CLIPTextConfig.from_dict(tree)
+            ),
+        }
         try:
-            with torch.device("meta"):  # shapes without memory
-                model: torch.nn.Module
-                if component == "unet":
-                    model = UNet2DConditionModel.from_config(self.unet)
-                elif component == "vae":
-                    model = AutoencoderKL.from_config(self.vae)
-                else:
-                    kind = (
-                        CLIPTextModel
-                        if component == "text_encoder"
-                        else CLIPTextModelWithProjection
-                    )
-                    model = kind(CLIPTextConfig.from_pretrained(folder))
+            with torch.device("meta"):
+                model: torch.nn.Module = kinds[component](config)
         except (OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
             first = str(error).strip().partition("\n")[0]
-            raise UserError(f"{folder / 'config.json'}: describes no model: {first}") from None
+            place = self.folder / component / "config.json"
+            raise UserError(f"{place}: describes no model: {first}") from None
+        return model
+
+    def _shapes(self, component: str) -> dict[str, tuple[int, ...]]:
+        model = self.empty(component)
         rename = text_name if component.startswith("text") else str
         return {rename(name): tuple(part.shape) for name, part in model.state_dict().items()}
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a config of a model in diffusers' layout.
+
+    Raises:
+        UserError: it is missing, or not JSON.
+    """
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -152,7 +173,7 @@ def config_folder(name: str | None) -> Path:
     Raises:
         UserError: there is no such folder, and the hub has none.
     """
-    name = name or BASE
+    name = name or base.BASE
     if Path(name).is_dir():
         return Path(name)
     from huggingface_hub import snapshot_download

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from fairhuman.errors import UserError
-from fairhuman.export.names import SDXL_BLOCKS, unet_names
+from fairhuman.export.base import UNET
+from fairhuman.export.names import unet_names
 
 # Within a transformer of the UNet, and within a text encoder, all that is linear. kohya joins a
 # name's parts with underscores, which parts have too: only a list of the parts leads back.
@@ -46,7 +47,7 @@ class LoraNames:
 
     def __init__(self, unet: Mapping[str, Any] | None = None) -> None:
         """Take the UNet's config; None: the blocks of SDXL base."""
-        self._names = unet_names(unet or SDXL_BLOCKS)
+        self._names = unet_names(unet or UNET)
         self._blocks = {
             spelling.replace(".", "_"): new
             for new, old in self._names.original.items()

@@ -18,13 +18,6 @@ VAE_PREFIX = "first_stage_model."
 TEXT_PREFIX = "conditioner.embedders.0.transformer."
 TEXT_2_PREFIX = "conditioner.embedders.1.model."
 
-SDXL_BLOCKS: dict[str, Any] = {
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "layers_per_block": 2,
-}
-"""What names a UNet's blocks in the config of SDXL base."""
-
 _RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",

@@ -74,10 +74,15 @@ class SDXL:
             raise ConfigError(f"model.pretrained: {error}") from error
         except _UNUSABLE as error:
             raise ConfigError(_not_loaded(settings, error)) from error
-        if settings.prediction_type:
-            pipeline.scheduler.register_to_config(prediction_type=settings.prediction_type)
         pipeline.set_progress_bar_config(disable=True)
         pipeline.to(device)
+        return cls.of(pipeline, settings)
+
+    @classmethod
+    def of(cls, pipeline: Any, settings: Model) -> SDXL:
+        """Set a loaded pipeline up for training as the section `model` says."""
+        if settings.prediction_type:
+            pipeline.scheduler.register_to_config(prediction_type=settings.prediction_type)
         pipeline.vae.to(torch.float32)
         for part in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
             part.requires_grad_(False)
