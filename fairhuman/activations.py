@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_leaves
 
 from fairhuman.config import Config
 from fairhuman.data.encoded import Prompt
 from fairhuman.footprint import Footprint, make_fake
 from fairhuman.models.method import Method
 from fairhuman.models.sdxl import SDXL
+from fairhuman.models.text import Tokens
 from fairhuman.objectives import Objectives
 from fairhuman.pictures import DRAWN
 
@@ -86,11 +86,12 @@ def _passes(
     )
     keeps_graph = config.fairness.solves and len(objectives.names) > 1
     with Footprint(held) as without, torch.no_grad():
-        noisy, target, masks, *conditions = _inputs(config, sdxl, dtype)
+        noisy, target, masks, steps, prompt, time_ids = _inputs(config, sdxl, dtype)
         inputs = without.live
-        sdxl.predict(module, noisy, *conditions, control)
-    with Footprint([*held, noisy, target, masks, *_tensors(conditions)]) as training:
-        prediction = sdxl.predict(module, noisy, *conditions, control)
+        sdxl.predict(module, noisy, steps, prompt, time_ids, control)
+    given = [noisy, target, masks, steps, *prompt, time_ids]
+    with Footprint([*held, *given]) as training:
+        prediction = sdxl.predict(module, noisy, steps, prompt, time_ids, control)
         losses = objectives.losses(prediction, target, masks, None, Objectives.area(masks))
         losses[0].backward(retain_graph=keeps_graph)
     return inputs, without.peak - inputs, training.peak
@@ -102,19 +103,21 @@ def _inputs(config: Config, sdxl: SDXL, dtype: torch.dtype) -> tuple[Any, ...]:
     first, second = (sdxl.pipeline.text_encoder.config, sdxl.pipeline.text_encoder_2.config)
     shape = (batch, sdxl.vae.config.latent_channels, side, side)
     tokens, width = first.max_position_embeddings, first.hidden_size + second.hidden_size
-    embeds = torch.empty(batch, tokens, width, dtype=dtype)
+    prompt: Prompt | Tokens
+    if sdxl.trains_text:
+        ids = torch.zeros(2, batch, tokens, dtype=torch.int64)
+        prompt = Tokens(ids, torch.zeros(batch, dtype=torch.bool))
+    else:
+        embeds = torch.empty(batch, tokens, width, dtype=dtype)
+        prompt = Prompt(embeds, torch.empty(batch, second.projection_dim, dtype=dtype))
     return (
         torch.empty(shape),
         torch.empty(shape),
         torch.empty(batch, len(config.objectives.regions), side, side),
         torch.empty(batch, dtype=torch.int64),
-        Prompt(embeds, torch.empty(batch, second.projection_dim, dtype=dtype)),
+        prompt,
         torch.empty(batch, 6),
     )
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _held(module: nn.Module) -> list[Tensor]:

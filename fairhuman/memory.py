@@ -88,7 +88,7 @@ class Sizes:
     trained: int
     frozen: int
     encoders: int
-    """Bytes of the VAE and the text encoders."""
+    """Bytes of the VAE and of text encoders that are not trained."""
     activations: Activations
     described_by: str
 
@@ -102,9 +102,15 @@ class Sizes:
         dtype = DTYPES[config.train.precision]
         sdxl, method, described_by = empty_sdxl(config.model, dtype)
         pipeline = sdxl.pipeline
-        encoders = (sdxl.vae, pipeline.text_encoder, pipeline.text_encoder_2)
-        held = sum(p.numel() * p.element_size() for part in encoders for p in part.parameters())
         parameters = list(method.module.parameters())
+        within = set(map(id, parameters))  # text encoders that are trained
+        encoders = (sdxl.vae, pipeline.text_encoder, pipeline.text_encoder_2)
+        held = sum(
+            p.numel() * p.element_size()
+            for part in encoders
+            for p in part.parameters()
+            if id(p) not in within
+        )
         trained = sum(p.numel() for p in parameters if p.requires_grad)
         frozen = sum(p.numel() for p in parameters) - trained
         return cls(trained, frozen, held, count(config, sdxl, method, dtype), described_by)
