@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -131,9 +130,16 @@ def setting(plan: Study, trial: Trial) -> str:
         f"{config.data.validation} images held out per seed, the same in every arm. "
         f"Batch {config.train.batch_size * config.train.gradient_accumulation * plan.ranks}, "
         f"{config.optimizer.name}, learning rate {config.optimizer.lr:g}, constant, "
-        f"{config.train.precision}. {os.cpu_count()} {platform.machine()} cores or their GPU, "
-        f"{plan.jobs} runs at a time, {time.strftime('%Y-%m-%d')}."
+        f"{config.train.precision}. {_machine(trial)}, {plan.jobs} runs at a time, "
+        f"{time.strftime('%Y-%m-%d')}."
     )
+
+
+def _machine(trial: Trial) -> str:
+    """Return what a run was trained on."""
+    found = read_run(trial.folder).environment
+    devices = ", ".join(f"{count} x {name}" for name, count in found["devices"].items())
+    return devices if found["cuda"] else f"{os.cpu_count()} CPU cores"
 
 
 def _prompts(plan: Study, small: Small | None) -> list[str]:
@@ -156,7 +162,7 @@ def _sheet(plan: Study, trials: list[Trial], small: Small | None) -> Image.Image
         columns.append(("drawn (never seen)", [sample.image for sample in small.asked]))
     columns.append(("start", opened(output / START_PICTURES)))
     for trial in trials:
-        if trial.seed == plan.seeds[0] and not plan.arms[trial.arm].variant:
+        if trial.seed == plan.seeds[0]:
             columns.append((trial.arm, opened(trial.folder / PICTURES)))
     return sheet(columns, min(ROWS, len(columns[0][1])))
 

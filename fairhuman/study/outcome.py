@@ -130,7 +130,8 @@ def read_result(trial: Trial, look: Look | None) -> Result:
                     f"show it (data.validation = {trial.config.data.validation})"
                 )
             changes[mark][name] = 100 * (then / start[key] - 1)
-    cosines = [c for record in run.records if (c := direction(record, run.names)) is not None]
+    known = trial.config.fairness.mode == "exact"  # the gradients of every step
+    cosines = [c for record in run.records if known and (c := direction(record, run.names))]
     residuals = [value for _, value in run.points("solver/residual")]
     return Result(
         arm=trial.arm,

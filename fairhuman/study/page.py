@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -12,6 +12,9 @@ from fairhuman.report.parts import Html, colour, label, page, section, table, ti
 from fairhuman.report.scatter import Point, scatter
 from fairhuman.study.outcome import Outcome
 from fairhuman.study.tables import Table
+
+SAME = 0.01
+"""Of the span of all points: what is nearer is at one place."""
 
 
 def study_page(found: Outcome, shown: Iterable[Table], pictures: Path | None, setting: str) -> Html:
@@ -34,9 +37,9 @@ def study_page(found: Outcome, shown: Iterable[Table], pictures: Path | None, se
 
 
 def tradeoff(found: Outcome, name: str) -> Html:
-    """Return a region's change over the whole image's, of every contender with the same compute."""
-    points = []
-    for index, arm in enumerate(arm for arm in found.results if arm not in found.variants):
+    """Return a region's change over the whole image's, of every arm with the same compute."""
+    points: list[Point] = []
+    for index, arm in enumerate(found.results):
         whole = found.change(arm, "compute", found.names[0])
         region = found.change(arm, "compute", name)
         points.append(
@@ -50,11 +53,29 @@ def tradeoff(found: Outcome, name: str) -> Html:
             )
         )
     return scatter(
-        points,
+        _joined(points),
         f"{label(name)} against the whole image",
         "held-out loss of the whole image since the start, %",
         f"that of the {label(name)}, %: lower is better",
     )
+
+
+def _joined(points: Sequence[Point]) -> list[Point]:
+    """Give points at one place one label: arms that take the same steps."""
+    spans = [
+        max(values) - min(values) for values in zip(*((p.x, p.y) for p in points), strict=True)
+    ]
+    joined: list[Point] = []
+    for point in points:
+        for index, other in enumerate(joined):
+            apart = (abs(point.x - other.x), abs(point.y - other.y))
+            if all(gap <= SAME * span for gap, span in zip(apart, spans, strict=True)):
+                label = f"{other.label} = {point.label}"
+                joined[index] = dataclasses.replace(other, label=label)
+                break
+        else:
+            joined.append(point)
+    return joined
 
 
 def standalone(figure: Html) -> str:
@@ -64,7 +85,7 @@ def standalone(figure: Html) -> str:
     opening, _, rest = chart.partition(">")
     opening = opening.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
     ground = '<rect x="0" y="0" width="100%" height="100%" style="fill: var(--card)"/>'
-    return f"{opening}><style>{style}</style>{ground}{rest}\n"
+    return f"{opening}><style>{style} svg {{ font-family: sans-serif; }}</style>{ground}{rest}\n"
 
 
 def _headlines(found: Outcome) -> list[tuple[str, str, str]]:

@@ -36,7 +36,7 @@ class Drawn(Section):
     vae_steps: Positive = 700
     unet_steps: Positive = 750
     """Of the tiny SDXL's fit, as in `fairhuman demo-model`."""
-    judge_steps: Positive = 800
+    judge_steps: Positive = 300
     """Of the fit of the judge that looks for faces and fingers in the pictures."""
 
 

@@ -106,8 +106,8 @@ def _pictures(found: Outcome) -> Table:
     )
     if len(found.references) > 1:
         note += (
-            " The last rows are the true drawings, and those as the model's VAE can show them: "
-            "more than that cannot be had."
+            " The last rows are what to hold them against: the model before, the true drawings, "
+            "and those as the model's VAE shows them."
         )
     header = ["pictures of", *(column.name for column in columns)]
     return Table("What can be seen in the pictures", note, header, rows)

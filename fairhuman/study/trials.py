@@ -55,7 +55,7 @@ class Trial:
 
     def digest(self, others: dict[str, Any]) -> str:
         """Return a digest of all that its outcome hangs on: what is stale is not taken."""
-        settings = self.config.model_dump(mode="json")
+        settings = self.config.model_dump(mode="json", exclude_defaults=True)
         del settings["train"]["output_dir"]
         told = {
             "version": metadata.version("fairhuman"),
