@@ -70,8 +70,8 @@ def _joined(points: Sequence[Point]) -> list[Point]:
         for index, other in enumerate(joined):
             apart = (abs(point.x - other.x), abs(point.y - other.y))
             if all(gap <= SAME * span for gap, span in zip(apart, spans, strict=True)):
-                label = f"{other.label} = {point.label}"
-                joined[index] = dataclasses.replace(other, label=label)
+                both = f"{other.label} = {point.label}"
+                joined[index] = dataclasses.replace(other, label=both)
                 break
         else:
             joined.append(point)
