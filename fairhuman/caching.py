@@ -85,7 +85,11 @@ def fill(
     agreed(lambda: _check_room(cache.folder, needed))
     if say:
         room = f" ({needed / 2**30:.2f} GiB)" if lacking else ""
-        kept = f"and {len(files.captions)} captions" if cache.text else "(captions are encoded in each step)"
+        kept = (
+            f"and {len(files.captions)} captions"
+            if cache.text
+            else "(captions are encoded in each step)"
+        )
         say(
             f"data.cache: {len(files.latents)} latents {kept} in {cache.folder}, "
             f"{len(lacking)} of them to build{room}"
