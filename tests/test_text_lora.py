@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import copy
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from PIL import Image
 from ranks import run_ranks
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fairhuman.config import Config, Lora, Model
-from fairhuman.models.method import Method, make_method
+from fairhuman.cli import main
+from fairhuman.config import Config, Lora, Model, load_config
+from fairhuman.errors import ConfigError
+from fairhuman.generate import generate
+from fairhuman.models.method import Method, make_method, save
 from fairhuman.models.sdxl import SDXL
 
 CPU, DOUBLE = torch.device("cpu"), torch.float64
 REGIONS = ["face", "hand"]
 CAPTIONS = ["a girl in a red shirt", None, "a boy"]
-LR = 1.0
+LR = 100.0  # so that a step is well above the weights' own rounding
 RANKS, MICRO_BATCHES = 2, 2
 WEIGHTS = "pytorch_lora_weights.safetensors"
 DROPOUT = 0.4
@@ -34,13 +43,10 @@ class Way(NamedTuple):
 WAYS = [
     Way(1, "exact"),
     Way(1, "global"),
-    Way(2, "exact", checkpointed=True),
+    Way(2, "sum", checkpointed=True),
     Way(2, "amortized"),
-    Way(2, "sketch"),
-    Way(3, "sum", checkpointed=True),
-    Way(3, "amortized"),
+    Way(3, "exact", checkpointed=True),
     Way(3, "sketch", checkpointed=True),
-    Way(3, "exact"),
 ]
 
 
@@ -64,7 +70,7 @@ def adapted(
     return sdxl, method
 
 
-def embedded(pipeline: Any, captions: list[str | None]) -> tuple[Tensor, Tensor]:
+def embedded(pipeline: Any, captions: Sequence[str | None]) -> tuple[Tensor, Tensor]:
     """What diffusers' own pipeline makes of captions, one at a time, with gradients."""
     found = []
     for caption in captions:
@@ -141,7 +147,7 @@ def settings_of(way: Way, people: Path, model: Path) -> Config:
             "fairness": {"mode": way.mode, "normalize": "simplex", "refresh_every": 2}
             if way.mode == "amortized"
             else {"mode": way.mode, "normalize": "simplex"},
-            "optimizer": {"name": "SGD", "lr": LR},
+            "optimizer": {"name": "SGD", "lr": LR, "weight_decay": 0.0},
             "train": {
                 "output_dir": "none",
                 "steps": 9,
@@ -179,7 +185,7 @@ def plain_gradients(way: Way, people: Path, model: Path) -> dict[str, Tensor]:
     captions = [caption for batch in batches for caption in batch.captions]
     assert 0 < captions.count(None) < len(captions)
     ready = [denoising.prepare(batch) for batch in batches]
-    mean_area = sum(Objectives.area(batch.masks) for batch in batches) / len(batches)
+    mean_area = torch.stack([Objectives.area(batch.masks) for batch in batches]).mean(0)
     parameters = trained(method.module.to(DOUBLE))
     rows = {name: torch.zeros(3, *p.shape, dtype=DOUBLE) for name, p in parameters.items()}
     for batch, part in zip(batches, ready, strict=True):
@@ -251,7 +257,82 @@ def test_a_step_of_two_ranks_moves_all_adapters_along_the_objectives_gradients(
                 expected = torch.einsum("k,k...->...", torch.tensor(weights, dtype=DOUBLE), row)
                 moved = moves[name].double()
                 error = float((moved - expected).norm() / expected.norm())
-                # The masters are float32: a step's rounding is that of the weights.
-                assert error < 1e-2, (way, name, error)
-                if "lora_B" in name:
-                    assert error < 2e-3, (way, name, error)
+                assert error < 1e-3, (way, name, error)
+
+
+@pytest.mark.parametrize("alpha", [None, 1.5])
+def test_what_is_saved_encodes_the_same_when_it_is_loaded_back(
+    tiny_model: Path, tmp_path: Path, alpha: float | None
+) -> None:
+    """By diffusers, as it is and through kohya's form, with the names that other tools know."""
+    sdxl, method = adapted(tiny_model, alpha=alpha)
+    save(method, tmp_path / "final")
+    kohya = tmp_path / "people.safetensors"
+    for words in (
+        ["--model", tmp_path / "final", "--to", "comfy-lora", "--out", kohya],
+        ["--model", kohya, "--to", "diffusers", "--out", tmp_path / "back"],
+    ):
+        assert main(["export", *map(str, words)]) == 0
+    layer = "encoder_layers_0_self_attn_q_proj"
+    assert {
+        f"lora_te{n}_text_model_{layer}.{part}"
+        for n in (1, 2)
+        for part in ("lora_down.weight", "lora_up.weight", "alpha")
+    } < load_file(kohya).keys()
+    names = load_file(tmp_path / "final" / WEIGHTS).keys()
+    assert names == load_file(tmp_path / "back" / WEIGHTS).keys()
+    for encoder in ("text_encoder", "text_encoder_2"):
+        own = [name for name in names if name.startswith(f"{encoder}.")]
+        assert own
+        assert all(name.startswith(f"{encoder}.text_model.encoder.layers.") for name in own)
+    with safe_open(tmp_path / "final" / WEIGHTS, "pt") as file:
+        header = json.loads(file.metadata()["lora_adapter_metadata"])
+    for part in ("unet", "text_encoder", "text_encoder_2"):
+        assert header[f"{part}.lora_alpha"] == (4 if alpha is None else alpha)
+    assert str(tiny_model) not in json.dumps(header)  # it is published
+
+    captions = [caption for caption in CAPTIONS if caption]
+    expected = [part.detach() for part in embedded(sdxl.pipeline, captions)]
+    plain = SDXL.load(Model(pretrained=str(tiny_model)), torch.float32, CPU)
+    assert all(
+        (said - found).abs().max() > 0.01
+        for said, found in zip(expected, embedded(plain.pipeline, captions), strict=True)
+    )
+    for place in (tmp_path / "final", tmp_path / "back", kohya):
+        loaded = copy.deepcopy(plain.pipeline)
+        loaded.load_lora_weights(place)
+        for found, said in zip(embedded(loaded, captions), expected, strict=True):
+            torch.testing.assert_close(found, said, rtol=1e-4, atol=1e-5)
+
+
+def test_generate_draws_what_the_trained_pipeline_draws(tiny_model: Path, tmp_path: Path) -> None:
+    from fairhuman.pictures import draw
+
+    _, method = adapted(tiny_model)
+    save(method, tmp_path / "lora")
+    (expected,) = draw(method.pipeline, ["a girl"], seed=3, size=64, steps=2)
+    ways: dict[str, dict[str, Any]] = {"without": {}, "with": {"lora": tmp_path / "lora"}}
+    drawn = {}
+    for name, options in ways.items():
+        (path,) = generate(
+            str(tiny_model), ["a girl"], tmp_path / name, seed=3, steps=2, size=64, **options
+        )
+        drawn[name] = pixels(Image.open(path))
+    torch.testing.assert_close(drawn["with"], pixels(expected), rtol=0, atol=1)
+    assert (drawn["without"] - pixels(expected)).abs().max() > 8
+
+
+def pixels(picture: Image.Image) -> Tensor:
+    return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).int()
+
+
+@pytest.mark.parametrize("method", ["full", "controlnet", "t2i_adapter"])
+def test_other_methods_refuse_it(tmp_path: Path, method: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        f"model: {{pretrained: x, method: {method}, lora: {{text_encoders: true}}}}\n"
+        "data: {root: x}\ntrain: {output_dir: x, steps: 1}\n"
+        "deepspeed: {zero_optimization: {stage: 2}}\n"
+    )
+    with pytest.raises(ConfigError, match=r"model\.lora is for method=lora"):
+        load_config(file)

@@ -17,8 +17,8 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from PIL import ImageFilter
-from ranks import free_port
+from PIL import Image, ImageFilter
+from ranks import free_port, run_ranks
 from safetensors.torch import load_file
 
 from fairhuman.cli import main
@@ -348,6 +348,75 @@ def test_a_lora_trains_on_photographs_and_resumes_on_other_ranks_and_stages(
     for run in (whole, other):
         stored = sum(p.stat().st_size for p in (run / "checkpoints/step-00000004").rglob("*.pt"))
         assert stored < unet.stat().st_size / 4
+
+
+def test_a_lora_of_the_text_encoders_trains_and_resumes_and_is_measured_and_drawn_with(
+    config: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """On two ranks under ZeRO-3, with a cache and a moving average; bit-equal after a stop.
+
+    The losses and pictures are those of diffusers' pipeline with what is in OUT/final.
+    """
+    options = ["model.method=lora", "model.lora.rank=4", "model.lora.text_encoders=true"]
+    options += ["model.gradient_checkpointing=true", "train.ema_decay=0.5"]
+    options += [f"data.cache={tmp_path / 'cache'}", "optimizer.lr=0.01", "optimizer.warmup_steps=0"]
+    options += ["train.steps=2", "train.checkpoint_every=1", "train.validate_every=2"]
+    options += ["train.batch_size=1", "train.gradient_accumulation=2", "train.sample_every=2"]
+    options += ["train.sample_prompts=[a girl in a red shirt]"]
+    options += ["deepspeed.zero_optimization.stage=3"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert "latents (captions are encoded in each step)" in train(config, whole, 2, *options)
+    assert not (tmp_path / "cache" / "text").exists()
+    shutil.copytree(whole, parts)
+    shutil.rmtree(parts / "checkpoints" / "step-00000002")
+    shutil.rmtree(parts / "final")
+    train(config, parts, 2, *options, "train.resume=auto")
+    assert repeatable(parts) == repeatable(whole)
+    name = "pytorch_lora_weights.safetensors"
+    expected, found = (load_file(run / "final" / name) for run in (whole, parts))
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    for encoder in ("unet", "text_encoder", "text_encoder_2"):
+        ups = [key for key in expected if key.startswith(f"{encoder}.") and "lora_B" in key]
+        assert ups
+        assert all(expected[key].abs().max() > 1e-3 for key in ups)
+
+    losses, pictures = run_ranks(as_opened, 1, str(whole), str(tiny_model))[0]
+    for key, loss in losses.items():
+        assert metrics(whole)[-1][key] == pytest.approx(loss, rel=1e-4)
+    sheet = Image.open(whole / "samples" / "step-00000002.png")
+    drawn = torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8).int()
+    assert (drawn - pictures["with"]).abs().max() <= 1
+    assert (drawn - pictures["UNet alone"]).abs().max() > 4
+
+
+def as_opened(output: str, model: str) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """What a run's OUT/final makes of the base model: held-out losses, and its sample's pixels."""
+    from fairhuman.config import load_config
+    from fairhuman.models.sdxl import SDXL
+    from fairhuman.pictures import draw, grid
+    from fairhuman.samples import Samples
+    from fairhuman.step import Denoising
+    from fairhuman.validation import Validation
+
+    torch.set_num_threads(1)
+    cpu = torch.device("cpu")
+    settings = load_config(Path(output) / "config.yaml", ["data.cache=null"])
+    sdxl = SDXL.load(settings.model, torch.float32, cpu)
+    pipeline = sdxl.pipeline
+    pipeline.load_lora_weights(Path(output) / "final")
+    for part in (pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2):
+        part.requires_grad_(False).eval()
+    people = Samples(settings).measured(sdxl)
+    losses = Validation(people, Denoising(sdxl, settings, cpu), 1)(pipeline.unet)
+    pictures = {}
+    for name in ("with", "UNet alone"):
+        if name == "UNet alone":
+            pipeline.text_encoder.disable_adapters()
+            pipeline.text_encoder_2.disable_adapters()
+        drawn = draw(pipeline, settings.train.sample_prompts, seed=0, size=64)
+        sheet = grid(drawn).tobytes()
+        pictures[name] = torch.frombuffer(bytearray(sheet), dtype=torch.uint8).int()
+    return {key: loss for key, loss in losses.items() if loss is not None}, pictures
 
 
 @pytest.mark.parametrize(("method", "stage"), [("controlnet", 3), ("t2i_adapter", 2)])

@@ -11,7 +11,7 @@ from torch import nn
 from fairhuman.config import Lora
 from fairhuman.errors import ConfigError
 from fairhuman.models.sdxl import SDXL
-from fairhuman.models.text import CaptionedUNet
+from fairhuman.models.text import CaptionedUNet, checkpoint_blocks
 
 ADAPTER = "default"
 _TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -49,7 +49,10 @@ class LoRA:
                 # Nothing reads the first one's last block: no gradient would reach it.
                 _adapt(first, _text_targets(first.config.num_hidden_layers - 1), settings)
                 _adapt(second, _text_targets(second.config.num_hidden_layers), settings)
-                self.module = CaptionedUNet(unet, (first, second), checkpointing)
+                if checkpointing:
+                    checkpoint_blocks(first)
+                    checkpoint_blocks(second)
+                self.module = CaptionedUNet(unet, first, second)
 
     def write(self, folder: Path) -> None:
         """Write pytorch_lora_weights.safetensors, with ranks and alphas in its header."""

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 
 class Tokens(NamedTuple):
@@ -25,17 +24,15 @@ class CaptionedUNet(nn.Module):
 
     Args:
         unet: gets what SDXL's pipeline would give it for the captions.
-        text_encoders: SDXL's two.
-        checkpointing: recompute the encoders' activations in every backward pass.
+        text_encoder: SDXL's first.
+        text_encoder_2: its second, with the pooled projection.
     """
 
-    def __init__(
-        self, unet: nn.Module, text_encoders: tuple[nn.Module, nn.Module], checkpointing: bool
-    ) -> None:
+    def __init__(self, unet: nn.Module, text_encoder: nn.Module, text_encoder_2: nn.Module) -> None:
         super().__init__()
         self.unet = unet
-        self.text_encoder, self.text_encoder_2 = text_encoders
-        self.checkpointing = checkpointing
+        self.text_encoder = text_encoder
+        self.text_encoder_2 = text_encoder_2
 
     def forward(
         self,
@@ -48,8 +45,8 @@ class CaptionedUNet(nn.Module):
         **conditions: Any,
     ) -> Any:
         """Return what the UNet returns."""
-        first, _ = self._encode(self.text_encoder, ids[0])
-        second, pooled = self._encode(self.text_encoder_2, ids[1])
+        first, _ = _read(self.text_encoder, ids[0])
+        second, pooled = _read(self.text_encoder_2, ids[1])
         embeds = torch.cat([first, second], dim=-1)
         return self.unet(
             noisy,
@@ -62,14 +59,19 @@ class CaptionedUNet(nn.Module):
             **conditions,
         )
 
-    def _encode(self, encoder: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
-        if self.checkpointing and torch.is_grad_enabled():
-            encoded: tuple[Tensor, Tensor] = checkpoint(_read, encoder, ids, use_reentrant=False)
-            return encoded
-        return _read(encoder, ids)
-
 
 def _read(encoder: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Return what SDXL takes of an encoder: its last hidden states but one, its first output."""
     output = encoder(ids, output_hidden_states=True)
     return output.hidden_states[-2], output[0]
+
+
+def checkpoint_blocks(encoder: Any) -> None:
+    """Have an encoder recompute its blocks' activations in every backward pass."""
+    # The older name, which warns where the newer one is there.
+    enable = getattr(encoder, "activation_checkpointing_enable", None)
+    enable = enable or encoder.gradient_checkpointing_enable
+    # When the check looks at frozen weights, ZeRO-3 may have taken them away again.
+    enable({"use_reentrant": False, "determinism_check": "none"})
+    # transformers has the frozen embeddings ask for gradients, which only reentrant ones need.
+    encoder.disable_input_require_grads()
