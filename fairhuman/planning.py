@@ -133,7 +133,8 @@ class Plan:
         if self._whole_sums:
             newest = self._width * self.parameters if self._keeps_rows else 0.0
         elif self.stage == 1 and not (self.overlap and (self._keeps_rows or not several)):
-            newest = 4.0 * self.parameters  # whole, until all of it is there
+            # Whole, until all of it is there.
+            newest = 4 * self.parameters - (0.0 if self._keeps_rows else row)
         else:
             newest = row if self._keeps_rows or (several and self.precision == "fp32") else 0.0
         return newest - (row if self._keeps_rows and not several else 0.0)
