@@ -281,7 +281,11 @@ All figures are GiB of one rank. To them come {frozen:.1f} GiB for the frozen te
 VAE, and the activations, which are the same in every mode: `exact` keeps one graph and goes through
 it three times. `model.gradient_checkpointing` makes them small and costs one more forward pass per
 backward pass. `amortized` holds `exact`'s memory, for it takes exact steps now and then; what it
-sends is that of a step in between.
+sends is that of a step in between. Outside of ZeRO-3 both need one gradient's shard more for a
+moment, while the last one is added to its row.
+
+`fairhuman doctor --config FILE --gpus N [section.key=value …]` adds all of this up for a config, and
+counts its activations: for every method, every phase of a run, without weights and without a GPU.
 
 {tables}
 
