@@ -133,7 +133,8 @@ class Plan:
         if self._whole_sums:
             newest = self._width * self.parameters if self._keeps_rows else 0.0
         elif self.stage == 1 and not (self.overlap and (self._keeps_rows or not several)):
-            newest = 4.0 * self.parameters  # whole, until all of it is there
+            # Whole, until all of it is there.
+            newest = 4 * self.parameters - (0.0 if self._keeps_rows else row)
         else:
             newest = row if self._keeps_rows or (several and self.precision == "fp32") else 0.0
         return newest - (row if self._keeps_rows and not several else 0.0)
@@ -280,7 +281,11 @@ All figures are GiB of one rank. To them come {frozen:.1f} GiB for the frozen te
 VAE, and the activations, which are the same in every mode: `exact` keeps one graph and goes through
 it three times. `model.gradient_checkpointing` makes them small and costs one more forward pass per
 backward pass. `amortized` holds `exact`'s memory, for it takes exact steps now and then; what it
-sends is that of a step in between.
+sends is that of a step in between. Outside of ZeRO-3 both need one gradient's shard more for a
+moment, while the last one is added to its row.
+
+`fairhuman doctor --config FILE --gpus N [section.key=value …]` adds all of this up for a config, and
+counts its activations: for every method, every phase of a run, without weights and without a GPU.
 
 {tables}
 
