@@ -284,8 +284,8 @@ backward pass. `amortized` holds `exact`'s memory, for it takes exact steps now 
 sends is that of a step in between. Outside of ZeRO-3 both need one gradient's shard more for a
 moment, while the last one is added to its row.
 
-`fairhuman doctor --config FILE --gpus N [section.key=value …]` adds all of this up for a config, and
-counts its activations: for every method, every phase of a run, without weights and without a GPU.
+`fairhuman doctor --config FILE --gpus N [section.key=value …]` adds all of this up for a config,
+and counts its activations: for every method, every phase of a run, without weights or a GPU.
 
 {tables}
 
