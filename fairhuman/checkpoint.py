@@ -26,7 +26,7 @@ from fairhuman.manifest import (
     read_manifest,
     setup_of,
 )
-from fairhuman.reshard import OldState, check_same_model, open_states, restore
+from fairhuman.reshard import OldState, check_files, check_same_model, open_states, restore
 
 T = TypeVar("T")
 
@@ -215,6 +215,7 @@ def load_balancer(folder: Path) -> dict[str, Any] | None:
 def _load_as_is(engine: Any, folder: Path, ranks: int) -> None:
     # Opened by all before DeepSpeed does: a rank that failed alone would leave the others waiting.
     agreed(lambda: [open_states(folder, rank) for rank in range(ranks)])
+    agreed(lambda: check_files(folder))
     try:
         with redirect_stdout(None):  # some of DeepSpeed's optimizers print here
             frozen = any(not p.requires_grad for p in engine.module.parameters())
