@@ -26,7 +26,7 @@ from fairhuman.manifest import (
     read_manifest,
     setup_of,
 )
-from fairhuman.reshard import OldState, check_same_model, open_states, restore
+from fairhuman.reshard import OldState, check_files, check_same_model, open_states, restore
 
 T = TypeVar("T")
 
@@ -44,6 +44,7 @@ def save(
     keep: int,
     balancer: dict[str, Any] | None = None,
     ema: EMA | None = None,
+    base: str | None = None,
 ) -> Path:
     """Write OUT/checkpoints/step-NNNNNNNN, drop the oldest but the best; all ranks together.
 
@@ -54,6 +55,7 @@ def save(
     Args:
         balancer: its state, tensors and plain values, the same on all ranks.
         ema: the moving average of the weights, where there is one.
+        base: digest of the frozen weights, where there are such.
     """
     folder = _folder(output, progress.step)
     aside = folder.with_name(folder.name + PARTIAL)
@@ -75,7 +77,7 @@ def save(
             layout.write(aside)
             if balancer:
                 torch.save(balancer, aside / _BALANCER)
-            _finish(engine, aside, folder, progress)
+            _finish(engine, aside, folder, progress, base)
             mark_best(output, progress.best)
             _rotate(output / FOLDER, keep, progress.best)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into RuntimeError
@@ -174,6 +176,23 @@ def resumable(folder: Path, setup: Setup) -> Manifest:
     return manifest
 
 
+def check_base(folder: Path, manifest: Manifest, base: str | None, setup: Setup) -> None:
+    """Check that the frozen weights are those that a checkpoint was trained beside.
+
+    Not where it was made in another precision, in which the same weights are other numbers.
+
+    Raises:
+        ConfigError: they are others.
+    """
+    made = manifest.setup
+    alike = made is not None and made.precision == setup.precision
+    if alike and manifest.base and manifest.base != base:
+        raise ConfigError(
+            f"model.pretrained: {folder} was trained on another base model of the same shapes; "
+            "give the one that the run was started from, or another train.output_dir to start anew"
+        )
+
+
 def load(engine: Any, folder: Path) -> bool:
     """Bring parameters, optimizer, schedule and loss scale back; all ranks together.
 
@@ -215,6 +234,7 @@ def load_balancer(folder: Path) -> dict[str, Any] | None:
 def _load_as_is(engine: Any, folder: Path, ranks: int) -> None:
     # Opened by all before DeepSpeed does: a rank that failed alone would leave the others waiting.
     agreed(lambda: [open_states(folder, rank) for rank in range(ranks)])
+    agreed(lambda: check_files(folder))
     try:
         with redirect_stdout(None):  # some of DeepSpeed's optimizers print here
             frozen = any(not p.requires_grad for p in engine.module.parameters())
@@ -257,7 +277,7 @@ def _setup(engine: Any) -> Setup:
     return setup_of(engine.config, name, dist.get_world_size())
 
 
-def _finish(engine: Any, aside: Path, folder: Path, progress: Progress) -> None:
+def _finish(engine: Any, aside: Path, folder: Path, progress: Progress, base: str | None) -> None:
     files = {
         str(path.relative_to(aside)): path.stat().st_size
         for path in sorted(aside.rglob("*"))
@@ -270,6 +290,7 @@ def _finish(engine: Any, aside: Path, folder: Path, progress: Progress) -> None:
         setup=_setup(engine),
         global_batch=engine.train_batch_size(),
         versions=installed(),
+        base=base,
     ).write(aside)
     for path in [*aside.rglob("*"), aside]:
         _sync(path)

@@ -79,6 +79,7 @@ def generate(
     if existing:
         raise UserError(f"{existing}: is there already; choose another --out")
     opened = _open_controls(controls, len(prompts), controlnet, adapter)
+    file = _lora_file(lora) if lora else None
     quiet()
     cuda = torch.cuda.is_available()
     sdxl = SDXL.load(
@@ -86,8 +87,8 @@ def generate(
         torch.float16 if cuda else torch.float32,
         torch.device("cuda" if cuda else "cpu"),
     )
-    if lora:
-        _load_lora(sdxl, lora, lora_scale)
+    if file:
+        _load_lora(sdxl, file, lora_scale)
     pipeline = sdxl.pipeline
     if controlnet:
         pipeline = with_controlnet(pipeline, load_controlnet(controlnet, sdxl.unet).eval())
@@ -160,11 +161,18 @@ def _open_controls(
     return opened * count if len(opened) == 1 else opened
 
 
-def _load_lora(sdxl: SDXL, lora: Path, scale: float) -> None:
-    """Add a LoRA to a pipeline."""
+def _lora_file(lora: Path) -> Path:
+    """Return the file of a LoRA, before the model is loaded."""
     file = lora_file(lora)
     if not file.is_file():
         raise UserError(f"--lora {lora}: there is no such file or folder")
+    if file.suffix != ".safetensors":  # diffusers would read a pickled one all the same
+        raise UserError(f"--lora {lora}: is no .safetensors file; others can hold code")
+    return file
+
+
+def _load_lora(sdxl: SDXL, file: Path, scale: float) -> None:
+    """Add a LoRA to a pipeline."""
     try:
         sdxl.pipeline.load_lora_weights(
             file.parent, weight_name=file.name, adapter_name="lora", use_safetensors=True
@@ -172,4 +180,4 @@ def _load_lora(sdxl: SDXL, lora: Path, scale: float) -> None:
         sdxl.pipeline.set_adapters("lora", scale)
     except (ValueError, RuntimeError, LookupError, OSError, SafetensorError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"--lora {lora}: does not fit the model: {first}") from error
+        raise UserError(f"--lora {file}: does not fit the model: {first}") from error

@@ -75,6 +75,8 @@ class Manifest:
     global_batch: int | None = None
     """Samples per optimizer step, over all ranks."""
     versions: dict[str, str] = field(default_factory=dict)
+    base: str | None = None
+    """Digest of the frozen weights beside those that are trained; None too where there are none."""
 
     def write(self, folder: Path) -> None:
         """Write it into a checkpoint's folder."""
@@ -101,6 +103,7 @@ def read_manifest(folder: Path) -> Manifest:
         setup=setup,
         global_batch=tree.get("global_batch"),
         versions=tree.get("versions", {}),
+        base=tree.get("base"),
     )
 
 

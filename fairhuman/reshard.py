@@ -159,14 +159,34 @@ def _open(folder: Path, pattern: str) -> dict[str, Any]:
     paths = sorted(folder.rglob(pattern))
     if not paths:
         raise ConfigError(f"{folder}: is not whole: there is no {pattern}")
+    return _read(paths[0])
+
+
+def check_files(folder: Path) -> None:
+    """Check that no pickled file of a checkpoint would run code when DeepSpeed opens it.
+
+    Raises:
+        ConfigError: one would, or cannot be read.
+    """
+    for path in sorted(folder.rglob("*.pt")):
+        _read(path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    # All that DeepSpeed's files have beside tensors and plain values.
+    known: list[Any] = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
     try:
-        # DeepSpeed's own objects are in it (its loss scaler), as in what it loads itself.
-        tree: dict[str, Any] = torch.load(
-            paths[0], map_location="cpu", mmap=True, weights_only=False
-        )
+        with torch.serialization.safe_globals(known):
+            tree: dict[str, Any] = torch.load(
+                path, map_location="cpu", mmap=True, weights_only=True
+            )
     except Exception as error:  # a damaged file raises anything, from pickle to zip
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
-            f"{paths[0]}: cannot be read ({first}); resume from another checkpoint"
+            f"{path}: cannot be read ({first}); resume from another checkpoint"
         ) from error
     return tree

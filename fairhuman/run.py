@@ -32,7 +32,7 @@ from fairhuman.export.card import write_card
 from fairhuman.fairness.balancer import Balancer
 from fairhuman.log import METRICS, Log
 from fairhuman.manifest import Best, Manifest, Progress, setup_of
-from fairhuman.models.method import make_method, save
+from fairhuman.models.method import frozen_digest, make_method, save
 from fairhuman.models.schedule import zero_terminal_snr
 from fairhuman.models.sdxl import SDXL
 from fairhuman.models.speed import check_speed, set_up
@@ -76,6 +76,7 @@ class Run:
             zero_terminal_snr(sdxl)
         self.sdxl = sdxl
         self.method = make_method(sdxl, config.model, train.seed)
+        self.base = frozen_digest(self.method.module)
         self.method.module.train()
         set_up(self.method.module, config.model)
         self.samples.encode(sdxl, self.progress, _say if self.first else None)
@@ -83,6 +84,8 @@ class Run:
             sdxl.move_encoders(torch.device("cpu"))  # until samples are drawn
         self.engine = make_engine(config, self.method.module)
         resharded = checkpoint.load(self.engine, found) if found else False
+        if found and manifest:
+            checkpoint.check_base(found, manifest, self.base, setup)
         self.ema, averaged = _average(self.engine, train.ema_decay, found)
         denoising = Denoising(sdxl, config, device)
         self.step = TrainingStep(self.engine, denoising, make_balancer(config, self.engine))
@@ -123,7 +126,7 @@ class Run:
     def save(self, progress: Progress) -> None:
         """Write a checkpoint; all ranks together."""
         keep, state = self.config.train.keep_checkpoints, self.step.balancer.state_dict()
-        checkpoint.save(self.engine, self.output, progress, keep, state, self.ema)
+        checkpoint.save(self.engine, self.output, progress, keep, state, self.ema, self.base)
 
     def write(self, record: dict[str, Any], progress: Progress, seconds: float) -> Progress:
         """Log a step, with the validation and the samples that are due after it.

@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 from ranks import free_port, run_ranks
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from fairhuman.cli import main
 from fairhuman.config import held_out_keys
@@ -387,6 +387,25 @@ def test_a_lora_of_the_text_encoders_trains_and_resumes_and_is_measured_and_draw
     drawn = torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8).int()
     assert (drawn - pictures["with"]).abs().max() <= 1
     assert (drawn - pictures["UNet alone"]).abs().max() > 4
+
+
+def test_a_lora_does_not_resume_on_another_base_of_the_same_shapes(
+    config: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """On a copy of its own base, in another folder, it does."""
+    options = ["model.method=lora", "train.batch_size=1", "optimizer.warmup_steps=0"]
+    options += ["train.resume=auto", "data.validation=0", "train.validate_every=0"]
+    output, copied, other = (tmp_path / name for name in ("out", "copied", "other"))
+    train(config, output, 1, *options, "train.steps=1")
+    for folder in (copied, other):
+        shutil.copytree(tiny_model, folder)
+    file = other / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({key: 1.01 * tensor for key, tensor in load_file(file).items()}, file)
+    words = command(config, output, [*options, "train.steps=2", f"model.pretrained={other}"])
+    refused = run([sys.executable, *words])
+    assert refused.returncode == 2
+    assert "was trained on another base model" in refused.stderr
+    train(config, output, 1, *options, "train.steps=2", f"model.pretrained={copied}")
 
 
 def as_opened(output: str, model: str) -> tuple[dict[str, float], dict[str, torch.Tensor]]:

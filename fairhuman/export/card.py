@@ -14,7 +14,7 @@ from fairhuman.places import on_the_hub, without_places
 
 _WHAT = {
     "full": "The UNet was trained whole; the text encoders and the VAE are as they were.",
-    "lora": "A LoRA: low-rank additions to the model's layers.",
+    "lora": "A LoRA: low-rank additions to the layers of {adapted}.",
     "controlnet": "A ControlNet: it guides the model by a control image.",
     "t2i_adapter": "A T2I-Adapter: it guides the model by a control image.",
 }
@@ -122,6 +122,8 @@ def card_text(
         ("precision", config.train.precision),
         ("prediction", config.model.prediction_type or "as the model it was trained from"),
     ]
+    adapted = "the UNet and both text encoders" if config.model.lora.text_encoders else "the UNet"
+    what = _WHAT[method].format(adapted=adapted)
     table = "\n".join(f"| {key} | {value} |" for key, value in rows)
     load = _LOAD[method].format(here=name, base=shown_base)
     resolved = _dump(without_places(config.model_dump(mode="json")))
@@ -132,7 +134,7 @@ def card_text(
 # {name}
 
 Stable Diffusion XL, fine-tuned with FairHuman on the whole image and on its regions at once, by
-the method of [arXiv 2507.02714](https://arxiv.org/abs/2507.02714). {_WHAT[method]}
+the method of [arXiv 2507.02714](https://arxiv.org/abs/2507.02714). {what}
 
 | | |
 | --- | --- |

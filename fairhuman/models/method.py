@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
 from fairhuman.config import Model
@@ -59,6 +61,19 @@ def make_method(sdxl: SDXL, settings: Model, seed: int) -> Method:
     if settings.method == "t2i_adapter":
         return T2IAdapter(sdxl, settings.control, seed)
     return Full(sdxl)
+
+
+def frozen_digest(module: nn.Module) -> str | None:
+    """Return a digest of the weights that are not trained, None if there are none.
+
+    Of the first numbers of each: quick, and enough to tell one base model from another.
+    """
+    first = [
+        p.detach().reshape(-1)[:16].float() for p in module.parameters() if not p.requires_grad
+    ]
+    if not first:
+        return None
+    return hashlib.blake2b(torch.cat(first).cpu().numpy().tobytes(), digest_size=20).hexdigest()
 
 
 def save(method: Method, folder: Path) -> None:

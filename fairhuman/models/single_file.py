@@ -36,7 +36,9 @@ def load_single_file(file: Path, config: str | None, dtype: torch.dtype) -> Any:
             state = {key: source.read().to(dtype, copy=True) for key, source in tensors.items()}
             models[name] = _component(name, folder / name, state, dtype)
         said = prediction(weights)
-    pipeline: Any = StableDiffusionXLPipeline.from_pretrained(folder, torch_dtype=dtype, **models)
+    pipeline: Any = StableDiffusionXLPipeline.from_pretrained(
+        folder, torch_dtype=dtype, use_safetensors=True, **models
+    )
     pipeline.scheduler.register_to_config(**said)
     return pipeline
 
