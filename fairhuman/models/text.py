@@ -33,6 +33,8 @@ class CaptionedUNet(nn.Module):
         self.unet = unet
         self.text_encoder = text_encoder
         self.text_encoder_2 = text_encoder_2
+        _announce_positions(text_encoder)
+        _announce_positions(text_encoder_2)
 
     def forward(
         self,
@@ -64,6 +66,19 @@ def _read(encoder: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Return what SDXL takes of an encoder: its last hidden states but one, its first output."""
     output = encoder(ids, output_hidden_states=True)
     return output.hidden_states[-2], output[0]
+
+
+def _announce_positions(encoder: nn.Module) -> None:
+    """Have ZeRO-3 fetch a weight that CLIP looks at before it calls the module that owns it.
+
+    Where it is on its way already, DeepSpeed's own search for such weights passes over it.
+    """
+    from deepspeed.runtime.zero import register_external_parameter
+
+    for part in encoder.modules():
+        positions = getattr(part, "position_embedding", None)
+        if isinstance(positions, nn.Embedding):
+            register_external_parameter(part, positions.weight)
 
 
 def checkpoint_blocks(encoder: Any) -> None:
