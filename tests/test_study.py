@@ -280,6 +280,12 @@ def test_a_study_tells_what_its_runs_have_measured_and_keeps_them(tmp_path: Path
         == (tree["results"]["exact"])
     )
 
+    # Other settings: what is there is not thrown away for them.
+    stamps = {path: path.read_bytes() for path in out.glob("runs/*/*/trial.json")}
+    with pytest.raises(UserError, match="a run of other settings \\(4 such in all\\)"):
+        study(plan(tmp_path, jobs=2, set=[*TREE["set"], "optimizer.lr=1e-6"]), said.append)
+    assert {path: path.read_bytes() for path in stamps} == stamps
+
     # A folder that is no run of the study is left alone, and said to be in the way.
     shutil.rmtree(stamp.parent)
     stamp.parent.mkdir()

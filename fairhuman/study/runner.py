@@ -12,8 +12,10 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 from fairhuman.errors import UserError
+from fairhuman.files import write_text
 from fairhuman.study.plan import Study
 from fairhuman.study.trials import STAMP, Trial
 
@@ -38,9 +40,10 @@ class Runner:
 
         Raises:
             KeyboardInterrupt: asked to stop, by SIGINT or SIGTERM. What is under way is kept.
-            UserError: a run has failed: its last words, and where its log is. The others end
-                first, and are kept.
+            UserError: a folder holds something else, so that nothing was started. Or a run has
+                failed: its last words, and where its log is; the others end first, and are kept.
         """
+        self._check(trials)
         left = [trial for trial in trials if not self._is_done(trial)]
         if len(left) < len(trials):
             self.say(f"{len(trials) - len(left)} of {len(trials)} runs are there already")
@@ -73,19 +76,33 @@ class Runner:
         if failed:
             raise UserError("\n".join(failed))
 
+    def _check(self, trials: Sequence[Trial]) -> None:
+        """Refuse folders that hold no run of a study, or one of other settings: hours of work."""
+        strange, others = [], []
+        for trial in trials:
+            if trial.folder.exists():
+                stamp = _read_stamp(trial.folder / STAMP)
+                if stamp is None:
+                    strange.append(trial.folder)
+                elif stamp["digest"] != trial.digest(self.others):
+                    others.append(trial.folder)
+        for found, what in ((strange, "no run of a study"), (others, "a run of other settings")):
+            if found:
+                raise UserError(
+                    f"{found[0]}: is {what} ({len(found)} such in all); give another output_dir, "
+                    "or move it away"
+                )
+
     def _is_done(self, trial: Trial) -> bool:
-        try:
-            stamp = json.loads((trial.folder / STAMP).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False
-        done: bool = stamp == {"digest": trial.digest(self.others), "done": True}
-        return done
+        stamp = _read_stamp(trial.folder / STAMP)
+        return stamp is not None and bool(stamp["done"])
 
     def _run(self, trial: Trial, slot: int) -> float:
         """Run one trial; return how long it took, in seconds."""
         started = time.monotonic()
         stamp, digest = trial.folder / STAMP, trial.digest(self.others)
-        self._make_room(trial, digest)
+        trial.folder.mkdir(parents=True, exist_ok=True)
+        _write_stamp(stamp, digest, done=False)
         config = trial.folder / "trial.yaml"
         trial.config.save(config)
         log = trial.folder / LOG
@@ -109,20 +126,6 @@ class Runner:
                 shutil.rmtree(trial.folder / name, ignore_errors=True)
         _write_stamp(stamp, digest, done=True)
         return time.monotonic() - started
-
-    def _make_room(self, trial: Trial, digest: str) -> None:
-        """Keep a run that was cut short, to go on with; clear away one of other settings."""
-        stamp = trial.folder / STAMP
-        if trial.folder.exists():
-            if not stamp.is_file():
-                raise UserError(
-                    f"{trial.folder}: is no run of a study; move it away, or give another "
-                    "output_dir"
-                )
-            if json.loads(stamp.read_text(encoding="utf-8"))["digest"] != digest:
-                shutil.rmtree(trial.folder)
-        trial.folder.mkdir(parents=True, exist_ok=True)
-        _write_stamp(stamp, digest, done=False)
 
     def _command(self, trial: Trial, config: Path, slot: int) -> list[str]:
         program = ["fairhuman.study.trial", "--config", str(config)]
@@ -157,5 +160,13 @@ class Runner:
             process.wait()
 
 
+def _read_stamp(path: Path) -> dict[str, Any] | None:
+    try:
+        stamp = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return stamp if isinstance(stamp, dict) and {"digest", "done"} <= set(stamp) else None
+
+
 def _write_stamp(path: Path, digest: str, done: bool) -> None:
-    path.write_text(json.dumps({"digest": digest, "done": done}), encoding="utf-8")
+    write_text(path, json.dumps({"digest": digest, "done": done}))
