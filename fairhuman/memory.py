@@ -58,12 +58,15 @@ class Memory:
 
     def lines(self) -> Iterator[str]:
         """Yield the plan as text."""
+        frozen = f", {self.frozen / 1e6:.0f} million frozen beside them" if self.frozen else ""
         yield (
-            f"{self.trained / 1e6:.0f} million parameters trained, {self.frozen / 1e6:.0f} million "
-            f"beside them; sizes by the configs of {self.described_by}"
+            f"{self.trained / 1e6:.0f} million parameters trained{frozen}; sizes by the configs of "
+            f"{self.described_by}"
         )
         yield ""
-        yield from _table(f"GiB on each of {self.gpus} GPUs", self.phases)
+        yield from _table(
+            f"GiB on each of {self.gpus} GPUs" if self.gpus > 1 else "GiB on one GPU", self.phases
+        )
         yield ""
         yield f"the most: {self.total(self.peak) / _GIB:.1f} GiB, in phase {self.peak!r}"
         if self.host:
@@ -184,7 +187,7 @@ def _phases(
         encoding = 0 if cached else counted.encoding
         phases["validation"] = held | gathered | {"activations": max(encoding, counted.forward)}
     if config.train.sample_every:
-        drawing = {"VAE, text encoders": encoders, "activations": counted.decoding}
+        drawing = {"VAE, text encoders": encoders, "activations": counted.drawing}
         phases["samples"] = held | gathered | drawing
     return _same_parts(phases)
 
