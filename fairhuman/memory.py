@@ -13,6 +13,7 @@ from fairhuman.activations import Activations, count
 from fairhuman.config import Config
 from fairhuman.engine import zero_config
 from fairhuman.export.writer import DTYPES
+from fairhuman.fairness.countsketch import CHUNK
 from fairhuman.models.empty import empty_sdxl
 from fairhuman.planning import Plan
 
@@ -222,8 +223,10 @@ def _average(config: Config, plan: Plan) -> float:
 
 
 def _sketches(config: Config) -> float:
+    """Return what `sketch` takes: its rows in float64, and its scratch of 30 bytes per element."""
     rows = 1 + len(config.objectives.regions)
-    return 8.0 * rows * config.fairness.sketch_size if config.fairness.mode == "sketch" else 0.0
+    held = 8.0 * rows * config.fairness.sketch_size + 30 * CHUNK
+    return held if config.fairness.mode == "sketch" else 0.0
 
 
 _PARTS = (
