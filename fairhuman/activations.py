@@ -25,8 +25,8 @@ class Activations:
 
     encoding: int
     """The VAE encodes an image, in float32."""
-    decoding: int
-    """It decodes the sample pictures that are drawn together."""
+    drawing: int
+    """It decodes a sample picture, or the UNet draws several with classifier-free guidance."""
     inputs: int
     """What the step's micro-batches hold until the UNet has taken them."""
     forward: int
@@ -56,18 +56,24 @@ def count(config: Config, sdxl: SDXL, method: Method, dtype: torch.dtype) -> Act
         make_fake(method.module, dtype)
         encoding, decoding = _vae(config, sdxl)
         inputs, forward, step = _passes(config, sdxl, method.module, dtype)
-    micro_batches = config.train.gradient_accumulation
-    return Activations(encoding, decoding, micro_batches * inputs, forward, step)
+    together = min(len(config.train.sample_prompts) or DRAWN, DRAWN)
+    guided = together * (1 + (config.train.sample_guidance > 1))
+    return Activations(
+        encoding,
+        drawing=max(decoding, forward * guided // config.train.batch_size),
+        inputs=inputs * config.train.gradient_accumulation,
+        forward=forward,
+        step=step,
+    )
 
 
 def _vae(config: Config, sdxl: SDXL) -> tuple[int, int]:
     vae, side = sdxl.vae, config.data.resolution
-    together = min(len(config.train.sample_prompts) or DRAWN, DRAWN)
     with Footprint(_held(vae)) as encoding:
         sdxl.moments(torch.empty(1, 3, side, side))  # one image at a time
     cells = side // sdxl.cell
     with Footprint(_held(vae)) as decoding, torch.no_grad():
-        vae.decode(torch.empty(together, vae.config.latent_channels, cells, cells))
+        vae.decode(torch.empty(1, vae.config.latent_channels, cells, cells))
     return encoding.peak, decoding.peak
 
 

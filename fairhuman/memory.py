@@ -13,6 +13,7 @@ from fairhuman.activations import Activations, count
 from fairhuman.config import Config
 from fairhuman.engine import zero_config
 from fairhuman.export.writer import DTYPES
+from fairhuman.fairness.countsketch import CHUNK
 from fairhuman.models.empty import empty_sdxl
 from fairhuman.planning import Plan
 
@@ -58,12 +59,15 @@ class Memory:
 
     def lines(self) -> Iterator[str]:
         """Yield the plan as text."""
+        frozen = f", {self.frozen / 1e6:.0f} million frozen beside them" if self.frozen else ""
         yield (
-            f"{self.trained / 1e6:.0f} million parameters trained, {self.frozen / 1e6:.0f} million "
-            f"beside them; sizes by the configs of {self.described_by}"
+            f"{self.trained / 1e6:.0f} million parameters trained{frozen}; sizes by the configs of "
+            f"{self.described_by}"
         )
         yield ""
-        yield from _table(f"GiB on each of {self.gpus} GPUs", self.phases)
+        yield from _table(
+            f"GiB on each of {self.gpus} GPUs" if self.gpus > 1 else "GiB on one GPU", self.phases
+        )
         yield ""
         yield f"the most: {self.total(self.peak) / _GIB:.1f} GiB, in phase {self.peak!r}"
         if self.host:
@@ -184,7 +188,7 @@ def _phases(
         encoding = 0 if cached else counted.encoding
         phases["validation"] = held | gathered | {"activations": max(encoding, counted.forward)}
     if config.train.sample_every:
-        drawing = {"VAE, text encoders": encoders, "activations": counted.decoding}
+        drawing = {"VAE, text encoders": encoders, "activations": counted.drawing}
         phases["samples"] = held | gathered | drawing
     return _same_parts(phases)
 
@@ -219,8 +223,10 @@ def _average(config: Config, plan: Plan) -> float:
 
 
 def _sketches(config: Config) -> float:
+    """Return what `sketch` takes: its rows in float64, and its scratch of 30 bytes per element."""
     rows = 1 + len(config.objectives.regions)
-    return 8.0 * rows * config.fairness.sketch_size if config.fairness.mode == "sketch" else 0.0
+    held = 8.0 * rows * config.fairness.sketch_size + 30 * CHUNK
+    return held if config.fairness.mode == "sketch" else 0.0
 
 
 _PARTS = (

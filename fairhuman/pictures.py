@@ -56,9 +56,11 @@ def draw(
         ).images
         # The pipeline decodes in the UNet's type; SDXL's VAE needs its own.
         vae = pipeline.vae
-        decoded = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
-        values = ((decoded.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        pictures += [Image.fromarray(v) for v in values.permute(0, 2, 3, 1).cpu().numpy()]
+        # One at a time: at 1024 px each takes gigabytes in float32.
+        for latent in (latents.to(vae.dtype) / vae.config.scaling_factor).split(1):
+            decoded = vae.decode(latent).sample[0]
+            values = ((decoded.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+            pictures.append(Image.fromarray(values.permute(1, 2, 0).cpu().numpy()))
     return pictures
 
 

@@ -130,14 +130,16 @@ class Plan:
             return 0.0
         row = 4 * self.parameters / self.ranks
         several = self.micro_batches > 1
+        rows = row if self._keeps_rows else 0.0
         if self._whole_sums:
-            newest = self._width * self.parameters if self._keeps_rows else 0.0
-        elif self.stage == 1 and not (self.overlap and (self._keeps_rows or not several)):
-            # Whole, until all of it is there.
-            newest = 4 * self.parameters - (0.0 if self._keeps_rows else row)
+            newest = self._width * self.parameters if rows else 0.0
+        elif self.stage == 1 and not self.overlap:
+            newest = 4 * self.parameters + rows  # whole, until all of it is there
+        elif self.stage == 1 and several and not rows:
+            newest = 4 * self.parameters - row  # summed whole; this rank's part counts already
         else:
-            newest = row if self._keeps_rows or (several and self.precision == "fp32") else 0.0
-        return newest - (row if self._keeps_rows and not several else 0.0)
+            newest = row if rows or (several and self.precision == "fp32") else 0.0
+        return newest - (0.0 if several else rows)
 
     def working_bytes(self) -> float:
         """Return DeepSpeed's buffers: gradients on their way to the network, gathered weights.

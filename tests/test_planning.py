@@ -155,7 +155,9 @@ def test_the_backward_passes_peak_where_planned(
     else:
         passes = plan.arriving_bytes() + plan.working_bytes()
         planned = plan.gradient_bytes() + max(passes, row if plan.row_bytes() else 0.0)
-    assert found["peak"] == pytest.approx(planned + row / 4, abs=row / 2)
+    # A sketch's scratch is bounded, but as large as a gradient here.
+    scratch = row if plan.mode == "sketch" else row / 2
+    assert found["peak"] == pytest.approx(planned + row / 4, abs=scratch)
 
 
 def test_the_page_is_what_its_command_prints() -> None:
