@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -39,15 +39,60 @@ def scatter(
         f'<svg viewBox="0 0 {axes.WIDTH} {axes.HEIGHT}" role="img" '
         f'aria-label="{escape(title)}; {escape(x_label)}, {escape(y_label)}: {escape(told)}">'
         + axes.frame(x, y, x_label, y_label)
-        + "".join(_point(point, x, y) for point in points)
+        + "".join(_points(points, x, y))
         + "</svg></figure>"
     )
 
 
-def _point(point: Point, x: Axis, y: Axis) -> str:
-    across, up = x.place(point.x), y.place(point.y)
-    if across is None or up is None:
-        return ""
+@dataclass(frozen=True)
+class _Box:
+    """What a label or a point covers, in the chart's units."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def shared(self, other: _Box) -> float:
+        """Return the area that it shares with another."""
+        across = min(self.right, other.right) - max(self.left, other.left)
+        down = min(self.bottom, other.bottom) - max(self.top, other.top)
+        return max(0.0, across) * max(0.0, down)
+
+
+_DOWN = (-6.0, 4.0, 14.0, -18.0, 26.0, -30.0, 38.0, -42.0, 50.0, -54.0)
+"""From a point down to its label's baseline, the nearest first."""
+
+
+def _points(points: Sequence[Point], x: Axis, y: Axis) -> Iterator[str]:
+    """Yield the points, each with its label where it covers the least."""
+    places = [(x.place(p.x), y.place(p.y), p) for p in points]
+    shown = [(across, up, p) for across, up, p in places if across is not None and up is not None]
+    taken = [_Box(across - 5, up - 5, across + 5, up + 5) for across, up, _ in shown]
+    for across, up, point in sorted(shown, key=lambda place: place[:2]):
+        width = _LETTER * len(point.label)
+        free: list[tuple[float, int, float, str, _Box]] = []
+        for down in _DOWN:
+            for side, left in (("", across + 8), (' class="end"', across - 8 - width)):
+                box = _Box(left, up + down - 11, left + width, up + down + 3)
+                inside = left >= 0 and left + width <= axes.WIDTH
+                inside = inside and box.top >= 0 and box.bottom <= y.start
+                covered = sum(box.shared(other) for other in taken)
+                free.append((covered + (0 if inside else 1e6), len(free), down, side, box))
+        *_, down, side, box = min(free, key=lambda place: place[:2])
+        taken.append(box)
+        yield _point(point, x, y, (across, up), (across + (-8 if side else 8), up + down), side)
+
+
+def _point(
+    point: Point,
+    x: Axis,
+    y: Axis,
+    at: tuple[float, float],
+    label: tuple[float, float],
+    side: str,
+) -> str:
+    across, up = at
     bars = ""
     if point.x_error:
         left, right = x.place(point.x - point.x_error), x.place(point.x + point.x_error)
@@ -56,8 +101,11 @@ def _point(point: Point, x: Axis, y: Axis) -> str:
     if point.y_error:
         low, high = y.place(point.y - point.y_error), y.place(point.y + point.y_error)
         bars += f'<line x1="{across:.1f}" x2="{across:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>'
-    fits = across + 8 + _LETTER * len(point.label) < axes.WIDTH
-    at, side = (across + 8, "") if fits else (across - 8, ' class="end"')
+    if abs(label[1] - up) > 16:  # far enough to ask whose it is
+        bars += (
+            f'<line class="lead" x1="{across:.1f}" y1="{up:.1f}" '
+            f'x2="{label[0]:.1f}" y2="{label[1] - 4:.1f}"/>'
+        )
     errors = f" ± {number(point.x_error)}" if point.x_error else ""
     told = f"{point.label}: {number(point.x)}{errors}, {number(point.y)}"
     if point.y_error:
@@ -65,5 +113,5 @@ def _point(point: Point, x: Axis, y: Axis) -> str:
     return (
         f'<g class="{point.colour} point"><title>{escape(told)}</title>{bars}'
         f'<circle cx="{across:.1f}" cy="{up:.1f}" r="4.5"/>'
-        f'<text{side} x="{at:.1f}" y="{up - 6:.1f}">{escape(point.label)}</text></g>'
+        f'<text{side} x="{label[0]:.1f}" y="{label[1]:.1f}">{escape(point.label)}</text></g>'
     )
