@@ -20,6 +20,8 @@ from fairhuman.study.plan import Study
 from fairhuman.study.trials import STAMP, Trial
 
 LOG = "log.txt"
+LAST = 4
+"""Lines of a failed run's log that are shown."""
 PORT = 29600
 
 
@@ -118,9 +120,10 @@ class Runner:
             code = process.wait()
             self._alive.discard(process)
         if code:
-            words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            last = words[-1].rpartition("\r")[2] if words else "it said nothing"
-            raise UserError(f"{trial.arm}, seed {trial.seed}: {last} (exit code {code}; see {log})")
+            lines = log.read_text(encoding="utf-8", errors="replace").strip().split("\n")
+            last = "\n".join(line.rpartition("\r")[2] for line in lines[-LAST:])
+            told = f"{trial.arm}, seed {trial.seed}: ended with exit code {code}; see {log}"
+            raise UserError(f"{told}\n{last}")
         if not self.study.keep_models:
             for name in ("checkpoints", "final"):
                 shutil.rmtree(trial.folder / name, ignore_errors=True)
