@@ -15,6 +15,8 @@ import torch
 import yaml
 from scipy import ndimage
 
+from fairhuman.data.drawn import draw_people
+from fairhuman.data.records import load_records
 from fairhuman.errors import ConfigError, UserError
 from fairhuman.fairness.mpd import Status, solve_mpd
 from fairhuman.fairness.solve import Solver
@@ -24,7 +26,9 @@ from fairhuman.study.command import study
 from fairhuman.study.outcome import Spread, direction, gram_of
 from fairhuman.study.plan import load_study
 from fairhuman.study.published import PublishedSolver, cosine
+from fairhuman.study.small import TRAINED
 from fairhuman.study.trials import make_trials
+from fairhuman.validation import hold_out
 
 ROOT = Path(__file__).resolve().parents[1]
 TREE: dict[str, Any] = {
@@ -295,17 +299,30 @@ def test_a_study_tells_what_its_runs_have_measured_and_keeps_them(tmp_path: Path
     assert (stamp.parent / "mine.txt").read_text() == "keep"
 
 
-def test_a_run_that_fails_is_named_with_its_last_words(tmp_path: Path) -> None:
-    arms = {
-        "sum": TREE["arms"]["sum"],
-        "exact": {"set": ["fairness.mode=exact", "objectives.regions=[face, foot]"]},
-    }
+def test_a_run_that_holds_out_too_little_is_named_before_it_trains(tmp_path: Path) -> None:
+    draw_people(tmp_path / "people", 32, 64, TRAINED)
+    records, _ = load_records(tmp_path / "people", regions=("face", "hand"))
+    seed = next(
+        seed
+        for seed in range(100)
+        if not any(r.regions["hand"].boxes for r in hold_out(records, 1, seed)[1])
+    )
+    arms = {name: {"set": ["fairness.mode=sum"]} for name in ("exact", "sum")}
+    shared = [*TREE["set"], "data.validation=1"]
     with pytest.raises(UserError) as caught:
-        study(plan(tmp_path, arms=arms, pictures={"count": 0}, steps=1), lambda line: None)
-    assert "exact, seed 3: " in str(caught.value)
-    assert "log.txt" in str(caught.value)
-    assert "foot" in str(caught.value)
-    assert (tmp_path / "out" / "runs" / "sum" / "seed-3" / "trial.json").is_file()
+        study(
+            plan(tmp_path, arms=arms, set=shared, seeds=[seed], pictures={"count": 0}),
+            lambda line: None,
+        )
+    for arm in arms:
+        log = tmp_path / "out" / "runs" / arm / f"seed-{seed}" / "log.txt"
+        assert f"{arm}, seed {seed}: ended with exit code 2; see {log}" in str(caught.value)
+    assert "data.validation = 1: none of the images" in str(caught.value)
+    assert "shows a hand" in str(caught.value)
+    assert not any(path.read_text() for path in tmp_path.glob("out/runs/*/*/metrics.jsonl"))
+    # With the advice followed it runs, though its settings are others.
+    mended = plan(tmp_path, arms=arms, seeds=[seed], steps=1, pictures={"count": 0})
+    assert (tmp_path / "out" / "study.md") in study(mended, lambda line: None)
 
 
 def test_a_spread_is_the_seeds_deviation() -> None:

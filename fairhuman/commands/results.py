@@ -96,7 +96,12 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def _study(args: argparse.Namespace) -> int:
-    from fairhuman.study.command import study
+    try:
+        from fairhuman.study.command import study
+    except ModuleNotFoundError as error:
+        if error.name != "scipy":
+            raise
+        raise UserError(f"study: {error}; pip install 'fairhuman[study]'") from None
     from fairhuman.study.plan import load_study
 
     try:

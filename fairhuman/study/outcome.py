@@ -124,11 +124,8 @@ def read_result(trial: Trial, look: Look | None) -> Result:
         for name in run.names:
             key = f"val/loss/{name}"
             then = dict(run.points(key)).get(step)
-            if then is None or not start.get(key):
-                raise UserError(
-                    f"{trial.folder}: {key} was not measured at step {step}; hold out images that "
-                    f"show it (data.validation = {trial.config.data.validation})"
-                )
+            if then is None:
+                raise UserError(f"{trial.folder}: {key} was not measured at step {step}")
             changes[mark][name] = 100 * (then / start[key] - 1)
     known = trial.config.fairness.mode == "exact"  # the gradients of every step
     cosines = [c for record in run.records if known and (c := direction(record, run.names))]
@@ -172,11 +169,14 @@ def gram_of(record: Mapping[str, Any], names: Sequence[str]) -> tuple[Tensor | N
 
 
 def scales(run: History, factors: Sequence[float]) -> list[Scale]:
-    """Return how the published solver fares on a run's Gram matrices when gradients are scaled."""
+    """Return how the published solver fares on a run's Gram matrices when gradients are scaled.
+
+    Nothing for a run that has measured no gradients.
+    """
     found = [gram_of(record, run.names)[0] for record in run.records]
     grams = [gram for gram in found if gram is not None and len(gram) > 1]
-    lines = []
-    for factor in factors:
+    lines: list[Scale] = []
+    for factor in factors if grams else ():
         cosines, residuals, own, norms = [], [], [], []
         for gram in grams:
             A = gram * factor**2

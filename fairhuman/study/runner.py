@@ -16,6 +16,7 @@ from typing import Any
 
 from fairhuman.errors import UserError
 from fairhuman.files import write_text
+from fairhuman.log import METRICS
 from fairhuman.study.plan import Study
 from fairhuman.study.trials import STAMP, Trial
 
@@ -87,7 +88,10 @@ class Runner:
                 if stamp is None:
                     strange.append(trial.folder)
                 elif stamp["digest"] != trial.digest(self.others):
-                    others.append(trial.folder)
+                    if _has_steps(trial.folder):
+                        others.append(trial.folder)
+                    else:  # it failed as it started, and its settings were mended
+                        shutil.rmtree(trial.folder)
         for found, what in ((strange, "no run of a study"), (others, "a run of other settings")):
             if found:
                 raise UserError(
@@ -161,6 +165,11 @@ class Runner:
             os.killpg(process.pid, signal.SIGTERM)
         for process in list(self._alive):
             process.wait()
+
+
+def _has_steps(folder: Path) -> bool:
+    metrics = folder / METRICS
+    return metrics.is_file() and metrics.stat().st_size > 0
 
 
 def _read_stamp(path: Path) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fairhuman.config import Config, load_config
-from fairhuman.errors import UserError
+from fairhuman.errors import ConfigError, UserError
 from fairhuman.generate import generate, read_prompts
 from fairhuman.runtime import on_rank0, quiet, rank
 from fairhuman.study.published import PublishedSolver
@@ -29,6 +29,9 @@ def prepare(run: Run, published: bool) -> None:
     """Measure the start, and put the published solver in the place of ours where it is asked for.
 
     A collective, called when a run is built and no step is taken.
+
+    Raises:
+        ConfigError: no held-out image shows what the study is to measure.
     """
     balancer = run.step.balancer
     if published:
@@ -38,6 +41,12 @@ def prepare(run: Run, published: bool) -> None:
     if on_rank0(lambda: path.is_file() and run.progress.step > 0):
         return
     measured = run.measure()
+    for name in run.names:
+        if measured[f"val/loss/{name}"] is None:
+            raise ConfigError(
+                f"data.validation = {run.config.data.validation}: none of the images that "
+                f"train.seed = {run.config.train.seed} holds out shows a {name}; hold out more"
+            )
     if run.first:
         path.write_text(json.dumps(measured), encoding="utf-8")
 
