@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from html import escape
 from importlib import resources
 from pathlib import Path
 
@@ -30,7 +31,8 @@ def study_page(found: Outcome, shown: Iterable[Table], pictures: Path | None, se
     sections = [section("At a glance", tiles(_headlines(found))), section("The trade-off", *plots)]
     for part in shown:
         plain = [text.replace("`", "") for text in (part.title, part.note)]
-        sections.append(section(plain[0], table(part.header, part.rows), note=plain[1]))
+        rows = [[row[0], *map(_figure, row[1:])] for row in part.rows]
+        sections.append(section(plain[0], table(part.header, rows), note=plain[1]))
     if pictures:
         sections.append(section("Pictures", gallery([("the same prompts and seeds", pictures)])))
     return page("Does it help?", sections, lead=setting)
@@ -47,8 +49,8 @@ def tradeoff(found: Outcome, name: str) -> Html:
                 arm,
                 whole.mean,
                 region.mean,
-                _or_none(whole.deviation),
-                _or_none(region.deviation),
+                _or_zero(whole.deviation),
+                _or_zero(region.deviation),
                 colour("", index),
             )
         )
@@ -98,7 +100,12 @@ def _headlines(found: Outcome) -> list[tuple[str, str, str]]:
     return items
 
 
-def _or_none(deviation: float) -> float:
+def _figure(cell: str) -> Html:
+    """Return a number with its spread, which stays on one line."""
+    return Html(f'<span class="figure">{escape(cell)}</span>')
+
+
+def _or_zero(deviation: float) -> float:
     return 0.0 if deviation != deviation else deviation
 
 
