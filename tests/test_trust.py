@@ -59,7 +59,9 @@ def calls(name: str) -> Iterator[tuple[str, dict[str, str]]]:
 
 def test_only_safetensors_and_weights_are_asked_for() -> None:
     for where, words in calls(".from_pretrained"):
-        reads_no_weights = "CLIPTextConfig" in where or "state_dict" in words
+        # Configs, vocabularies and sizes of images.
+        kinds = ("CLIPTextConfig.", "CLIPTokenizer.", "AutoImageProcessor.")
+        reads_no_weights = any(kind in where for kind in kinds) or "state_dict" in words
         assert reads_no_weights or words.get("use_safetensors") == "True", where
     for name in (".load_lora_weights", "torch.load"):
         for where, words in calls(name):
