@@ -184,6 +184,12 @@ def test_a_mistake_in_the_study_is_named(
     assert words in str(caught.value)
 
 
+def test_a_training_config_given_as_a_study_is_told_in_one_line() -> None:
+    with pytest.raises(ConfigError, match="is no study") as caught:
+        load_study(ROOT / "configs" / "demo.yaml")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("name", "arm", "shared", "words"),
     [

@@ -94,6 +94,8 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         ConfigError: every problem found, one line each.
     """
     tree = read_yaml(path)
+    if "arms" not in tree:
+        raise ConfigError(f"{path}: is no study, for it names no `arms`; see configs/study.yaml")
     for override in overrides:
         apply_override(tree, override)
     study = validate(Study, tree, path)
