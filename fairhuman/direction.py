@@ -22,7 +22,7 @@ from fairhuman.fairness.amortized import Watch
 from fairhuman.fairness.balancer import Balance, ExactBalancer, Sensitivity, of_gram
 from fairhuman.fairness.countsketch import CountSketch
 from fairhuman.fairness.forecast import Forecast
-from fairhuman.fairness.solve import Solver
+from fairhuman.fairness.solve import Solver, cosine
 from fairhuman.runtime import init_distributed, quiet
 
 RULES: tuple[Literal["calibrated", "ema", "stale"], ...] = ("calibrated", "ema", "stale")
@@ -97,8 +97,7 @@ class Comparison(ExactBalancer):
 
     def _add(self, name: str, gram: Tensor, weights: Tensor) -> None:
         exact = self._weights(gram)
-        lengths = (weights @ gram @ weights * (exact @ gram @ exact)).sqrt()
-        self.cosines.setdefault(name, []).append(float(weights @ gram @ exact / lengths))
+        self.cosines.setdefault(name, []).append(cosine(gram, weights, exact))
 
     def lines(self) -> list[str]:
         """Return the table, in Markdown."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 DRAWN = 4
 """Pictures that are drawn together, if nothing else is said."""
@@ -56,11 +57,18 @@ def draw(
         ).images
         # The pipeline decodes in the UNet's type; SDXL's VAE needs its own.
         vae = pipeline.vae
-        # One at a time: at 1024 px each takes gigabytes in float32.
-        for latent in (latents.to(vae.dtype) / vae.config.scaling_factor).split(1):
-            decoded = vae.decode(latent).sample[0]
-            values = ((decoded.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-            pictures.append(Image.fromarray(values.permute(1, 2, 0).cpu().numpy()))
+        pictures += decode(vae, latents.to(vae.dtype) / vae.config.scaling_factor)
+    return pictures
+
+
+@torch.no_grad()
+def decode(vae: Any, latents: Tensor) -> list[Image.Image]:
+    """Return the pictures of latents [B, C, H, W], in the VAE's own scale and type."""
+    pictures = []
+    for latent in latents.split(1):  # at 1024 px each takes gigabytes in float32
+        decoded = vae.decode(latent).sample[0]
+        values = ((decoded.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        pictures.append(Image.fromarray(values.permute(1, 2, 0).cpu().numpy()))
     return pictures
 
 

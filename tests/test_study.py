@@ -19,13 +19,13 @@ from fairhuman.data.drawn import draw_people
 from fairhuman.data.records import load_records
 from fairhuman.errors import ConfigError, UserError
 from fairhuman.fairness.mpd import Status, solve_mpd
-from fairhuman.fairness.solve import Solver
+from fairhuman.fairness.solve import Solver, cosine
 from fairhuman.kernels.bench.published import published_weights
 from fairhuman.study import judge as judging
 from fairhuman.study.command import study
 from fairhuman.study.outcome import Spread, direction, gram_of
 from fairhuman.study.plan import load_study
-from fairhuman.study.published import PublishedSolver, cosine
+from fairhuman.study.published import PublishedSolver
 from fairhuman.study.small import TRAINED
 from fairhuman.study.trials import make_trials
 from fairhuman.validation import hold_out

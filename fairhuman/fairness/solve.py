@@ -59,3 +59,10 @@ class Solver:
         else:
             scale = torch.where(norm * scale > limit, limit / norm, scale)
         return torch.where(norm > 0, scale, one)
+
+
+def cosine(gram: Tensor, first: Tensor, second: Tensor) -> float:
+    """Return the cosine of two directions, sum_k v_k g_k and sum_k w_k g_k, by the Gram matrix."""
+    A = gram.double()
+    dot, squares = first @ A @ second, (first @ A @ first) * (second @ A @ second)
+    return float(dot / squares.sqrt())

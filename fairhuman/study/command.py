@@ -46,13 +46,12 @@ def study(plan: Study, say: Callable[[str], None] = print) -> list[Path]:
     output = Path(plan.output_dir)
     small = Small(output, plan.drawn, plan.pictures.count) if plan.drawn else None
     shared = small.overrides() if small else []
-    make_trials(plan, shared)  # what is wrong is told before anything is made
+    trials = make_trials(plan, shared)  # what is wrong is told before anything is made
     asked = _prompts(plan, small)
     output.mkdir(parents=True, exist_ok=True)
     quiet()
     if small:
         small.make()
-    trials = make_trials(plan, shared)
     prompts = output / "prompts.txt" if asked else None
     if prompts:
         write_text(prompts, "".join(f"{line}\n" for line in asked))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fairhuman.data.drawn import DrawnSample, draw_person, sample_rng
+from fairhuman.files import write_text
 
 FACE, HAND, TIP = range(3)
 TIP_RADIUS = 1.5
@@ -94,7 +95,7 @@ def make_judge(path: Path, size: int, steps: int) -> Judge:
         judge = Judge()
     _fit(judge, drawn(SEED, TAUGHT, size), steps)
     save_file(judge.state_dict(), path)
-    stamp.write_text(json.dumps(wanted), encoding="utf-8")
+    write_text(stamp, json.dumps(wanted))
     return judge.eval()
 
 
@@ -113,7 +114,7 @@ def look(judge: Judge, pictures: Sequence[Image.Image]) -> list[Found]:
     """Return the faces, hands and finger tips that are found in pictures, each on its own."""
     found = []
     for picture in pictures:
-        probability = judge(_pixels([picture])).sigmoid()[0]
+        probability = judge(pixels([picture])).sigmoid()[0]
         least = (probability.shape[-1] / 32) ** 2
         found.append(
             Found(
@@ -127,7 +128,7 @@ def look(judge: Judge, pictures: Sequence[Image.Image]) -> list[Found]:
 
 def _fit(judge: Judge, samples: Sequence[DrawnSample], steps: int, batch: int = 16) -> None:
     rng = torch.Generator().manual_seed(SEED)
-    pictures = _pixels([sample.image for sample in samples])
+    pictures = pixels([sample.image for sample in samples])
     masks = torch.stack([_targets(sample) for sample in samples])
     optimizer = torch.optim.AdamW(judge.parameters(), 3e-3, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
@@ -157,7 +158,8 @@ def _worn(pictures: Tensor, rng: torch.Generator) -> Tensor:
     return pictures.lerp(soft, share) + tint + rough * noise
 
 
-def _pixels(pictures: Sequence[Image.Image]) -> Tensor:
+def pixels(pictures: Sequence[Image.Image]) -> Tensor:
+    """Return pictures of one size as [B, 3, H, W] in [-1, 1]."""
     arrays = [np.asarray(picture.convert("RGB"), dtype=np.float32) for picture in pictures]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2) / 127.5 - 1.0
 

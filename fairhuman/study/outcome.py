@@ -14,10 +14,10 @@ from torch import Tensor
 
 from fairhuman.errors import UserError
 from fairhuman.fairness.mpd import solve_mpd
+from fairhuman.fairness.solve import cosine
 from fairhuman.kernels.bench.published import backward_error, published_weights
 from fairhuman.report.history import History, read_run
 from fairhuman.study.looks import Look
-from fairhuman.study.published import cosine
 from fairhuman.study.trial import START
 from fairhuman.study.trials import Marks, Trial
 

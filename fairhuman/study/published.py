@@ -35,10 +35,3 @@ class PublishedSolver(Solver):
         fields = [norm, backward_error(A, w, self.alpha), self.factor(norm, w.sum()), 0, status]
         row = torch.tensor([float(field) for field in fields], dtype=torch.float64)
         return MPDSolution(torch.cat([w, row]))
-
-
-def cosine(gram: Tensor, first: Tensor, second: Tensor) -> float:
-    """Return the cosine of two directions, sum_k v_k g_k and sum_k w_k g_k, by the Gram matrix."""
-    A = gram.double()
-    dot, squares = first @ A @ second, (first @ A @ first) * (second @ A @ second)
-    return float(dot / squares.sqrt())

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from fairhuman.data.drawn import draw_people
 from fairhuman.models.demo import make_demo_model
-from fairhuman.study.judge import Judge, drawn, look, make_judge, truth
+from fairhuman.pictures import decode
+from fairhuman.study.judge import Judge, drawn, look, make_judge, pixels, truth
 from fairhuman.study.plan import Drawn
 
 # Seeds of people that have nobody in common.
@@ -93,16 +95,9 @@ class Small:
 
 def _through(model: Path, pictures: Sequence[Image.Image]) -> list[Image.Image]:
     """Return pictures as a model's VAE encodes and decodes them."""
-    import numpy as np
-    import torch
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(model / "vae", use_safetensors=True).eval()
-    arrays = np.stack([np.asarray(picture, dtype=np.float32) for picture in pictures])
-    pixels = torch.from_numpy(arrays).permute(0, 3, 1, 2) / 127.5 - 1.0
     with torch.no_grad():
-        decoded = torch.cat(
-            [vae.decode(vae.encode(part).latent_dist.mean).sample for part in pixels.split(8)]
-        )
-    values = ((decoded + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return [Image.fromarray(v) for v in values.permute(0, 2, 3, 1).numpy()]
+        latents = [vae.encode(part).latent_dist.mean for part in pixels(pictures).split(8)]
+    return decode(vae, torch.cat(latents))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from fairhuman.config import Config, load_config
 from fairhuman.errors import ConfigError, UserError
+from fairhuman.files import write_text
 from fairhuman.generate import generate, read_prompts
 from fairhuman.runtime import on_rank0, quiet, rank
 from fairhuman.study.published import PublishedSolver
@@ -48,7 +49,7 @@ def prepare(run: Run, published: bool) -> None:
                 f"train.seed = {run.config.train.seed} holds out shows a {name}; hold out more"
             )
     if run.first:
-        path.write_text(json.dumps(measured), encoding="utf-8")
+        write_text(path, json.dumps(measured))
 
 
 def draw(
