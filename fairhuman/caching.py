@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from fairhuman.checkpoint import agreed
+from fairhuman.common.distributed import agreed
 from fairhuman.data.cache import Cache, digests, is_whole, write
 from fairhuman.data.dataset import People
 from fairhuman.data.order import Draw

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from fairhuman import moments
+from fairhuman.common.distributed import agreed
 from fairhuman.ema import EMA
 from fairhuman.errors import ConfigError, OutputError
 from fairhuman.layout import Layout, layout_of, publish, read_layout
@@ -27,8 +27,6 @@ from fairhuman.manifest import (
     setup_of,
 )
 from fairhuman.reshard import OldState, check_files, check_same_model, open_states, restore
-
-T = TypeVar("T")
 
 FOLDER = "checkpoints"
 PARTIAL = ".partial"
@@ -251,24 +249,6 @@ def _reshard(engine: Any, folder: Path, old: Layout) -> None:
     agreed(lambda: restore(engine, OldState(folder, old)))
     moments.page(engine.optimizer.optimizer)
     publish(engine)
-
-
-def agreed(work: Callable[[], T]) -> T:
-    """Do some work on every rank; if it fails on one, raise that ConfigError on all.
-
-    A collective.
-    """
-    problem, result = None, None
-    try:
-        result = work()
-    except ConfigError as error:
-        problem = str(error)
-    problems: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(problems, problem)
-    for found in problems:
-        if found:
-            raise ConfigError(found)
-    return result  # type: ignore[return-value]  # None only if T is
 
 
 def _setup(engine: Any) -> Setup:

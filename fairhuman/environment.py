@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from fairhuman.files import write_text
+from fairhuman.common.files import write_text
 from fairhuman.places import overrides_without_places
 
 ENVIRONMENT = "environment.json"

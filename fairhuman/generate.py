@@ -10,8 +10,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors import SafetensorError
 
+from fairhuman.common.images import open_image
 from fairhuman.config import Model
-from fairhuman.data.records import open_image
 from fairhuman.errors import UserError
 from fairhuman.export.lora import lora_file
 from fairhuman.models.control import (

@@ -18,11 +18,10 @@ import torch.distributed as dist
 from PIL import Image
 
 from fairhuman import checkpoint
+from fairhuman.common.distributed import agreed, on_rank0
+from fairhuman.common.images import open_image
 from fairhuman.config import Config
-from fairhuman.data.records import (
-    Record,
-    open_image,
-)
+from fairhuman.data.records import Record
 from fairhuman.data.transform import Placement
 from fairhuman.ema import EMA
 from fairhuman.engine import check_engine, deepspeed_config, gathered, make_engine
@@ -38,7 +37,7 @@ from fairhuman.models.sdxl import SDXL
 from fairhuman.models.speed import check_speed, set_up
 from fairhuman.pictures import draw, grid
 from fairhuman.report import REPORT, write_report
-from fairhuman.runtime import Stop, on_rank0
+from fairhuman.runtime import Stop
 from fairhuman.samples import Samples
 from fairhuman.step import Denoising, TrainingStep, make_balancer
 from fairhuman.tracking import check_tracking, trackers
@@ -261,7 +260,7 @@ def _average(engine: Any, decay: float | None, found: Path | None) -> tuple[EMA 
     ema = EMA(engine, decay)
     if found is None:
         return ema, False
-    return ema, checkpoint.agreed(functools.partial(ema.load, found))
+    return ema, agreed(functools.partial(ema.load, found))
 
 
 def _restore_balancer(balancer: Balancer, found: Path) -> None:

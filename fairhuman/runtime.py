@@ -9,26 +9,15 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, TypeVar
 
 import psutil
 import torch
 import torch.distributed as dist
 
-from fairhuman.errors import UserError
-
-T = TypeVar("T")
-
 # How long a rank may go on after its launcher is gone: enough for most steps' ends.
 GRACE_S = 45.0
-
-
-def rank() -> int:
-    """Return this process's rank, as the launcher set it; 0 without a launcher."""
-    return int(os.environ.get("RANK", "0"))
 
 
 def quiet() -> None:
@@ -86,25 +75,6 @@ def init_distributed() -> torch.device:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks_here))
         deepspeed.init_distributed("gloo", verbose=False)
     return device
-
-
-def on_rank0(work: Callable[[], T]) -> T:
-    """Do some work on rank 0 and return its result on every rank.
-
-    Raises:
-        UserError: what the work raised, on every rank alike, so that none waits for another.
-    """
-    box: list[Any] = [None]
-    if dist.get_rank() == 0:
-        try:
-            box[0] = work()
-        except UserError as error:
-            box[0] = error
-    dist.broadcast_object_list(box, src=0)
-    if isinstance(box[0], UserError):
-        raise box[0]
-    result: T = box[0]
-    return result
 
 
 @dataclass

@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from fairhuman.common.distributed import rank
 from fairhuman.config import Config, load_config
 from fairhuman.errors import OutputError, UserError
 from fairhuman.log import step_record
-from fairhuman.runtime import Stop, init_distributed, quiet, rank
+from fairhuman.runtime import Stop, init_distributed, quiet
 
 if TYPE_CHECKING:
     from fairhuman.run import Run

@@ -23,8 +23,9 @@ from fairhuman.annotation.detector import DetectorChoice, Region
 from fairhuman.annotation.geometry import around, draw_outlines, hull, iou, merge, windows
 from fairhuman.annotation.journal import NAME
 from fairhuman.cli import main
+from fairhuman.common.images import open_mask
 from fairhuman.data.folder import find_images
-from fairhuman.data.records import load_records, open_mask
+from fairhuman.data.records import load_records
 from fairhuman.data.regions import Box
 from fairhuman.errors import DataError, UserError
 

@@ -12,12 +12,13 @@ import pytest
 from PIL import Image, ImageDraw
 
 from fairhuman.cli import main
+from fairhuman.common.images import open_mask
 from fairhuman.data.export_coco import export_coco, run_lengths
 from fairhuman.data.importers import common
 from fairhuman.data.importers.masks import import_masks
 from fairhuman.data.importers.openpose import import_openpose
 from fairhuman.data.importers.yolo import import_yolo
-from fairhuman.data.records import load_records, open_mask
+from fairhuman.data.records import load_records
 from fairhuman.errors import DataError, OutputError
 
 SIZE = (200, 100)

@@ -13,10 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
+from fairhuman.common.images import open_image
 from fairhuman.config import Data
 from fairhuman.data.dataset import Batch, People, collate, steps
 from fairhuman.data.order import Draw, StepSampler, Stream, generator, permutation
-from fairhuman.data.records import Record, load_records, open_image, write_metadata
+from fairhuman.data.records import Record, load_records, write_metadata
 from fairhuman.errors import DataError
 
 REGIONS = ["face", "hand"]

@@ -22,8 +22,9 @@ from ranks import free_port, run_ranks
 from safetensors.torch import load_file, save_file
 
 from fairhuman.cli import main
+from fairhuman.common.images import open_image
 from fairhuman.config import held_out_keys
-from fairhuman.data.records import open_image, write_metadata
+from fairhuman.data.records import write_metadata
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = ROOT / "fairhuman" / "train.py"

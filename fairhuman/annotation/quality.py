@@ -16,8 +16,9 @@ from pathlib import Path
 
 from fairhuman.annotation.detector import REGIONS, Detection, DetectorChoice, Region
 from fairhuman.annotation.geometry import iou
+from fairhuman.common.images import open_image
 from fairhuman.data.importers.coco_wholebody import import_coco_wholebody
-from fairhuman.data.records import load_records, open_image
+from fairhuman.data.records import load_records
 from fairhuman.data.regions import Box
 from fairhuman.errors import UserError
 

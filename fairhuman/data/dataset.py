@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from fairhuman.common.images import open_image, open_mask
 from fairhuman.config import Data
 from fairhuman.data.buckets import frame
 from fairhuman.data.cache import Cache
 from fairhuman.data.encoded import Moments, Prompt
 from fairhuman.data.order import Draw, StepSampler, generator
-from fairhuman.data.records import Record, open_image, open_mask
+from fairhuman.data.records import Record
 from fairhuman.data.regions import Box, as_tensor, rasterize, to_latent, widen
 from fairhuman.data.transform import Placement, grey
 

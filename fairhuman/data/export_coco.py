@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fairhuman.common.files import write_text
+from fairhuman.common.images import open_mask
 from fairhuman.data.folder import open_photograph, read_rows
-from fairhuman.data.records import METADATA, Problem, check_entries, open_mask, read_entries
+from fairhuman.data.records import METADATA, Problem, check_entries, read_entries
 from fairhuman.errors import DataError
-from fairhuman.files import write_text
 
 CATEGORIES = {"face": 1, "hand": 2}
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from fairhuman.data.records import METADATA, SHOWN, Problem, open_image
+from fairhuman.common.images import open_image
+from fairhuman.data.records import METADATA, SHOWN, Problem
 from fairhuman.errors import DataError
 
 SUFFIXES = frozenset((".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))

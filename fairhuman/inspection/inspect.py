@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fairhuman.common.files import write_text
 from fairhuman.config import Config, Data
 from fairhuman.data.buckets import frame
 from fairhuman.data.dataset import People
@@ -21,7 +22,6 @@ from fairhuman.data.order import generator
 from fairhuman.data.records import Entry, Problem, Record, check_entries, read_entries
 from fairhuman.data.transform import Placement
 from fairhuman.errors import DataError, UserError
-from fairhuman.files import write_text
 from fairhuman.inspection import duplicates
 from fairhuman.inspection.findings import Finding, measure, unannotated
 from fairhuman.inspection.page import render

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from fairhuman.data.records import open_mask
+from fairhuman.common.images import open_mask
 from fairhuman.data.regions import Annotation
 from fairhuman.data.transform import Placement, grey
 

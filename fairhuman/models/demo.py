@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from fairhuman.data.records import load_records, open_image
+from fairhuman.common.images import open_image
+from fairhuman.data.records import load_records
 from fairhuman.models.fit import UNET_STEPS, VAE_STEPS, fit_unet, fit_vae
 from fairhuman.models.method import Full, save
 from fairhuman.models.sdxl import SDXL

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fairhuman.files import write_text
+from fairhuman.common.files import write_text
 from fairhuman.report.compare import comparison
 from fairhuman.report.history import read_run
 from fairhuman.report.run_page import run_page

@@ -11,8 +11,8 @@ from typing import Any
 
 from PIL import Image
 
+from fairhuman.common.files import write_text
 from fairhuman.errors import ConfigError
-from fairhuman.files import write_text
 from fairhuman.generate import read_prompts
 from fairhuman.report.history import read_run
 from fairhuman.runtime import quiet

@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from fairhuman.common.files import write_text
 from fairhuman.data.drawn import DrawnSample, draw_person, sample_rng
-from fairhuman.files import write_text
 
 FACE, HAND, TIP = range(3)
 TIP_RADIUS = 1.5

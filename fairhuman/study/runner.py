@@ -14,8 +14,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+from fairhuman.common.files import write_text
 from fairhuman.errors import UserError
-from fairhuman.files import write_text
 from fairhuman.log import METRICS
 from fairhuman.study.plan import Study
 from fairhuman.study.trials import STAMP, Trial

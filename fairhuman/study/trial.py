@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fairhuman.common.distributed import on_rank0, rank
+from fairhuman.common.files import write_text
 from fairhuman.config import Config, load_config
 from fairhuman.errors import ConfigError, UserError
-from fairhuman.files import write_text
 from fairhuman.generate import generate, read_prompts
-from fairhuman.runtime import on_rank0, quiet, rank
+from fairhuman.runtime import quiet
 from fairhuman.study.published import PublishedSolver
 from fairhuman.train import train
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import ImageOps
 
+from fairhuman.common.images import open_mask
 from fairhuman.data.folder import MASKS, UNREADABLE
 from fairhuman.data.importers.common import (
     Imported,
@@ -21,7 +22,6 @@ from fairhuman.data.importers.common import (
     upright_size,
     write_data_set,
 )
-from fairhuman.data.records import open_mask
 from fairhuman.errors import DataError
 
 
