@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,10 @@ def photographs(wholebody: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     words += ["--captions", str(wholebody / "captions.jsonl")]
     assert main(words) == 0
     return data
+
+
+def norm(tensors: Iterable[torch.Tensor]) -> float:
+    return float(torch.cat([tensor.double().reshape(-1) for tensor in tensors]).norm())
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -260,7 +264,7 @@ def test_a_resumed_amortized_run_forecasts_from_what_was_measured_before(
 
 
 def test_a_run_under_zero_3_resumes_and_ends_on_another_number_of_ranks(
-    config: Path, tmp_path: Path
+    config: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     """Four steps on two ranks, and two of them again on one, with the same global batch.
 
@@ -290,8 +294,12 @@ def test_a_run_under_zero_3_resumes_and_ends_on_another_number_of_ranks(
         StableDiffusionXLPipeline.from_pretrained(output / "final").unet.state_dict()
         for output in (whole, broken)
     )
-    error = max(float((value - resumed[name]).abs().max()) for name, value in unet.items())
-    assert error < 1e-4  # of an update of 4e-3: sums over the batch in another order, and Adam
+    # In the norm: Adam moves an element by about the learning rate even where its gradient is
+    # rounding noise, so that single elements may go either way.
+    start = load_file(tiny_model / "unet" / "diffusion_pytorch_model.safetensors")
+    update = norm([unet[name] - value for name, value in start.items()])
+    error = norm([unet[name] - value for name, value in resumed.items()])
+    assert error <= 0.01 * update
     for on_one, on_two in zip(metrics(tmp_path / "on 1"), metrics(whole), strict=True):
         assert on_one["loss/global"] == pytest.approx(on_two["loss/global"], rel=1e-4)
         assert on_one["epoch"] == on_two["epoch"]
@@ -341,10 +349,12 @@ def test_a_lora_trains_on_photographs_and_resumes_on_other_ranks_and_stages(
     name = "pytorch_lora_weights.safetensors"
     expected, same, near = (load_file(run / "final" / name) for run in (whole, parts, other))
     assert all(torch.equal(same[key], expected[key]) for key in expected)
-    moved = max(float(expected[key].abs().max()) for key in expected if "lora_B" in key)
-    assert moved > 1e-4
-    for key, tensor in expected.items():
-        torch.testing.assert_close(near[key], tensor, rtol=0, atol=0.1 * moved)
+    ups = [key for key in expected if "lora_B" in key]  # they start at zero
+    moved = norm([expected[key] for key in ups])
+    assert moved > 0
+    error = norm([near[key] - expected[key] for key in expected])
+    # 8-bit moments are quantized again, which moves some of them by a few per cent (test_resume.py).
+    assert error <= 0.05 * moved
     unet = tiny_model / "unet" / "diffusion_pytorch_model.safetensors"
     for run in (whole, other):
         stored = sum(p.stat().st_size for p in (run / "checkpoints/step-00000004").rglob("*.pt"))
