@@ -39,15 +39,61 @@ def config_of(model: Path, folder: Path, method: str, checkpointing: bool) -> Co
     return load_config(path)
 
 
+# What these allocate and free while they run is their workspace, which differs by the processor
+# and is not counted: oneDNN's for some instruction sets, columns of pixels for others.
+KERNELS = ("convolution", "conv_depthwise", "slow_conv", "attention")
+
+
 def allocated(prof: Any) -> int:
     """Return the peak of what torch's allocator gave out and took back, by its own events."""
-    events = prof.profiler.kineto_results.events()
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    changes: list[tuple[int, int]] = []
+
+    def walk(event: Any, workspace: set[Moment] | None) -> None:
+        name = str(event.name)
+        if workspace is None and any(kernel in name for kernel in KERNELS):
+            workspace = passing(event)
+        if name == "[memory]" and moment(event) not in (workspace or ()):
+            changes.append((event.start_time_ns, event.extra_fields.alloc_size))
+        for child in event.children:
+            walk(child, workspace)
+
+    for root in prof.profiler.kineto_results.experimental_event_tree():
+        walk(root, None)
     now = peak = 0
-    for _, change in changes:
+    for _, change in sorted(changes):
         now += change
         peak = max(peak, now)
     return peak
+
+
+Moment = tuple[int, int]
+"""The address of a piece of memory, and when it was allocated or freed."""
+
+
+def moment(event: Any) -> Moment:
+    return event.extra_fields.ptr, event.start_time_ns
+
+
+def passing(event: Any) -> set[Moment]:
+    """Return what is allocated and freed inside an operation."""
+    changes: list[Any] = []
+
+    def walk(inner: Any) -> None:
+        if str(inner.name) == "[memory]":
+            changes.append(inner)
+        for child in inner.children:
+            walk(child)
+
+    walk(event)
+    made: dict[int, Moment] = {}
+    found: set[Moment] = set()
+    for change in sorted(changes, key=lambda change: change.start_time_ns):
+        address = change.extra_fields.ptr
+        if change.extra_fields.alloc_size > 0:
+            made[address] = moment(change)
+        elif address in made:
+            found |= {made.pop(address), moment(change)}
+    return found
 
 
 def really_allocated(config: Config) -> tuple[int, int]:

@@ -353,7 +353,7 @@ def test_a_lora_trains_on_photographs_and_resumes_on_other_ranks_and_stages(
     moved = norm([expected[key] for key in ups])
     assert moved > 0
     error = norm([near[key] - expected[key] for key in expected])
-    # 8-bit moments are quantized again, which moves some of them by a few per cent (test_resume.py).
+    # 8-bit moments are quantized again, which moves some by a few per cent (test_resume.py).
     assert error <= 0.05 * moved
     unet = tiny_model / "unet" / "diffusion_pytorch_model.safetensors"
     for run in (whole, other):
