@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from fuzz.fuzz_data import Folder, check, folders
+import sys
+from pathlib import Path
+
 from hypothesis import HealthCheck, given, seed, settings
+
+sys.path.append(str(Path(__file__).parents[1] / "fuzz"))
+
+from fuzz_data import Folder, check, folders  # noqa: E402
 
 
 @seed(18)
