@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from fairhuman.common.images import open_image
-from fairhuman.data.records import METADATA, SHOWN, Problem
+from fairhuman.data.records import METADATA, SHOWN, LineError, Problem, parse_line
 from fairhuman.errors import DataError
 
 SUFFIXES = frozenset((".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
@@ -118,17 +117,13 @@ def _parsed(path: Path) -> Iterator[tuple[int, Any]]:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    for number, line in enumerate(content.splitlines(), start=1):
+    for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
-            tree = json.loads(line.decode("utf-8-sig"))
-        except UnicodeDecodeError:
-            yield number, "is not UTF-8"
-        except json.JSONDecodeError as error:
-            yield number, f"is not JSON: {error.msg} at column {error.colno}"
-        else:
-            yield number, tree if isinstance(tree, dict) else "must be a JSON object"
+            yield number, parse_line(line)
+        except LineError as error:
+            yield number, str(error)
 
 
 def named_files(rows: Sequence[Mapping[str, Any]]) -> list[str]:

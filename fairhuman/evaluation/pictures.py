@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from fairhuman.common.imagefiles import opened
 from fairhuman.data.folder import (
     caption_file,
     find_images,
@@ -117,7 +118,7 @@ def _broken(path: Path) -> str | None:
 
 
 def _prompt(path: Path) -> str | None:
-    with Image.open(path) as image:
+    with opened(path) as image:
         said = image.info
     # Other programs keep other things under "prompt", such as ComfyUI its whole graph.
     if isinstance(said.get("prompt"), str) and "guidance" in said:

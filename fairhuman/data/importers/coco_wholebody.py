@@ -10,8 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from fairhuman.common.imagefiles import ImageError, opened
 from fairhuman.data.importers.common import (
     Imported,
     check_out,
@@ -88,10 +87,10 @@ def _boxes(persons: list[dict[str, Any]], size: tuple[int, int]) -> dict[str, li
 def _size(path: Path) -> tuple[int, int]:
     # COCO's boxes are in the pixels as stored, without EXIF orientation.
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             return image.size
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as an image: {error}") from None
+    except ImageError as error:
+        raise DataError(f"{path}: {error}") from None
 
 
 def _read(path: Path) -> dict[str, Any]:
