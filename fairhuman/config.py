@@ -250,6 +250,10 @@ class Train(Section):
     checkpoint_every: Count = 500
     """In steps; 0 writes a checkpoint only at the end and when the run is stopped."""
     keep_checkpoints: Positive = 2
+    max_skips: Positive = 50
+    """A step whose gradients are not finite is skipped: no parameter, no moment of the optimizer
+    and no moving average changes, the learning rate's schedule waits, and the fp16 loss scale is
+    lowered. After so many in a row the run writes a checkpoint and ends with exit code 3."""
     resume: str = "none"
     """`auto` goes on from the newest complete checkpoint in output_dir (or starts anew where
     there is none), `none` starts anew, anything else is a checkpoint's folder."""
@@ -551,6 +555,12 @@ def _deepspeed_conflicts(config: Config) -> list[str]:
                 f"deepspeed.{key}: is not supported{near(key, _ALLOWED)}; supported are "
                 f"{', '.join(_ALLOWED)}"
             )
+    bf16 = config.deepspeed.get("bf16", {})
+    if isinstance(bf16, dict) and not bf16.get("check_grad_overflow", True):
+        problems.append(
+            f"deepspeed.bf16.check_grad_overflow = {bf16['check_grad_overflow']!r}: one NaN in a "
+            "gradient would be taken into every weight; remove it"
+        )
     for precision in ("fp16", "bf16"):
         section = config.deepspeed.get(precision, {})
         enabled = section.get("enabled", "auto") if isinstance(section, dict) else section

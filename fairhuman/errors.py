@@ -13,5 +13,9 @@ class DataError(UserError):
     """A data set that cannot be trained on. Each line of the message is one problem."""
 
 
+class StuckError(UserError):
+    """A run that cannot go on as it is set up; what it has reached is in its checkpoint."""
+
+
 class OutputError(UserError):
     """This rank could not write what it must, or read it again: a full disk, a lost file."""

@@ -1,10 +1,14 @@
-"""A run's numbers: metrics.jsonl, the trackers and the progress bar, from one record a step."""
+"""A run's numbers: metrics.jsonl, the trackers and the progress bar, from one record a step.
+
+All of them are finite or null: `finite` is the one place that sees to it.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,8 @@ from fairhuman.fairness.balancer import Balance
 from fairhuman.tracking import Tracker
 
 METRICS = "metrics.jsonl"
+NOT_FINITE = "not_finite"
+"""The key of a step's keys whose numbers were NaN or infinite; only where there are such."""
 
 
 def step_record(
@@ -21,7 +27,8 @@ def step_record(
 ) -> dict[str, Any]:
     """Return a step's losses, weights, gradient norms, cosines and solver figures, by key.
 
-    None stands for what is absent from the batch or not measured in this mode.
+    None stands for what is absent from the batch or not measured in this mode; what is not
+    finite stays so.
     """
     record: dict[str, Any] = {}
     for name, loss in zip(names, losses, strict=True):
@@ -38,6 +45,14 @@ def step_record(
     record["solver/residual"] = balance.residual
     record["solver/iterations"] = balance.iterations
     return record
+
+
+def finite(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record with None for each number that is NaN or infinite, and its NOT_FINITE."""
+    strange = [k for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)]
+    if not strange:
+        return dict(record)
+    return {**record, **dict.fromkeys(strange), NOT_FINITE: strange}
 
 
 class Log:
@@ -62,11 +77,11 @@ class Log:
 
     def write(self, record: dict[str, Any]) -> None:
         """Add one optimizer step."""
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        written = finite(record)
+        self._file.write(json.dumps(written, allow_nan=False) + "\n")
         self._file.flush()
-        numbers = {
-            key: value for key, value in record.items() if key != "step" and value is not None
-        }
+        no_numbers = ("step", NOT_FINITE)
+        numbers = {k: v for k, v in written.items() if v is not None and k not in no_numbers}
         for tracker in self.trackers:
             tracker.write(numbers, record["step"])
         self._bar.set_postfix_str(self._summary(record), refresh=False)
@@ -94,8 +109,9 @@ class Log:
             values = [record[f"{kind}/{name}"] for name in self.names]
             return " ".join("absent" if v is None else format(v, form) for v in values)
 
+        skipped = f"{record['skipped']} skipped | " if record["skipped"] else ""
         return (
-            f"loss {joined('loss', '.4f')} | weight {joined('weight', '.3g')} | "
+            f"loss {joined('loss', '.4f')} | weight {joined('weight', '.3g')} | {skipped}"
             f"{record['samples_per_s']:.1f} samples/s"
         )
 

@@ -26,7 +26,7 @@ from fairhuman.data.transform import Placement
 from fairhuman.ema import EMA
 from fairhuman.engine import check_engine, deepspeed_config, gathered, make_engine
 from fairhuman.environment import environment, write_environment
-from fairhuman.errors import ConfigError
+from fairhuman.errors import ConfigError, UserError
 from fairhuman.export.card import write_card
 from fairhuman.fairness.balancer import Balancer
 from fairhuman.log import METRICS, Log
@@ -176,19 +176,25 @@ class Run:
             return best
         return Best(metric, value, progress.step)
 
-    def finish(self, progress: Progress, stop: Stop) -> None:
-        """Write OUT/final and say where to look, or how to go on."""
-        done = progress.step >= self.config.train.steps
+    def finish(self, progress: Progress, stop: Stop, problem: UserError | None = None) -> None:
+        """Write OUT/final and say where to look, or how to go on.
+
+        Raises:
+            UserError: the `problem` that ends the run, on every rank, when all else is written.
+        """
+        done = problem is None and progress.step >= self.config.train.steps
         if done:
             with self._averaged(), gathered(self.engine):
                 on_rank0(functools.partial(self._save_final, progress.step))
         if self.log:
             self.log.close()
         on_rank0(functools.partial(write_report, self.output))
-        if self.first:
+        if self.first and problem is None:
             print("\n".join(_where_to_look(self.config, done, progress, stop)))
         dist.barrier()
         dist.destroy_process_group()
+        if problem:
+            raise problem
 
     def _save_final(self, steps: int) -> None:
         final = self.output / FINAL
@@ -199,10 +205,13 @@ class Run:
         """Return the learning rate of the step to come."""
         return float(self.engine.get_lr()[0])
 
-    def average(self, step: int) -> None:
-        """Take the weights after a step into their moving average, where there is one."""
+    def average(self, taken: int) -> None:
+        """Take the weights into their moving average, where there is one.
+
+        To be called after each step that was taken, not skipped; `taken` counts them from 1.
+        """
         if self.ema:
-            self.ema.update(step)
+            self.ema.update(taken)
 
     def _averaged(self) -> AbstractContextManager[None]:
         """Have the model compute with the moving average of its weights, where there is one."""
@@ -311,8 +320,8 @@ def _where_to_look(config: Config, done: bool, progress: Progress, stop: Stop) -
     output = Path(config.train.output_dir)
     if not done:
         return [
-            f"Stopped after step {progress.step} ({stop.reason or 'another rank was told'}); the "
-            "checkpoint is written.",
+            f"Stopped after step {progress.step}{_skips(progress)} "
+            f"({stop.reason or 'another rank was told'}); the checkpoint is written.",
             "Go on with the same command and train.resume=auto",
         ]
     best = progress.best
@@ -327,7 +336,7 @@ def _where_to_look(config: Config, done: bool, progress: Progress, stop: Stop) -
         words = f"`fairhuman generate --model {config.model.pretrained} {flag}`"
         trained = f"  the {name:<11} {final}   (diffusers; {words})"
     return [
-        f"Done: {progress.step} steps.",
+        f"Done: {progress.step} steps{_skips(progress)}.",
         trained,
         *(
             [f"  the best        step {best.step}: {best.metric} = {best.value:.6g}"]
@@ -338,6 +347,12 @@ def _where_to_look(config: Config, done: bool, progress: Progress, stop: Stop) -
         f"  the report      {output / REPORT}",
         f"  the numbers     {output / METRICS}, or: tensorboard --logdir {output}",
     ]
+
+
+def _skips(progress: Progress) -> str:
+    if not progress.skipped:
+        return ""
+    return f", {progress.skipped} of them skipped (gradients not finite)"
 
 
 def _peak_memory_gib(device: torch.device) -> float:

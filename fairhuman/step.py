@@ -167,7 +167,7 @@ class TrainingStep:
     def __call__(self, batches: Sequence[Batch]) -> tuple[list[float | None], Balance]:
         """Take the step; return the K losses of the global batch, None where absent.
 
-        A collective: the same result on every rank.
+        A loss that is not finite is returned as it is. A collective: the same result on every rank.
         """
         device = self.denoising.device
         contributions = len(batches) * dist.get_world_size()
@@ -188,8 +188,7 @@ class TrainingStep:
         self.laps.lap("update")
         means = _sum_over_ranks(total, device) / contributions
         return [
-            float(loss) if here and torch.isfinite(loss) else None
-            for loss, here in zip(means, present, strict=True)
+            float(loss) if here else None for loss, here in zip(means, present, strict=True)
         ], balance
 
     def _losses(

@@ -1,6 +1,6 @@
 """Where a run's numbers and pictures go besides its own files: TensorBoard, Weights & Biases.
 
-All have the names of metrics.jsonl. What is None there is left out here.
+All have the names of metrics.jsonl. What is null there is left out here.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from fairhuman.config import Config
 from fairhuman.errors import ConfigError
 
+_FLOAT32_MAX = 3.4028234663852886e38
 WANDB_ID = "wandb_id.txt"
 
 
@@ -81,7 +82,8 @@ class TensorBoard:
     def write(self, numbers: Mapping[str, float], step: int) -> None:
         """Add an optimizer step."""
         for key, value in numbers.items():
-            self._writer.add_scalar(key, value, step)
+            if abs(value) <= _FLOAT32_MAX:  # it keeps float32, where more would be infinite
+                self._writer.add_scalar(key, value, step)
 
     def picture(self, tag: str, image: Any, step: int) -> None:
         """Add a picture, [H, W, 3] uint8."""

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from fairhuman.common.distributed import rank
 from fairhuman.config import Config, load_config
-from fairhuman.errors import OutputError, UserError
+from fairhuman.errors import OutputError, StuckError, UserError
 from fairhuman.log import step_record
+from fairhuman.manifest import Progress
 from fairhuman.runtime import Stop, init_distributed, quiet
 
 if TYPE_CHECKING:
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read the command line and train; returns the exit code (2: a mistake to be mended)."""
+    """Read the command line and train; returns the exit code.
+
+    0: at the end, or stopped by a signal; 2: a mistake to be corrected; 3: `train.max_skips`.
+    """
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--config", required=True, help="a YAML file; see configs/")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # from the launcher
@@ -37,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if rank() == 0 or isinstance(error, OutputError):
             print(error, file=sys.stderr)
-        return 2
+        return 3 if isinstance(error, StuckError) else 2
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -60,6 +64,10 @@ def train(
 
     Returns:
         Whether the end was reached.
+
+    Raises:
+        StuckError: train.max_skips steps in a row were skipped; on every rank, after the
+            checkpoint is written.
     """
     from fairhuman.run import Run
 
@@ -69,6 +77,7 @@ def train(
     if prepare:
         prepare(run)
     progress, laps = run.progress, run.step.laps
+    in_a_row = 0
     while progress.step < config.train.steps:
         started = time.perf_counter()
         laps.start()
@@ -82,18 +91,34 @@ def train(
             samples_seen=progress.samples_seen + run.global_batch,
             skipped=progress.skipped + balance.skipped,
         )
-        run.average(progress.step)
+        in_a_row = in_a_row + 1 if balance.skipped else 0
+        if not balance.skipped:
+            run.average(progress.step - progress.skipped)
         seconds = time.perf_counter() - started
         record = {"lr": lr, **step_record(run.names, losses, balance), **laps.seconds(seconds)}
         progress = run.write(record, progress, seconds)
-        ending = stop.agreed(device)
+        stuck = in_a_row >= config.train.max_skips
+        ending = stop.agreed(device) or stuck
         best = progress.best and progress.best.step == progress.step
         if ending or best or run.due(config.train.checkpoint_every, progress.step):
             run.save(progress)
         if ending:
             break
-    run.finish(progress, stop)
+    problem = too_many_skips(config, progress) if in_a_row >= config.train.max_skips else None
+    run.finish(progress, stop, problem)
     return progress.step >= config.train.steps
+
+
+def too_many_skips(config: Config, progress: Progress) -> StuckError:
+    """Return why a run ends that has skipped train.max_skips steps in a row, in one line."""
+    train, last = config.train, progress.step
+    fix = " or train.precision=bf16" if train.precision == "fp16" else ""
+    return StuckError(
+        f"train.max_skips = {train.max_skips}: the gradients of steps {last - train.max_skips + 1} "
+        f"to {last} were not finite, and all of them were skipped; {train.output_dir}'s "
+        f"checkpoint of step {last} holds the weights from before. Resume from it, or from an "
+        f"earlier one, with a lower optimizer.lr{fix}"
+    )
 
 
 if __name__ == "__main__":

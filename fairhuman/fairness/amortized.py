@@ -15,6 +15,7 @@ from fairhuman.fairness.balancer import (
     ExactBalancer,
     Sensitivity,
     embed,
+    not_taken,
     solved,
     unmeasured,
     unsolved,
@@ -79,7 +80,7 @@ class ForecastStep:
         report = solved(self._found, self._present) | (measured or unmeasured(count))
         taken = self.weighted.step(self._found)
         if taken is None:
-            return Balance([0.0] * count, None, skipped=True, **report)
+            return not_taken(count, report)
         factor, norm = taken
         return Balance((self._weights * factor).tolist(), norm, skipped=False, **report)
 

@@ -14,23 +14,28 @@ from torch import Tensor
 from fairhuman.fairness.mpd import MPDSolution, Status
 from fairhuman.fairness.solve import Solver
 from fairhuman.fairness.zero import ZeroGradients
+from fairhuman.fairness.zero.loss_scale import skip_at_least_scale
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Balance:
-    """What one optimizer step did with its objectives. None: not measured in this mode."""
+    """What one optimizer step did with its objectives. None: not measured in this mode.
+
+    Numbers of a skipped step may be NaN or infinite: `Log` writes them as null.
+    """
 
     weights: list[float]
-    """[K], 0 for an absent objective; after `fairness.normalize` and clipping."""
+    """[K], 0 for an absent objective; after `fairness.normalize` and clipping. All 0 if skipped."""
     update_norm: float | None
-    """Norm of the gradient that the optimizer was given."""
+    """Norm of the gradient that the optimizer was given; None if skipped."""
     skipped: bool
     """The gradients were not finite: no rank changed its parameters."""
     grad_norms: list[float | None] = field(default_factory=list)
     cosines: list[list[float | None]] = field(default_factory=list)
     status: int | None = None
+    """Bits of `Status`; NONFINITE in a skipped step, whatever the mode."""
     residual: float | None = None
     iterations: int | None = None
 
@@ -57,6 +62,7 @@ class Balancer(ABC):
 
     def __init__(self, engine: Any) -> None:
         self.engine = engine
+        skip_at_least_scale(engine)
 
     @property
     def passes(self) -> int:
@@ -112,7 +118,7 @@ class ExactBalancer(Balancer):
         self.gradients.backward([losses[k] for k in indices(self._present)])
 
     def step(self) -> Balance:
-        """Solve for the weights and move along d; skip on all ranks if A is not finite."""
+        """Solve for the weights and move along d; skip on all ranks if A or d is not finite."""
         gram = self.gradients.gram()
         solution = self.solver(gram)
         # All that the host needs to know, in the step's one wait for the backward passes.
@@ -120,8 +126,10 @@ class ExactBalancer(Balancer):
         measured = solved(found, self._present) | of_gram(gram.cpu(), self._present)
         if unsolved(found):
             self.gradients.skip()
-            return Balance([0.0] * len(self._present), None, skipped=True, **measured)
+            return not_taken(len(self._present), measured)
         self.gradients.step(solution.weights, solution.scale)
+        if not self.engine.was_step_applied():
+            return not_taken(len(self._present), measured)
         weights = embed((found.weights * found.scale).tolist(), self._present, 0.0)
         return Balance(weights, float(found.norm * found.scale), skipped=False, **measured)
 
@@ -144,21 +152,24 @@ class FixedBalancer(Balancer):
         """Run DeepSpeed's own backward, which reduces at the last micro-batch."""
         self._left -= 1
         self.engine.set_gradient_accumulation_boundary(self._left == 0)
-        self.engine.backward((losses * self._weights.to(losses)).sum())
+        weights = self._weights.to(losses)
+        # 0 * inf would be NaN.
+        self.engine.backward((torch.where(weights == 0, 0.0, losses) * weights).sum())
 
     def step(self) -> Balance:
         """Let DeepSpeed clip and step."""
         self.engine.step()
+        if not self.engine.was_step_applied():
+            return not_taken(len(self.fixed), unmeasured(len(self.fixed)))
         norm = self.engine.get_global_grad_norm()
-        update = math.inf if norm is None else float(norm)
-        skipped = not self.engine.was_step_applied()
+        update = None if norm is None else float(norm)
         clip = self.engine.gradient_clipping()
-        if clip > 0:
+        if update is not None and clip > 0:
             update = min(update, clip)
         return Balance(
             weights=self._weights.tolist(),
-            update_norm=None if skipped or not math.isfinite(update) else update,
-            skipped=skipped,
+            update_norm=update,
+            skipped=False,
             **unmeasured(len(self.fixed)),
         )
 
@@ -179,6 +190,12 @@ def unsolved(found: MPDSolution) -> bool:
     return bool(int(found.status) & (Status.NONFINITE | Status.INVALID))
 
 
+def not_taken(count: int, report: dict[str, Any]) -> Balance:
+    """Return what a skipped step reports, with what was found out before."""
+    status = (report.get("status") or 0) | Status.NONFINITE
+    return Balance([0.0] * count, None, skipped=True, **(report | {"status": int(status)}))
+
+
 def solved(found: MPDSolution, present: Sequence[bool]) -> dict[str, Any]:
     """Return a solution's part of `Balance`; it must be on the host."""
     status = int(found.status) | (0 if all(present) else Status.ABSENT)
@@ -190,7 +207,10 @@ def solved(found: MPDSolution, present: Sequence[bool]) -> dict[str, Any]:
 
 
 def of_gram(gram: Tensor, present: Sequence[bool]) -> dict[str, Any]:
-    """Return the part of `Balance` that the present objectives' A, on the host, tells."""
+    """Return the part of `Balance` that the present objectives' A, on the host, tells.
+
+    The norm of a gradient that is not finite is not finite either.
+    """
     norms = gram.diagonal().sqrt()
     cosines = [
         [value if math.isfinite(value) else None for value in row]

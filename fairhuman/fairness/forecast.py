@@ -14,6 +14,9 @@ Rule = Literal["calibrated", "stale", "ema"]
 # How much of an average a refresh leaves: of A in `ema`, of log kappa in `calibrated`.
 MEMORY = 0.7
 
+# The tensors of `Forecast`.
+_LEARNT = ("squares", "cosines", "log_kappas")
+
 
 class Forecast:
     """The norms and cosines of the K gradients, as far as refreshes have shown them.
@@ -98,13 +101,16 @@ class Forecast:
         return cosines * norms[:, None] * norms[None, :]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs, the same on every rank."""
-        return {
-            "squares": self.squares,
-            "cosines": self.cosines,
-            "log_kappas": self.log_kappas,
-            "since": self.since,
-        }
+        """Return what a resumed run needs, the same on every rank.
+
+        Every number in it is finite: what was never measured is 0, and false under KEY_known.
+        """
+        state: dict[str, Any] = {"since": self.since}
+        for key in _LEARNT:
+            values: Tensor = getattr(self, key)
+            state[key] = values.nan_to_num(0.0)
+            state[f"{key}_known"] = ~values.isnan()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`; an empty one (of another mode) begins with a refresh.
@@ -119,9 +125,11 @@ class Forecast:
                 f"the balancer's state is of {len(state['squares'])} objectives, this run has "
                 f"{len(self.squares)}"
             )
-        self.squares = state["squares"].double()
-        self.cosines = state["cosines"].double()
-        self.log_kappas = state["log_kappas"].double()
+        for key in _LEARNT:
+            values = state[key].double()
+            # A checkpoint from before there was KEY_known has NaN in the place of what is unknown.
+            known = state.get(f"{key}_known", ~values.isnan())
+            setattr(self, key, values.masked_fill(~known, math.nan))
         self.since = int(state["since"])
 
     def _average(self, squares: Tensor, cosines: Tensor) -> tuple[Tensor, Tensor]:

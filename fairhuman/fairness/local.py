@@ -6,6 +6,7 @@ The trainer itself does not use this: under DeepSpeed ZeRO the gradients are som
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TypeGuard
 
@@ -14,9 +15,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fairhuman import ops
-from fairhuman.fairness.mpd import MPDSolution, Normalize
+from fairhuman.fairness.mpd import MPDSolution, Normalize, Status
+from fairhuman.fairness.scaled import active, refuse_scaled, scale_of
 
 if TYPE_CHECKING:
+    from torch.amp import GradScaler
     from torch.distributed.tensor import DTensor
 
 
@@ -27,6 +30,7 @@ def fair_backward(
     normalize: Normalize = "ball",
     max_norm: float | None = 1.0,
     group: dist.ProcessGroup | None = None,
+    scaler: GradScaler | None = None,
 ) -> MPDSolution:
     """Write the fair direction of K losses into `p.grad`: instead of `loss.backward()`.
 
@@ -41,8 +45,13 @@ def fair_backward(
 
     On a CUDA device nothing here waits for it. A gradient that is not finite gives weights of 0,
     hence a zero direction, and `Status.NONFINITE`: look at `status` before `optimizer.step()`,
-    whose momentum would move the parameters all the same. Losses must not be scaled
-    (`GradScaler`): K gradients have one scale to be found, which the solver does not need.
+    whose momentum would move the parameters all the same.
+
+    Under fp16 autocast give the losses as they are, and the `GradScaler`: the backward passes are
+    made with its scale, the Gram matrix is free of it, and `p.grad` carries it, for
+    ``scaler.step(optimizer)`` and ``scaler.update()`` as after ``scaler.scale(loss).backward()``.
+    A gradient that is not finite then makes every `p.grad` so, by which the scaler skips the step
+    of each optimizer and lowers the scale.
 
     Args:
         losses: K scalars, [K] or a sequence, of one forward pass (their graphs may be shared).
@@ -52,17 +61,24 @@ def fair_backward(
         normalize: see `solve_mpd`; "ball" gives every step the norm `max_norm`.
         max_norm: the norm of the ball, or what the norm of d is clipped to.
         group: the ranks to average over; None: all.
+        scaler: that of the loop; None, or one that is not enabled: no scale.
 
     Returns:
-        The solution, the same on every rank. `p.grad` holds ``scale * d``.
+        The solution, the same on every rank; a scaler leaves no trace in it. `p.grad` holds
+        ``scale * d``, times the scaler's scale.
 
     Raises:
-        ValueError: no losses, a loss that is no scalar, no parameter that requires a gradient,
+        ValueError: no losses, a loss that is no scalar or that a GradScaler has scaled (see
+            `scaled.refuse_scaled` for what is noticed), no parameter that requires a gradient,
             parameters of which some are sharded and some are not; and as `solve_mpd`.
     """
     losses = list(losses)
     trained = [p for p in parameters if p.requires_grad]
     _check(losses, trained)
+    scaler = active(scaler)
+    refuse_scaled(losses, scaler)
+    if scaler:
+        losses = [scaler.scale(loss) for loss in losses]
     sharded = _is_sharded(trained[0])
     gradients = _Gradients(len(losses), trained)
     for k, loss in enumerate(losses):
@@ -73,8 +89,14 @@ def fair_backward(
     gram = ops.gram(gradients.rows)
     if _is_sharded(trained[0]):
         dist.all_reduce(gram, group=_shard_group(trained[0]))
+    if scaler:
+        gram /= scale_of(scaler, gram.device) ** 2
     solution = ops.solve_mpd(gram, alpha, normalize, max_norm)
-    gradients.assign(solution.weights * solution.scale)
+    weights = solution.weights * solution.scale
+    if scaler:
+        # In every gradient, for each optimizer looks for it in its own.
+        weights = torch.where(solution.status >= Status.NONFINITE, math.inf, weights)
+    gradients.assign(weights)
     return solution
 
 

@@ -65,6 +65,8 @@ class WeightedBackward:
         factor = float(self.solver.factor(length, total))
         self.access.rescale(factor * float(total))
         self.engine.step()
+        if not self.engine.was_step_applied():
+            return None
         return factor, norm * float(total) * factor
 
     def _norm(self) -> float:

@@ -28,7 +28,7 @@ def losses(run: History, data: Data) -> Html:
     ]
     numbers = numbers_table(run, [(label(name), f"loss/{name}") for name in run.names], "Losses")
     rate = lines(data, "Learning rate", [Line("lr", "learning rate", "c-plain")], smoothed=False)
-    return section("Losses", *charts, numbers, rate)
+    return section("Losses", *charts, numbers, rate, note=_not_finite(run, "loss"))
 
 
 def balance(run: History, data: Data) -> Html:
@@ -44,7 +44,7 @@ def balance(run: History, data: Data) -> Html:
         lines(data, "Weights of the objectives", weights, log=True),
         lines(data, "Gradient norms", norms, log=True),
         numbers_table(run, keys, "Weights and gradient norms"),
-        note="An absent objective has weight 0 and no norm.",
+        note=f"An absent objective has weight 0 and no norm. {_not_finite(run, 'grad_norm')}",
     )
 
 
@@ -54,6 +54,8 @@ def conflicts(run: History, data: Data) -> Html:
     measured = [(name, key) for name, key in pairs if run.points(key)]
     if not measured:
         words = "The cosines between the objectives' gradients are not measured in this mode."
+        if any(run.not_finite(f"grad_norm/{name}") for name in run.names):
+            words = "There are no cosines: no gradients were finite where they were measured."
         return section("Who fights whom", note=words)
     charts = [Line(key, name, f"c-{index % 4}") for index, (name, key) in enumerate(measured)]
     rows: list[list[str | float | None]] = []
@@ -85,8 +87,7 @@ def solver(run: History, data: Data) -> Html:
                 flags[words] += count
     rows: list[list[str | float | None]] = [[words, count] for words, count in flags.items()]
     skipped = skipped_steps(run)
-    shown = ", ".join(map(str, skipped[:20])) + (" …" if len(skipped) > 20 else "")
-    rows.append(["steps skipped" + (f" ({shown})" if skipped else ""), len(skipped)])
+    rows.append(["steps skipped" + (f" ({_listed(skipped)})" if skipped else ""), len(skipped)])
     return section(
         "Solver and skipped steps",
         lines(
@@ -111,7 +112,8 @@ def solver(run: History, data: Data) -> Html:
 
 def validation(run: History, data: Data) -> list[Html]:
     """Return the held-out losses, whole and by quarter of the timesteps; nothing if unmeasured."""
-    names = [name for name in run.names if run.points(f"val/loss/{name}")]
+    keys_of = [(name, f"val/loss/{name}") for name in run.names]
+    names = [name for name, key in keys_of if run.points(key) or run.not_finite(key)]
     if not names:
         return []
     charts, keys = [], []
@@ -128,7 +130,7 @@ def validation(run: History, data: Data) -> list[Html]:
         charts.append(lines(data, title, quarters, log=True, smoothed=False))
         keys += [(f"{label(name)}, {q}", f"val/loss/{name}/{q}") for q in _QUARTERS]
     charts.append(numbers_table(run, keys, "Held-out losses"))
-    return [section("Validation", *charts)]
+    return [section("Validation", *charts, note=_not_finite(run, "val/loss"))]
 
 
 def times(run: History, data: Data) -> Html:
@@ -191,6 +193,18 @@ def skipped_steps(run: History) -> list[int]:
             found.append(step)
             before = count
     return found
+
+
+def _not_finite(run: History, kind: str) -> str:
+    """Return a sentence on an objective's numbers that were NaN or infinite; "" if none was."""
+    steps = [(name, run.not_finite(f"{kind}/{name}")) for name in run.names]
+    parts = [f"{label(name)} at {_listed(found)}" for name, found in steps if found]
+    return f"Not finite, and not drawn: {'; '.join(parts)}." if parts else ""
+
+
+def _listed(steps: Sequence[int]) -> str:
+    """Return steps in words; of many, the first."""
+    return ", ".join(map(str, steps[:20])) + (" …" if len(steps) > 20 else "")
 
 
 def _mean(run: History, key: str) -> float:

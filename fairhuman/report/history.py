@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -52,6 +53,14 @@ class History:
             (step, value)
             for step, value in zip(self.steps, self.column(key), strict=True)
             if value is not None
+        ]
+
+    def not_finite(self, key: str) -> list[int]:
+        """Return the steps at which a number was NaN or infinite, and is null for that."""
+        return [
+            step
+            for step, record in zip(self.steps, self.records, strict=True)
+            if key in record.get("not_finite", ())
         ]
 
     @property
@@ -107,7 +116,7 @@ def _records(path: Path) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
+            record = json.loads(line, parse_constant=_null, parse_float=_finite)
             known = isinstance(record, dict) and isinstance(record["step"], int)
         except (ValueError, KeyError):
             known = False
@@ -116,6 +125,16 @@ def _records(path: Path) -> list[dict[str, Any]]:
         elif number < len(lines):  # the last may be half-written
             raise UserError(f"{path}:{number}: is no step of a run; remove the line")
     return records
+
+
+def _null(constant: str) -> None:
+    """Take NaN and Infinity, which are no JSON, as null."""
+
+
+def _finite(text: str) -> float | None:
+    """Return a number; None if it is beyond all floats."""
+    value = float(text)
+    return value if math.isfinite(value) else None
 
 
 def _tree(path: Path) -> dict[str, Any]:

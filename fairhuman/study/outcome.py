@@ -125,7 +125,9 @@ def read_result(trial: Trial, look: Look | None) -> Result:
             key = f"val/loss/{name}"
             then = dict(run.points(key)).get(step)
             if then is None:
-                raise UserError(f"{trial.folder}: {key} was not measured at step {step}")
+                raise UserError(
+                    f"{trial.folder}: {key} was not measured at step {step}, or was not finite"
+                )
             changes[mark][name] = 100 * (then / start[key] - 1)
     known = trial.config.fairness.mode == "exact"  # the gradients of every step
     cosines = [c for record in run.records if known and (c := direction(record, run.names))]
@@ -145,12 +147,15 @@ def read_result(trial: Trial, look: Look | None) -> Result:
 def direction(record: Mapping[str, Any], names: Sequence[str]) -> float | None:
     """Return the cosine of a step's direction to the exact MPD one, by its own gradients.
 
-    None where a gradient was not measured, or fewer than two objectives were present.
+    None where a gradient was not measured, fewer than two objectives were present, or the step
+    was skipped.
     """
     gram, here = gram_of(record, names)
     if gram is None or len(here) < 2:
         return None
     weights = torch.tensor([record[f"weight/{name}"] for name in here], dtype=torch.float64)
+    if not weights.any():
+        return None
     return cosine(gram, weights, solve_mpd(gram, 2.0).weights)
 
 

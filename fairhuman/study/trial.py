@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import signal
 import sys
@@ -44,7 +45,14 @@ def prepare(run: Run, published: bool) -> None:
         return
     measured = run.measure()
     for name in run.names:
-        if measured[f"val/loss/{name}"] is None:
+        loss = measured[f"val/loss/{name}"]
+        if loss is not None and not math.isfinite(loss):
+            raise ConfigError(
+                f"model.pretrained = {run.config.model.pretrained!r}: its held-out loss of {name} "
+                f"is not finite under train.precision={run.config.train.precision}; give another "
+                "precision, or another model"
+            )
+        if loss is None:
             raise ConfigError(
                 f"data.validation = {run.config.data.validation}: none of the images that "
                 f"train.seed = {run.config.train.seed} holds out shows a {name}; hold out more"
