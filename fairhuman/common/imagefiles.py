@@ -37,7 +37,7 @@ MAX_PIXELS = 89_478_485
 """The largest picture that is decoded, in pixels: where Pillow begins to warn of decompression
 bombs. 9,459 x 9,459 px, which take 358 MB as RGB."""
 
-_TURNS = {
+TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -61,7 +61,9 @@ def upright_size(path: Path) -> tuple[int, int]:
     """
     with opened(path) as image:
         width, height = image.size
-        return (height, width) if _orientation(image) >= 5 else (width, height)
+        # Pillow swaps the sides of a TIFF itself, when it opens it.
+        swap = orientation(image) >= 5 and image.format != "TIFF"
+        return (height, width) if swap else (width, height)
 
 
 def load(path: Path) -> tuple[Image.Image, bool]:
@@ -77,7 +79,7 @@ def load(path: Path) -> tuple[Image.Image, bool]:
         deep = image.mode[0] not in "IF" and any(";16" in str(tile.args) for tile in image.tile)
         image.load()
         # Not ImageOps.exif_transpose, which writes EXIF anew and fails on what it cannot write.
-        turn = _TURNS.get(_orientation(image))
+        turn = TURNS.get(orientation(image))
         return (image if turn is None else image.transpose(turn)), deep
 
 
@@ -138,11 +140,11 @@ def opened(path: Path) -> Iterator[Image.Image]:
         yield image
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8; 1 where EXIF has none or cannot be read."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     # Pillow's reader of EXIF raises what its parts raise; viewers show such a picture as stored.
     except Exception:
         return 1
-    return value if isinstance(value, int) and value in _TURNS else 1
+    return value if isinstance(value, int) and value in TURNS else 1
