@@ -206,8 +206,9 @@ def _digests(root: Path, marked: list[str], journal: Journal) -> dict[str, str |
 
 
 def _leads_out(root: Path, name: str) -> bool:
-    path = root / name
-    return path.is_symlink() and not path.resolve().is_relative_to(root.resolve())
+    # Not Path.resolve, which raises an error for links in a circle.
+    path, top = Path(os.path.realpath(root / name)), Path(os.path.realpath(root))
+    return not path.is_relative_to(top)
 
 
 def _open_regions(

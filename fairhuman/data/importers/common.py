@@ -75,7 +75,7 @@ def write_data_set(
         missing = [folder for folder in target.parents if not folder.exists()]
         target.parent.mkdir(parents=True, exist_ok=True)
         made.extend(reversed(missing))
-        if not target.resolve().is_relative_to(out.resolve()):
+        if not Path(os.path.realpath(target)).is_relative_to(os.path.realpath(out)):
             raise OutputError(
                 f"{target}: is a link, or in a linked folder, that leads out of {out}; choose "
                 "another --out"
@@ -112,7 +112,7 @@ def write_data_set(
 
 def _link_or_copy(source: Path, target: Path) -> None:
     # A link to the file itself: symlinks out of the data set are refused in training.
-    source = source.resolve()
+    source = Path(os.path.realpath(source))
     try:
         os.link(source, target)
     except OSError:  # another disk, a file system without links, a file of somebody else's
