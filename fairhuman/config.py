@@ -94,6 +94,9 @@ class Data(Section):
     """An image without a region's key: an error, or taken as having no such region."""
     on_error: Literal["fail", "skip"] = "fail"
     """A sample that cannot be used: stop before training, or leave it out, counted and logged."""
+    outside: Literal["error", "allow"] = "error"
+    """Images, masks and control images that are not in data.root: absolute names, names with ..,
+    and links that lead out of it."""
     crop: Literal["center", "random", "regions"] = "center"
     """`regions` draws among the crops that keep the most faces and hands whole."""
     region_share: Probability | None = None

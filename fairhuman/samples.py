@@ -38,6 +38,7 @@ class Samples:
             unannotated=config.data.unannotated,
             columns=config.data.columns,
             conditioned=config.model.conditioned,
+            outside=config.data.outside,
             on_error=config.data.on_error,
             check=_check_shared,
         )

@@ -73,7 +73,7 @@ MISTAKES: dict[str, tuple[Callable[[Path, dict[str, Any]], Any], str]] = {
     "boxes not boxes": (lambda root, row: row.update(faces=[[1, 2]]), "[1, 2] is not [x, y, "),
     "boxes not a list": (lambda root, row: row.update(faces=7), "faces = 7: must be a list"),
     "empty box": (lambda root, row: row.update(faces=[[1, 1, 0, 4]]), "has no area"),
-    "box of NaN": (lambda root, row: row.update(faces=[[1, 1, float("nan"), 4]]), "has no area"),
+    "box of NaN": (lambda root, row: row.update(faces=[[1, 1, float("nan"), 4]]), "not finite"),
     "not annotated": (
         lambda root, row: [row.pop(key, None) for key in ("hands", "hand_mask")],
         "neither 'hands' nor 'hand_mask' is there",

@@ -37,6 +37,8 @@ MAX_PIXELS = 89_478_485
 """The largest picture that is decoded, in pixels: where Pillow begins to warn of decompression
 bombs. 9,459 x 9,459 px, which take 358 MB as RGB."""
 
+_TOO_LARGE = f"has more than {MAX_PIXELS:,} pixels: make it smaller"
+
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -61,9 +63,9 @@ def upright_size(path: Path) -> tuple[int, int]:
     """
     with opened(path) as image:
         width, height = image.size
-        # Pillow swaps the sides of a TIFF itself, when it opens it.
-        swap = orientation(image) >= 5 and image.format != "TIFF"
-        return (height, width) if swap else (width, height)
+        # Pillow gives the size of a TIFF upright.
+        turned = image.format != "TIFF" and orientation(image) >= 5
+        return (height, width) if turned else (width, height)
 
 
 def load(path: Path) -> tuple[Image.Image, bool]:
@@ -101,6 +103,8 @@ def decoding() -> Iterator[None]:
         yield
     except ImageError:
         raise
+    except Image.DecompressionBombError:
+        raise ImageError(_TOO_LARGE) from None
     except UnidentifiedImageError:
         raise ImageError(
             f"cannot be read as an image: it is none of {', '.join(FORMATS)}"
@@ -132,11 +136,10 @@ def opened(path: Path) -> Iterator[Image.Image]:
     # By its content: Pillow maps files that it opens by name into memory, and a file that is cut
     # short meanwhile would then kill the process.
     with file, decoding(), Image.open(file, formats=formats) as image:
-        pixels = image.width * image.height
-        if pixels > MAX_PIXELS:
-            raise ImageError(
-                f"has {pixels:,} pixels, which exceeds the limit of {MAX_PIXELS:,}: make it smaller"
-            )
+        if image.width * image.height > MAX_PIXELS:
+            raise ImageError(_TOO_LARGE)
+        if not image.width * image.height:
+            raise ImageError("has no pixels")
         yield image
 
 

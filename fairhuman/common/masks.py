@@ -102,7 +102,8 @@ def _of_colour(pixels: Grey, labels: bool) -> Grey | None:
     if most < DARKEST or int((level - 255 + _brightest(255 - pixels)).max()) <= NOISE:
         return None
     colour = np.median(pixels[level >= 0.75 * most], axis=0).astype(np.float32)
-    share = level / colour.max()
+    colour *= most / colour.max()
+    share = level / np.float32(most)
     for channel in range(3):  # one by one, for memory
         if np.abs(pixels[..., channel] - share * colour[channel]).max() > 2 * NOISE:
             raise ImageError(f"holds more than one colour on black: {_FIX}")

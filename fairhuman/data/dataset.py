@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from fairhuman.common.images import open_image, open_mask
+from fairhuman.common.images import ImageError, open_image, open_mask
 from fairhuman.config import Data
 from fairhuman.data.buckets import frame
 from fairhuman.data.cache import Cache
 from fairhuman.data.encoded import Moments, Prompt
 from fairhuman.data.order import Draw, StepSampler, generator
 from fairhuman.data.records import Record
-from fairhuman.data.regions import Box, as_tensor, rasterize, to_latent, widen
+from fairhuman.data.regions import Box, as_tensor, cut, rasterize, to_latent, widen
 from fairhuman.data.transform import Placement, grey
+from fairhuman.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class People(Dataset[Batch]):
 
     def pixels(self, record: Record, placement: Placement) -> Tensor:
         """Return the training image, [1, 3, H, W] in [-1, 1]."""
-        image = placement.image(open_image(record.image))
+        image = placement.image(_read(open_image, record.image))
         pixels = torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1)
         return (pixels / 127.5 - 1.0)[None]
 
@@ -122,7 +125,7 @@ class People(Dataset[Batch]):
     def _control(self, record: Record, placement: Placement, epoch: int) -> Tensor | None:
         if record.conditioning is None:
             return None
-        image = placement.image(open_image(record.conditioning))
+        image = placement.image(_read(open_image, record.conditioning))
         pixels = torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1) / 255.0
         dropout = generator(self.seed, epoch, record.id, "condition").random()
         kept = dropout >= self.data.condition_dropout
@@ -135,7 +138,9 @@ class People(Dataset[Batch]):
             annotation = record.regions[region]
             if annotation.mask is None:
                 boxes += annotation.boxes
-            elif around := open_mask(annotation.mask).point(lambda v: 255 * (v > 127)).getbbox():
+                continue
+            mask = _read(open_mask, annotation.mask)
+            if around := mask.point(lambda v: 255 * (v > 127)).getbbox():
                 left, top, right, bottom = around
                 boxes.append((left, top, right - left, bottom - top))
         return boxes
@@ -145,11 +150,24 @@ class People(Dataset[Batch]):
         for region in self.regions:
             annotation = record.regions[region]
             if annotation.mask is not None:
-                masks.append(grey(placement.image(open_mask(annotation.mask))))
+                masks.append(grey(placement.image(_read(open_mask, annotation.mask))))
             else:
-                boxes = widen(placement.boxes(annotation.boxes), self.data.mask_margin)
-                masks.append(rasterize(boxes, placement.size))
+                # Cut first: what is not in the crop must not be widened into it.
+                seen = cut(placement.boxes(annotation.boxes), placement.size)
+                masks.append(rasterize(widen(seen, self.data.mask_margin), placement.size))
         return to_latent(as_tensor(masks, placement.size), self.cell)
+
+
+def _read(read: Callable[[Path], Image.Image], path: Path) -> Image.Image:
+    """Read a file that could be read when the run began.
+
+    Raises:
+        DataError: it cannot be read any more.
+    """
+    try:
+        return read(path)
+    except ImageError as error:
+        raise DataError(f"{path}: {error}") from None
 
 
 def collate(samples: Sequence[Batch]) -> Batch:
@@ -193,6 +211,9 @@ def steps(
         sampler: draws them.
         workers: processes that read; 0 reads in this one.
         prefetch: steps that each of them is ahead.
+
+    Raises:
+        DataError: a file that could be read when the run began cannot be read any more.
     """
     loader = DataLoader(
         people,
@@ -203,5 +224,9 @@ def steps(
         prefetch_factor=prefetch if workers else None,
         worker_init_fn=_outlive_signals,
     )
-    for batch in loader:
-        yield batch.split(sampler.batch_size)
+    try:
+        for batch in loader:
+            yield batch.split(sampler.batch_size)
+    except DataError as error:
+        # A worker's error comes with its traceback; the last line says what is wrong.
+        raise DataError(str(error).strip().rpartition("DataError: ")[2]) from None

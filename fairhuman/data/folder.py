@@ -10,8 +10,8 @@ from typing import Any
 from PIL import Image
 
 from fairhuman.common.images import SUFFIXES, UNOPENABLE, ImageError, open_image
-from fairhuman.data.json_text import JsonError, parse_lines, short
-from fairhuman.data.records import METADATA, SHOWN, Problem
+from fairhuman.data.json_text import short
+from fairhuman.data.records import METADATA, SHOWN, LineError, Problem, parse_line
 from fairhuman.errors import DataError
 
 # Folders beside the images that hold something else.
@@ -114,12 +114,20 @@ def scan_rows(root: Path, key: str = "file_name") -> tuple[list[dict[str, Any]],
     rows: list[dict[str, Any]] = []
     problems: list[Problem] = []
     seen: dict[str, int] = {}
-    for number, row in parse_lines(path):
-        place = f"{path}:{number}"
-        if isinstance(row, JsonError):
-            problems.append(Problem(place, str(row)))
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if not line.strip():
             continue
-        name = row.get(key) if isinstance(row, dict) else None
+        place = f"{path}:{number}"
+        try:
+            row = parse_line(line)
+        except LineError as error:
+            problems.append(Problem(place, str(error)))
+            continue
+        name = row.get(key)
         if not isinstance(name, str) or not name:
             problems.append(Problem(place, f"must be a JSON object with {key!r}"))
         elif name in seen:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from fairhuman.common.images import open_image, open_mask
+from fairhuman.common.images import ImageError, open_image, open_mask
 from fairhuman.data.regions import Annotation, Box
 from fairhuman.errors import DataError
 
@@ -24,6 +26,16 @@ TOLERANCE_PX = 1.0
 
 # How many problems an error names.
 SHOWN = 20
+
+# Of one region in one image; more are no annotation, and take minutes to draw.
+MOST_BOXES = 1000
+# In bytes of UTF-8; longer names no system can open.
+LONGEST_NAME = 4096
+
+# Values in messages are cut.
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+_shown = _SHORT.repr
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,8 @@ class Entry:
     text: str
     regions: dict[str, Annotation]
     conditioning: Path | None = None
+    within: Path | None = None
+    """The folder that its files must be in; None: they may be anywhere."""
 
 
 def read_entries(
@@ -72,6 +86,7 @@ def read_entries(
     unannotated: str = "error",
     columns: Mapping[str, str] | None = None,
     conditioned: bool = False,
+    outside: str = "error",
 ) -> tuple[list[Entry], list[Problem]]:
     """Read metadata.jsonl.
 
@@ -81,39 +96,33 @@ def read_entries(
         unannotated: "error", or "absent" to take a missing key as "none here".
         columns: other names of the keys, by ours.
         conditioned: whether every line needs `conditioning_image`, which is not read otherwise.
+        outside: "error", or "allow" for files that are not in the folder.
 
     Returns:
         The lines that can be read, in their order, and what is wrong with the others.
 
     Raises:
-        DataError: the folder or its metadata.jsonl is not there.
+        DataError: the folder or its metadata.jsonl is not there or cannot be read.
     """
-    path = root / METADATA
-    if not root.is_dir():
-        raise DataError(f"data.root = {str(root)!r}: there is no such folder")
-    if not path.is_file():
-        raise DataError(
-            f"data.root = {str(root)!r}: holds no {METADATA} (one JSON object per image; see the "
-            "README, 'Your own data')"
-        )
+    within = root if outside == "error" else None
     entries: list[Entry] = []
     problems: list[Problem] = []
     seen: dict[str, str] = {}
     names = dict(columns or {})
-    for place, line in _lines(path):
+    for place, line in _lines(root):
         try:
-            fields = _fields(line)
-            name = _string(fields, names.get("file_name", "file_name"))
+            fields = parse_line(line)
+            name = _name(fields, names.get("file_name", "file_name"))
             if name in seen:
-                raise _LineError(f"{name!r} is there already ({seen[name]})")
+                raise LineError(f"{_shown(name)} is there already ({seen[name]})")
             seen[name] = place
-            caption = _string(fields, names.get("text", "text"), empty=True)
+            caption = _string(fields, names.get("text", "text"))
             annotations = {
                 region: _annotation(fields, region, root, unannotated, names) for region in regions
             }
-            control = root / _string(fields, names.get(CONTROL, CONTROL)) if conditioned else None
-            entries.append(Entry(place, name, root / name, caption, annotations, control))
-        except _LineError as error:
+            control = root / _name(fields, names.get(CONTROL, CONTROL)) if conditioned else None
+            entries.append(Entry(place, name, root / name, caption, annotations, control, within))
+        except LineError as error:
             problems.append(Problem(place, str(error)))
     return entries, problems
 
@@ -125,35 +134,84 @@ def check_entries(entries: Sequence[Entry]) -> list[Record | Problem]:
         return list(pool.map(_check, entries))
 
 
-class _LineError(Exception):
-    """What is wrong with one line."""
+class LineError(Exception):
+    """What is wrong with one line of metadata.jsonl."""
 
 
-def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield f"{path}:{number}", line
+def parse_line(line: bytes) -> dict[str, Any]:
+    """Return the object that a line of metadata.jsonl holds.
 
-
-def _fields(line: bytes) -> dict[str, Any]:
+    Raises:
+        LineError: it holds none.
+    """
     try:
-        fields = json.loads(line.decode("utf-8-sig"))
+        fields = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_without_twins)
     except UnicodeDecodeError:
-        raise _LineError("is not UTF-8") from None
+        raise LineError("is not UTF-8") from None
     except json.JSONDecodeError as error:
-        raise _LineError(f"is not JSON: {error.msg} at column {error.colno}") from None
+        raise LineError(f"is not JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise LineError("is nested too deeply") from None
+    except ValueError:  # Python reads no whole number of more than 4,300 digits
+        raise LineError("holds a number of thousands of digits") from None
     if not isinstance(fields, dict):
-        raise _LineError("must be a JSON object")
+        raise LineError("must be a JSON object")
     return fields
 
 
-def _string(fields: dict[str, Any], key: str, empty: bool = False) -> str:
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in fields:
+            raise LineError(f"has the key {_shown(key)} twice")
+        fields[key] = value
+    return fields
+
+
+def _lines(root: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield the lines of metadata.jsonl that hold something, each with its place."""
+    path = root / METADATA
+    try:
+        if not root.is_dir():
+            raise DataError(f"data.root = {str(root)!r}: there is no such folder")
+        if not path.is_file():
+            raise DataError(
+                f"data.root = {str(root)!r}: holds no {METADATA} (one JSON object per image; see "
+                "the README, 'Your own data')"
+            )
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield f"{path}:{number}", line
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _string(fields: dict[str, Any], key: str) -> str:
     if key not in fields:
-        raise _LineError(f"{key!r} is missing (it has {', '.join(map(repr, fields)) or 'no keys'})")
+        keys = ", ".join(map(_shown, list(fields)[:20])) or "no keys"
+        raise LineError(f"{key!r} is missing (it has {keys})")
     value = fields[key]
-    if not isinstance(value, str) or not (value or empty):
-        raise _LineError(f"{key} = {value!r}: must be text")
+    if not isinstance(value, str):
+        raise LineError(f"{key} = {_shown(value)}: must be text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        half = value[error.start]
+        raise LineError(
+            f"{key} = {_shown(value)}: holds {ascii(half)[1:-1]}, one half of a character that "
+            "UTF-16 writes in two: write the whole character, or leave it out"
+        ) from None
+    return value
+
+
+def _name(fields: dict[str, Any], key: str) -> str:
+    """Return the name of a file."""
+    value = _string(fields, key)
+    if not value:
+        raise LineError(f"{key} = '': must be text")
+    if "\0" in value or len(value.encode()) > LONGEST_NAME:
+        raise LineError(f"{key} = {_shown(value)}: no file can have this name")
     return value
 
 
@@ -164,85 +222,102 @@ def _annotation(
     boxes, mask = fields.get(boxes_key), fields.get(mask_key)
     if boxes is None and mask is None:
         if unannotated == "error":
-            raise _LineError(
+            raise LineError(
                 f"neither {boxes_key!r} nor {mask_key!r} is there; write an empty list if the "
                 f"image has no {region}, or set data.unannotated=absent"
             )
         return Annotation()
-    if mask is not None and not isinstance(mask, str):
-        raise _LineError(f"{mask_key} = {mask!r}: must be a file name")
-    return Annotation(_boxes(boxes_key, boxes or []), root / mask if mask else None)
+    # An empty name is none, as tools write it.
+    file = root / _name(fields, mask_key) if mask not in (None, "") else None
+    return Annotation(_boxes(boxes_key, [] if boxes is None else boxes), file)
 
 
 def _boxes(key: str, value: Any) -> tuple[Box, ...]:
     if not isinstance(value, list):
-        raise _LineError(f"{key} = {value!r}: must be a list of [x, y, width, height]")
-    boxes = []
-    for box in value:
-        numbers = isinstance(box, list) and all(
-            isinstance(n, int | float) and not isinstance(n, bool) for n in box
-        )
-        if not numbers or len(box) != 4:
-            raise _LineError(f"{key}: {box!r} is not [x, y, width, height] in pixels")
-        x, y, width, height = box
-        if not (width > 0 and height > 0):  # also refuses NaN
-            raise _LineError(f"{key}: {box!r} has no area (it must be [x, y, width, height])")
-        boxes.append((float(x), float(y), float(width), float(height)))
-    return tuple(boxes)
+        raise LineError(f"{key} = {_shown(value)}: must be a list of [x, y, width, height]")
+    if len(value) > MOST_BOXES:
+        raise LineError(f"{key}: holds {len(value)} boxes, more than {MOST_BOXES}")
+    return tuple(_box(key, box) for box in value)
+
+
+def _box(key: str, box: Any) -> Box:
+    numbers = isinstance(box, list) and all(
+        isinstance(n, int | float) and not isinstance(n, bool) for n in box
+    )
+    if not numbers or len(box) != 4:
+        raise LineError(f"{key}: {_shown(box)} is not [x, y, width, height] in pixels")
+    try:
+        x, y, width, height = map(float, box)
+    except OverflowError:  # a whole number of more than 308 digits
+        raise LineError(f"{key}: {_shown(box)} holds a number that is too large") from None
+    if not all(map(math.isfinite, (x, y, width, height))):
+        raise LineError(f"{key}: {_shown(box)} holds a number that is not finite")
+    if not (width > 0 and height > 0):
+        raise LineError(f"{key}: {_shown(box)} has no area (it must be [x, y, width, height])")
+    return (x, y, width, height)
 
 
 def _check(entry: Entry) -> Record | Problem:
-    size = _size(entry.image, open_image)
-    if isinstance(size, str):
-        return Problem(entry.place, size)
-    for region, annotation in entry.regions.items():
-        problem = _outside(region, annotation, size) or _mask_problem(region, annotation, size)
-        if problem:
-            return Problem(entry.place, problem)
-    if entry.conditioning:
-        problem = _unlike(CONTROL, entry.conditioning, size, open_image)
-        if problem:
-            return Problem(entry.place, problem)
+    try:
+        size = _opened(entry, "", entry.image, open_image).size
+        for region, annotation in entry.regions.items():
+            _check_boxes(region, annotation, size)
+            if annotation.mask is not None:
+                _check_like(entry, f"{region}_mask: ", annotation.mask, size, open_mask)
+        if entry.conditioning:
+            _check_like(entry, f"{CONTROL}: ", entry.conditioning, size, open_image)
+    except LineError as error:
+        return Problem(entry.place, str(error))
     return Record(entry.id, entry.image, entry.text, entry.regions, size, entry.conditioning)
 
 
-def _size(path: Path, read: Callable[[Path], Image.Image]) -> tuple[int, int] | str:
-    if not path.is_file():
-        return f"{path}: there is no such file"
+def _opened(entry: Entry, key: str, path: Path, read: Callable[[Path], Image.Image]) -> Image.Image:
+    if entry.within is not None and not _is_within(path, entry.within):
+        raise LineError(
+            f"{key}{path} is not in the data's folder: move or copy it there, or set "
+            "data.outside=allow"
+        )
     try:
-        return read(path).size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return f"{path}: cannot be read as an image: {error}"
+        return read(path)
+    except ImageError as error:
+        raise LineError(f"{key}{path}: {error}") from None
 
 
-def _outside(region: str, annotation: Annotation, size: tuple[int, int]) -> str | None:
+def _is_within(path: Path, folder: Path) -> bool:
+    """Return whether a file is in a folder, links followed."""
+    real, root = os.path.realpath(path), os.path.realpath(folder)
+    return real.startswith(root.rstrip(os.sep) + os.sep)
+
+
+def _check_boxes(region: str, annotation: Annotation, size: tuple[int, int]) -> None:
     for box in annotation.boxes:
         x, y, width, height = box
+        if max(box) <= 1 < max(size):
+            raise LineError(
+                f"{region}s: {list(box)} is given as shares of the image; boxes are [x, y, width, "
+                f"height] in pixels: multiply by its width and height, {size[0]} x {size[1]} px"
+            )
         far = max(-x, -y, x + width - size[0], y + height - size[1])
-        if not far <= TOLERANCE_PX:
-            return (
+        if far > TOLERANCE_PX:
+            raise LineError(
                 f"{region}s: {list(box)} is outside the image of {size[0]} x {size[1]} px "
                 "(boxes are [x, y, width, height] in pixels of the upright image)"
             )
-    return None
 
 
-def _mask_problem(region: str, annotation: Annotation, size: tuple[int, int]) -> str | None:
-    if annotation.mask is None:
-        return None
-    return _unlike(f"{region}_mask", annotation.mask, size, open_mask)
-
-
-def _unlike(
-    key: str, path: Path, size: tuple[int, int], read: Callable[[Path], Image.Image]
-) -> str | None:
-    """Return what is wrong with a picture that belongs to an image of this size."""
-    found = _size(path, read)
-    if isinstance(found, str):
-        return found
+def _check_like(
+    entry: Entry,
+    key: str,
+    path: Path,
+    size: tuple[int, int],
+    read: Callable[[Path], Image.Image],
+) -> None:
+    """Check a picture that belongs to an image of this size."""
+    found = _opened(entry, key, path, read).size
     if found != size:
-        return f"{key}: {path} is {found[0]} x {found[1]} px, its image {size[0]} x {size[1]}"
-    return None
+        raise LineError(
+            f"{key}{path} is {found[0]} x {found[1]} px, its image {size[0]} x {size[1]}"
+        )
 
 
 def load_records(
@@ -252,6 +327,7 @@ def load_records(
     unannotated: str = "error",
     columns: Mapping[str, str] | None = None,
     conditioned: bool = False,
+    outside: str = "error",
     on_error: str = "fail",
     check: Callable[[Sequence[Entry]], list[Record | Problem]] = check_entries,
 ) -> tuple[list[Record], list[Problem]]:
@@ -263,6 +339,7 @@ def load_records(
         unannotated: see `read_entries`.
         columns: see `read_entries`.
         conditioned: see `read_entries`.
+        outside: see `read_entries`.
         on_error: "fail", or "skip" to leave out the samples that cannot be used.
         check: opens the files; a trainer shares the work over its ranks.
 
@@ -273,7 +350,12 @@ def load_records(
         DataError: every problem, one line each (the first 20), or a data set without a sample.
     """
     entries, problems = read_entries(
-        root, regions, unannotated=unannotated, columns=columns, conditioned=conditioned
+        root,
+        regions,
+        unannotated=unannotated,
+        columns=columns,
+        conditioned=conditioned,
+        outside=outside,
     )
     checked = check(entries)
     records = [found for found in checked if isinstance(found, Record)]
@@ -282,12 +364,14 @@ def load_records(
         lines = [str(problem) for problem in problems[:SHOWN]]
         if len(problems) > SHOWN:
             lines.append(f"{root}: and {len(problems) - SHOWN} more")
-        lines.append(f"{root}: mend these, or set data.on_error=skip to leave them out")
+        lines.append(f"{root}: correct these, or set data.on_error=skip to leave them out")
         raise DataError("\n".join(lines))
     if not records:
-        raise DataError(
+        lines = [str(problem) for problem in problems[:SHOWN]]
+        lines.append(
             f"data.root = {str(root)!r}: holds no usable sample ({len(problems)} left out)"
         )
+        raise DataError("\n".join(lines))
     return records, problems
 
 

@@ -32,12 +32,34 @@ def rasterize(boxes: Sequence[Box], size: tuple[int, int]) -> NDArray[np.float32
     Exact for one box, fractions of a pixel included; overlapping boxes are united.
     """
     canvas = np.zeros((size[1], size[0]), dtype=np.float32)
-    across, down = (np.arange(side, dtype=np.float64) for side in size)
     for x, y, width, height in boxes:
-        columns = np.clip(np.minimum(across + 1, x + width) - np.maximum(across, x), 0, 1)
-        rows = np.clip(np.minimum(down + 1, y + height) - np.maximum(down, y), 0, 1)
-        np.maximum(canvas, (rows[:, None] * columns[None, :]).astype(np.float32), out=canvas)
+        left, across = _covered(x, width, size[0])
+        top, down = _covered(y, height, size[1])
+        part = canvas[top : top + len(down), left : left + len(across)]
+        np.maximum(part, (down[:, None] * across[None, :]).astype(np.float32), out=part)
     return canvas
+
+
+def _covered(start: float, length: float, side: int) -> tuple[int, NDArray[np.float64]]:
+    """Return the first pixel of a line that a span may touch, and how far those from it are."""
+    first = int(np.clip(np.floor(start), 0, side))
+    last = int(np.clip(np.ceil(start + length), first, side))
+    pixels = np.arange(first, last, dtype=np.float64)
+    covered = np.minimum(pixels + 1, start + length) - np.maximum(pixels, start)
+    return first, np.clip(covered, 0, 1)
+
+
+def cut(boxes: Sequence[Box], size: tuple[int, int]) -> list[Box]:
+    """Return what of the boxes is inside an image of this width and height; nothing of some."""
+    inside = []
+    for x, y, width, height in boxes:
+        left, top = max(x, 0.0), max(y, 0.0)
+        right, bottom = min(x + width, float(size[0])), min(y + height, float(size[1]))
+        if (left, top, right, bottom) == (x, y, x + width, y + height):
+            inside.append((x, y, width, height))
+        elif right > left and bottom > top:
+            inside.append((left, top, right - left, bottom - top))
+    return inside
 
 
 def widen(boxes: Sequence[Box], margin: float) -> list[Box]:

@@ -11,6 +11,9 @@ from PIL import Image
 
 from fairhuman.data.regions import Box
 
+MOST_STARTS = 2**20
+"""How many places of a crop are weighed along one side."""
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -70,12 +73,24 @@ class Placement:
         """Bring the image, a mask of it or its control image into the training image."""
         if image.size != self.stored:
             raise ValueError(f"expected an image of {self.stored}, got {image.size}")
-        if image.size != self.resized:
-            image = image.resize(self.resized, Image.Resampling.LANCZOS)
-        if self.flip:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         width, height = self.size
-        return image.crop((self.left, self.top, self.left + width, self.top + height))
+        # Of the image before it is mirrored.
+        left = self.resized[0] - self.left - width if self.flip else self.left
+        if self.stored == self.resized:
+            image = image.crop((left, self.top, left + width, self.top + height))
+        else:
+            # Only what is shown is resized: all of a long strip would take gigabytes.
+            image = image.resize(self.size, Image.Resampling.LANCZOS, self._source(left))
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flip else image
+
+    def _source(self, left: int) -> tuple[float, float, float, float]:
+        """Return the corners, in the stored image, of a crop with this left side."""
+        corners = []
+        for axis, start in enumerate((left, self.top)):
+            stored, resized, size = (s[axis] for s in (self.stored, self.resized, self.size))
+            corners.append((start * stored / resized, (start + size) * stored / resized))
+        (x, right), (y, bottom) = corners
+        return (x, y, min(right, self.stored[0]), min(bottom, self.stored[1]))
 
     def boxes(self, boxes: Sequence[Box]) -> list[Box]:
         """Bring boxes of the stored image into the training image's pixels; they may stick out."""
@@ -105,15 +120,18 @@ def _offset(number: float, spare: int, size: int, spans: Sequence[tuple[float, f
     Any that has the most spans whole; among those, and where no span fits, any that shows the
     most of them.
     """
-    starts = np.arange(spare + 1)
+    if not spans:
+        return int(number * (spare + 1))
+    # Of a very long strip not every start is tried, for memory.
+    starts = np.arange(0, spare + 1, 1 + spare // MOST_STARTS)
     whole = np.zeros(len(starts), dtype=np.int64)
     shown = np.zeros(len(starts))
     for first, last in spans:
         # A pixel's tolerance: boxes come from detectors and resizing that round.
         whole += (starts <= first + 1) & (starts + size >= last - 1)
         shown += np.clip(np.minimum(starts + size, last) - np.maximum(starts, first), 0, None)
-    best = starts[whole == whole.max()]
-    seen = shown[best].round()
+    fullest = whole == whole.max()
+    best, seen = starts[fullest], shown[fullest].round()
     best = best[seen == seen.max()]
     return int(best[int(number * len(best))])
 

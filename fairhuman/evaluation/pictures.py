@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from fairhuman.common.imagefiles import opened
 from fairhuman.data.captions import CaptionFiles
 from fairhuman.data.folder import find_images, named_files, open_photograph, read_rows
 from fairhuman.data.records import SHOWN
@@ -113,7 +114,7 @@ def _broken(path: Path) -> str | None:
 
 
 def _prompt(path: Path, captions: CaptionFiles) -> str | None:
-    with Image.open(path) as image:
+    with opened(path) as image:
         said = image.info
     # Other programs keep other things under "prompt", such as ComfyUI its whole graph.
     if isinstance(said.get("prompt"), str) and "guidance" in said:

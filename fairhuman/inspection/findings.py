@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fairhuman.annotation.geometry import iou
 from fairhuman.common.images import open_mask
 from fairhuman.data.regions import Annotation, Box
 from fairhuman.data.transform import Placement, grey
@@ -24,7 +24,8 @@ KINDS = {
     "tiny": "region is smaller than 2 x 2 latent cells",
     "unannotated": "nobody looked for a region",
     "overlap": "a region is annotated twice",
-    "caption": "caption is missing",
+    "enlarged": "image is enlarged more than 8 times",
+    "caption": "caption is missing or holds control characters",
     "cut": "region is cut by the crop",
     "none": "no face and no hand",
 }
@@ -38,6 +39,8 @@ TWICE = 0.7
 # A mask with a larger share of white is taken for inverted, also along the image's border alone.
 WHITE, WHITE_BORDER = 0.5, 0.6
 TINY_CELLS = 2.0
+# An image that is enlarged further is but blocks and blur.
+ENLARGED = 8.0
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,27 @@ def measure(
         found.findings += _twice(region, boxes)
     if not found.sizes and not found.findings:
         found.findings.append(Finding("none", "no face and no hand is annotated"))
+    found.findings += _enlarged(placement)
     return found
+
+
+def caption_findings(caption: str) -> list[Finding]:
+    """Return what is wrong with a caption."""
+    if not caption.strip():
+        return [Finding("caption", "the caption is missing")]
+    found = {char for char in caption if unicodedata.category(char) == "Cc"} - set("\t\n\r")
+    if found:
+        codes = ", ".join(f"U+{ord(char):04X}" for char in sorted(found)[:5])
+        return [Finding("caption", f"the caption holds control characters: {codes}")]
+    return []
+
+
+def _enlarged(placement: Placement) -> list[Finding]:
+    factor = max(new / old for new, old in zip(placement.resized, placement.stored, strict=True))
+    if factor <= ENLARGED:
+        return []
+    width, height = placement.stored
+    return [Finding("enlarged", f"{width} x {height} px are enlarged {factor:.0f} times")]
 
 
 def unannotated(row: dict[str, Any], regions: Sequence[str]) -> list[Finding]:
@@ -124,12 +147,20 @@ def _box_findings(region: str, box: Box, size: tuple[int, int], cell: int) -> li
 
 
 def _twice(region: str, boxes: Sequence[Box]) -> list[Finding]:
-    return [
-        Finding("overlap", f"two {region} boxes are nearly the same")
-        for i, first in enumerate(boxes)
-        for second in boxes[i + 1 :]
-        if iou(first, second) > TWICE
-    ]
+    x, y, width, height = np.asarray(boxes, dtype=np.float64).reshape(-1, 4).T
+    right, bottom = x + width, y + height
+    twice = 0
+    for i in range(len(x) - 1):
+        rest = slice(i + 1, None)
+        across = np.minimum(right[i], right[rest]) - np.maximum(x[i], x[rest])
+        down = np.minimum(bottom[i], bottom[rest]) - np.maximum(y[i], y[rest])
+        common = across.clip(0) * down.clip(0)
+        united = width[i] * height[i] + width[rest] * height[rest] - common
+        twice += int((common > TWICE * united).sum())
+    if not twice:
+        return []
+    pairs = "" if twice == 1 else f" ({twice} pairs)"
+    return [Finding("overlap", f"two {region} boxes are nearly the same{pairs}")]
 
 
 def _mask_findings(

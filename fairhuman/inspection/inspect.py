@@ -23,7 +23,7 @@ from fairhuman.data.records import Entry, Problem, Record, check_entries, read_e
 from fairhuman.data.transform import Placement
 from fairhuman.errors import DataError, UserError
 from fairhuman.inspection import duplicates
-from fairhuman.inspection.findings import Finding, measure, unannotated
+from fairhuman.inspection.findings import Finding, caption_findings, measure, unannotated
 from fairhuman.inspection.page import render
 from fairhuman.inspection.pictures import annotated, data_uri, trained
 from fairhuman.inspection.samples import Inspection, Sample
@@ -65,7 +65,9 @@ def inspect(root: Path, view: View) -> Inspection:
         DataError: the folder or its metadata.jsonl is not there, or names no image.
     """
     columns = view.data.columns
-    entries, problems = read_entries(root, view.regions, unannotated="absent", columns=columns)
+    entries, problems = read_entries(
+        root, view.regions, unannotated="absent", columns=columns, outside=view.data.outside
+    )
     if not entries and not problems:
         raise DataError(f"{root}: metadata.jsonl names no image")
     rows = {row["file_name"]: row for row in _rows(root, view)}
@@ -75,8 +77,7 @@ def inspect(root: Path, view: View) -> Inspection:
     for entry, look in zip(entries, looked, strict=True):
         row = {ours: rows.get(entry.id, {}).get(columns.get(ours, ours)) for ours in _keys(view)}
         look.sample.findings += unannotated(row, view.regions)
-        if not entry.text.strip():
-            look.sample.findings.append(Finding("caption", "the caption is missing"))
+        look.sample.findings += caption_findings(entry.text)
     _mark_duplicates(looked)
     samples = [look.sample for look in looked]
     for problem in problems:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from fairhuman.common.images import ImageError, open_image
 from fairhuman.errors import UserError
 from fairhuman.report.parts import Html
 from fairhuman.report.series import spread
@@ -42,10 +43,9 @@ def data_uri(path: Path, side: int = SIDE) -> str:
         UserError: it cannot be read.
     """
     try:
-        with Image.open(path) as image:
-            small = image.convert("RGB")
-    except OSError as error:
-        raise UserError(f"{path}: is no picture that can be read: {error}") from None
+        small = open_image(path)
+    except ImageError as error:
+        raise UserError(f"{path}: {error}") from None
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     jpeg = io.BytesIO()
     small.save(jpeg, "jpeg", quality=85)

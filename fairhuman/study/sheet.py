@@ -7,6 +7,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from fairhuman.common.images import open_image
+
 GAP, HEAD = 4, 34
 
 
@@ -35,7 +37,7 @@ def sheet(columns: Sequence[tuple[str, Sequence[Image.Image]]], rows: int) -> Im
 
 def opened(folder: Path) -> list[Image.Image]:
     """Return a run's pictures, in the order of their prompts."""
-    return [Image.open(path).convert("RGB") for path in sorted(folder.glob("[0-9]*.png"))]
+    return [open_image(path) for path in sorted(folder.glob("[0-9]*.png"))]
 
 
 def _wrapped(
