@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -48,14 +49,15 @@ class Journal:
 
     def add(self, name: str, entry: dict[str, Any]) -> None:
         """Write down what was found in an image."""
-        self.found[name] = {
-            "file_name": name,
-            "by": self.by,
-            "stamp": stamp(self.root / name),
-            **entry,
-        }
+        self.found[name] = {"file_name": name, "by": self.by, **entry}
         self._file.write(_line(self.found[name]))
         self._file.flush()
+
+    def drop_replaced(self, pictures: Mapping[str, str | None]) -> None:
+        """Forget the images whose files are others by now, by their digests."""
+        self.found = {
+            name: entry for name, entry in self.found.items() if pictures[name] == entry["picture"]
+        }
 
     def remove(self) -> None:
         """Delete the file: the annotation is done."""
@@ -64,18 +66,13 @@ class Journal:
     def _take(self, line: bytes) -> None:
         try:
             entry = json.loads(line)
-            name = entry["file_name"]
-            same = entry["by"] == self.by and entry["stamp"] == stamp(self.root / name)
-        except (ValueError, KeyError, TypeError, OSError):
-            return  # cut off, or its image is gone
-        if same:
+            name, picture = entry["file_name"], entry["picture"]
+            # An image that could not be read may be readable now.
+            taken = entry["by"] == self.by and isinstance(picture, str) and "found" in entry
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return  # cut off
+        if taken:
             self.found[name] = entry
-
-
-def stamp(path: Path) -> list[int]:
-    """Return size and time of a file: an image that was replaced is looked at anew."""
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
 
 
 def _line(entry: dict[str, Any]) -> str:

@@ -1,7 +1,11 @@
 """Whose an annotation is: a region of an image is ours, a human's, or nobody's yet.
 
 The rule: it is ours if the row bears our mark for it and the boxes, the mask's name and the
-mask's bytes are still those that we wrote. Any other annotation is a human's.
+mask's bytes are still those that we wrote. Any other annotation is a human's. The mark also holds
+a digest of the picture that was looked at, so that another picture under its name is noticed.
+
+A caption is ours if the row bears the mark of a caption file and the text is still the one that we
+took from it.
 """
 
 from __future__ import annotations
@@ -14,7 +18,10 @@ from pathlib import Path
 from typing import Any
 
 MARK = "detected"
-"""The key of our marks: by region, the detector, its confidences and a digest."""
+"""The key of our marks: by region, the detector, its confidences, and digests."""
+
+CAPTION_MARK = "caption_from"
+"""The key of a caption's mark: its file, and a digest of the text."""
 
 
 class Owner(Enum):
@@ -42,7 +49,15 @@ def made_by(row: Mapping[str, Any], region: str) -> str | None:
     return by if isinstance(by, str) else None
 
 
-def put(row: dict[str, Any], region: str, found: Mapping[str, Any], by: str, root: Path) -> None:
+def made_of(row: Mapping[str, Any], region: str) -> str | None:
+    """Return the digest of the picture that a row's mark is about."""
+    picture = _mark(row, region).get("picture")
+    return picture if isinstance(picture, str) else None
+
+
+def put(
+    row: dict[str, Any], region: str, found: Mapping[str, Any], by: str, picture: str, root: Path
+) -> None:
     """Write what a detector found of a region into a row, with our mark.
 
     Args:
@@ -50,6 +65,7 @@ def put(row: dict[str, Any], region: str, found: Mapping[str, Any], by: str, roo
         region: its name.
         found: "boxes", "scores", and "mask", a file name or None.
         by: the detector.
+        picture: the digest of the image file.
         root: the data set's folder.
     """
     row[f"{region}s"] = found["boxes"]
@@ -61,8 +77,46 @@ def put(row: dict[str, Any], region: str, found: Mapping[str, Any], by: str, roo
     row[MARK][region] = {
         "by": by,
         "scores": found["scores"],
+        "picture": picture,
         "digest": digest(found["boxes"], found["mask"], root),
     }
+
+
+def drop(row: dict[str, Any], region: str) -> None:
+    """Take an annotation of ours out of a row: nobody has looked at its picture."""
+    for key in (f"{region}s", f"{region}_mask"):
+        row.pop(key, None)
+    row[MARK] = {name: mark for name, mark in row[MARK].items() if name != region}
+
+
+def caption_is_ours(row: Mapping[str, Any]) -> bool:
+    """Return whether a row's text is the one that we took from a caption file."""
+    mark = row.get(CAPTION_MARK)
+    return isinstance(mark, dict) and mark.get("digest") == _text_digest(row.get("text"))
+
+
+def put_caption(row: dict[str, Any], file: str, text: str) -> None:
+    """Write the text of a caption file into a row, with our mark."""
+    row["text"] = text
+    row[CAPTION_MARK] = {"file": file, "digest": _text_digest(text)}
+
+
+def picture_digest(path: Path) -> str | None:
+    """Return a digest of an image file's bytes; None where it cannot be read."""
+    try:
+        if not path.is_file():  # a FIFO would block
+            return None
+        found = hashlib.sha256()
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                found.update(chunk)
+    except OSError:
+        return None
+    return found.hexdigest()[:16]
+
+
+def _text_digest(text: Any) -> str:
+    return hashlib.sha256(str(text).encode()).hexdigest()[:16]
 
 
 def digest(boxes: Any, mask: Any, root: Path) -> str:
@@ -78,7 +132,7 @@ def digest(boxes: Any, mask: Any, root: Path) -> str:
 
 
 def _numbers(value: Any) -> Any:
-    """Return the value with 10 and 10.0 made alike."""
+    """Return the value with 10 and 10.0 made the same."""
     if isinstance(value, list):
         return [_numbers(item) for item in value]
     if isinstance(value, int | float) and not isinstance(value, bool):

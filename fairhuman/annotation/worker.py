@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from fairhuman.annotation.detector import Detector, DetectorChoice, Region
-from fairhuman.annotation.geometry import draw_outlines
+from fairhuman.annotation.geometry import clip, draw_outlines
+from fairhuman.annotation.marks import picture_digest
+from fairhuman.common.files import first_line
 from fairhuman.data.folder import MASKS, open_photograph
 from fairhuman.errors import DataError
 
@@ -42,45 +45,91 @@ def start_worker(root: Path, choice: DetectorChoice) -> None:
 
 
 def look(name: str, regions: tuple[str, ...]) -> dict[str, Any]:
-    """Return what an image holds, in the journal's form: "found" by region, or "problem"."""
+    """Return what an image holds, in the journal's form.
+
+    "picture" is the digest of its file, taken before it is opened: if it is replaced in between,
+    the next run looks again. Then "found" by region, or "problem".
+    """
     assert _state is not None
+    path = _state.root / name
+    picture = picture_digest(path)
     try:
-        image = open_photograph(_state.root / name)
-        detection = _state.detector.detect(image)
+        image = open_photograph(path)
     except DataError as error:
-        return {"problem": str(error)}
-    except RuntimeError as error:
+        return {"picture": picture, "problem": str(error)}
+    try:
+        detection = _state.detector.detect(image)
+        regions_found = {region: _sorted(detection[region], image.size) for region in regions}
+        masks = {region: _mask(things, image.size) for region, things in regions_found.items()}
+    except MemoryError:
+        return {"picture": picture, "problem": f"{path}: there is not enough memory for it"}
+    # A detector is anybody's code and raises what it likes; one image must not stop the others.
+    except Exception as error:
         # A native graph that failed once fails for good.
         _state.detector = _state.choice.make()
-        return {"problem": f"{_state.root / name}: the detector failed: {error}"}
-    except MemoryError:
-        return {"problem": f"{_state.root / name}: there is not enough memory for it"}
+        problem = f"{path}: the detector failed: {first_line(error)}"
+        return {"picture": picture, "problem": problem}
     found = {}
-    for region in regions:
-        things = sorted(detection[region], key=lambda thing: (-thing.score, thing.box))
+    for region, things in regions_found.items():
         found[region] = {
             "boxes": [[round(value, 2) for value in thing.box] for thing in things],
-            "scores": [round(thing.score, 3) for thing in things],
-            "mask": _mask(name, region, things, image.size),
+            "scores": [round(float(thing.score), 3) for thing in things],
+            "mask": _written(name, region, masks[region]),
         }
-    return {"found": found}
+    return {"picture": picture, "found": found}
 
 
-def _mask(name: str, region: str, things: list[Region], size: tuple[int, int]) -> str | None:
-    """Write the mask where every thing has an outline; return its file name."""
-    assert _state is not None
+def _sorted(things: list[Region], size: tuple[int, int]) -> list[Region]:
+    """Return regions cut to the image, the surest first.
+
+    Raises:
+        ValueError: one is no region.
+    """
+    kept = []
+    for thing in things:
+        x, y, width, height = map(float, thing.box)
+        if not all(map(math.isfinite, (x, y, width, height, float(thing.score)))):
+            raise ValueError(f"it gave the box {thing.box} with the score {thing.score}")
+        box = clip((x, y, width, height), size)
+        if box and min(round(side, 2) for side in box[2:]) > 0:
+            kept.append(replace(thing, box=box))
+    return sorted(kept, key=lambda thing: (-thing.score, thing.box))
+
+
+def _mask(things: list[Region], size: tuple[int, int]) -> bytes | None:
+    """Return a mask as PNG where every thing has an outline."""
     if not things or not all(thing.outline for thing in things):
         return None
     png = io.BytesIO()
-    outlines = [thing.outline for thing in things]
-    Image.fromarray(draw_outlines(outlines, size)).save(png, "png")
-    content = png.getvalue()
+    Image.fromarray(draw_outlines([thing.outline for thing in things], size)).save(png, "png")
+    return png.getvalue()
+
+
+def _written(name: str, region: str, content: bytes | None) -> str | None:
+    """Write a mask; return its file name."""
+    assert _state is not None
+    if content is None:
+        return None
     # Named by its content, it never replaces one that metadata.jsonl still names.
     mark = hashlib.sha256(content).hexdigest()[:8]
-    relative = f"{MASKS}/{_state.detector.name}/{name}.{region}.{mark}.png"
+    relative = f"{MASKS}/{_state.detector.name}/{_short(name)}.{region}.{mark}.png"
     path = _state.root / relative
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_bytes(content)
-    os.replace(aside, path)
+    try:
+        aside.write_bytes(content)
+        os.replace(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
     return relative
+
+
+def _short(name: str) -> str:
+    """Return a file name that leaves room for an ending; the longest has 255 bytes."""
+    folder, slash, last = name.rpartition("/")
+    encoded = last.encode()
+    if len(encoded) > 200:
+        mark = hashlib.sha256(encoded).hexdigest()[:8]
+        last = f"{encoded[:190].decode(errors='ignore')}.{mark}"
+    return f"{folder}{slash}{last}"

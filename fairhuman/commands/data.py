@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fairhuman.errors import UserError
+
+if TYPE_CHECKING:
+    from fairhuman.data.records import Problem
 
 
 def add(commands: Any) -> None:
@@ -44,6 +48,11 @@ def add(commands: Any) -> None:
     for region in ("face", "hand"):
         masks.add_argument(f"--{region}-masks", type=Path, help="their folder; white = region")
     masks.add_argument("--invert", action="store_true", help="black = region")
+    masks.add_argument(
+        "--mask-suffix",
+        help="what follows an image's name in its mask's, such as --mask-suffix=-mask; default: "
+        "nothing or -masklabel, and in the images' own folder -masklabel",
+    )
     masks.set_defaults(run=_import_masks)
 
     exporter = commands.add_parser("export-annotations", help="write annotations as COCO's JSON")
@@ -92,7 +101,7 @@ def _format(formats: Any, name: str, title: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--captions",
         type=Path,
-        help="JSON lines: file_name, text; default: .txt files beside the images",
+        help="JSON lines: file_name, text; default: .txt or .caption files next to the images",
     )
     parser.add_argument("--out", type=Path, required=True)
     return parser
@@ -116,6 +125,7 @@ def _import_coco_wholebody(args: argparse.Namespace) -> None:
     print(f"{args.out}: {done.images} images, {done.faces} faces, {done.hands} hands")
     if done.missing:
         print(f"{done.missing} annotated images are not in {args.images} and were left out")
+    _say_left_out(done.left_out)
 
 
 def _import_openpose(args: argparse.Namespace) -> None:
@@ -125,6 +135,7 @@ def _import_openpose(args: argparse.Namespace) -> None:
     print(f"{args.out}: {done.images} images, {done.faces} faces, {done.hands} hands")
     if done.unannotated:
         print(f"{done.unannotated} images have no keypoint file and were left out")
+    _say_left_out(done.left_out)
 
 
 def _import_yolo(args: argparse.Namespace) -> None:
@@ -136,13 +147,20 @@ def _import_yolo(args: argparse.Namespace) -> None:
     print(f"{args.out}: {done.images} images, {done.faces} faces, {done.hands} hands")
     if done.unannotated:
         print(f"{done.unannotated} images have no label file: taken as holding none")
+    _say_left_out(done.left_out)
 
 
 def _import_masks(args: argparse.Namespace) -> None:
     from fairhuman.data.importers.masks import import_masks
 
     found = import_masks(
-        args.images, args.out, args.face_masks, args.hand_masks, args.invert, args.captions
+        args.images,
+        args.out,
+        args.face_masks,
+        args.hand_masks,
+        args.invert,
+        args.captions,
+        args.mask_suffix,
     )
     masks = ", ".join(f"{count} {region} masks" for region, count in found.masks.items())
     print(f"{args.out}: {found.done.images} images, {masks}")
@@ -153,6 +171,15 @@ def _import_masks(args: argparse.Namespace) -> None:
             f"{len(found.bright)} masks are mostly white, such as {found.bright[0]}: if black is "
             "the region in them, import them anew with --invert"
         )
+    _say_left_out(found.done.left_out)
+
+
+def _say_left_out(problems: Sequence[Problem]) -> None:
+    """Print what was passed over, a line for each."""
+    if problems:
+        print(f"{len(problems)} left out:")
+    for problem in problems:
+        print(f"  {problem}")
 
 
 def _export_annotations(args: argparse.Namespace) -> None:

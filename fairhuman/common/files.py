@@ -1,11 +1,18 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and a disk's errors as one line."""
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from fairhuman.errors import OutputError
+
+PARTIAL = ".partial"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -14,9 +21,101 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OutputError: it cannot be written; what was there still is.
     """
-    aside = path.with_name(f"{path.name}.partial")
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, in place of what was there.
+
+    Raises:
+        OutputError: it cannot be written; what was there still is.
+    """
+    with replacing(path) as aside:
+        aside.write_bytes(content)
+
+
+@contextmanager
+def replacing(path: Path, *, shared: bool = False, sync: bool = True) -> Iterator[Path]:
+    """Give a name next to `path` for a file or a folder, which then takes the place of `path`.
+
+    Whatever ends the body early, nothing is left under that name.
+
+    Args:
+        path: where it belongs.
+        shared: whether several processes may write the same path at the same time.
+        sync: whether to wait until it is on the disk; without, a power cut may leave it cut short.
+
+    Raises:
+        OutputError: the body or the renaming failed to write; what was there still is.
+    """
+    aside = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}" if shared else path.name + PARTIAL)
+    with as_output_error(path):
+        try:
+            remove(aside)
+            yield aside
+            if sync:
+                _sync_tree(aside)
+            if aside.is_dir() and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)  # os.replace does not replace a folder
+            os.replace(aside, path)
+            if sync:
+                _sync(path.parent)
+        except BaseException:
+            with suppress(OSError):  # the first error is the one to show
+                remove(aside)
+            raise
+
+
+@contextmanager
+def as_output_error(path: Path | str, what: str = "cannot be written") -> Iterator[None]:
+    """Turn a disk's error, as the writers of the libraries put it, into an OutputError.
+
+    Args:
+        path: what is being written; it begins the message.
+        what: is wrong with it.
+
+    Raises:
+        OutputError: the body met an error of the disk. Others pass as they are.
+    """
     try:
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
+        yield
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"{path}: {what}: {reason(error)}") from error
+    except RuntimeError as error:
+        if "PytorchStreamWriter" in str(error) or "inline_container" in str(error):
+            raise OutputError(f"{path}: {what}: {reason(error)}") from error  # from torch.save
+        raise
+
+
+def reason(error: BaseException) -> str:
+    """Return what an error says, without path and number where it is the system's."""
+    strerror = getattr(error, "strerror", None)
+    return str(strerror) if strerror else first_line(error)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, cut to 300 letters; its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync_tree(path: Path) -> None:
+    if path.is_dir():
+        for inner in path.rglob("*"):
+            _sync(inner)
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

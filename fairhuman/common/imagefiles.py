@@ -39,7 +39,7 @@ bombs. 9,459 x 9,459 px, which take 358 MB as RGB."""
 
 _TOO_LARGE = f"has more than {MAX_PIXELS:,} pixels: make it smaller"
 
-_TURNS = {
+TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -64,7 +64,7 @@ def upright_size(path: Path) -> tuple[int, int]:
     with opened(path) as image:
         width, height = image.size
         # Pillow gives the size of a TIFF upright.
-        turned = image.format != "TIFF" and _orientation(image) >= 5
+        turned = image.format != "TIFF" and orientation(image) >= 5
         return (height, width) if turned else (width, height)
 
 
@@ -81,7 +81,7 @@ def load(path: Path) -> tuple[Image.Image, bool]:
         deep = image.mode[0] not in "IF" and any(";16" in str(tile.args) for tile in image.tile)
         image.load()
         # Not ImageOps.exif_transpose, which writes EXIF anew and fails on what it cannot write.
-        turn = _TURNS.get(_orientation(image))
+        turn = TURNS.get(orientation(image))
         return (image if turn is None else image.transpose(turn)), deep
 
 
@@ -143,11 +143,11 @@ def opened(path: Path) -> Iterator[Image.Image]:
         yield image
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8; 1 where EXIF has none or cannot be read."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     # Pillow's reader of EXIF raises what its parts raise; viewers show such a picture as stored.
     except Exception:
         return 1
-    return value if isinstance(value, int) and value in _TURNS else 1
+    return value if isinstance(value, int) and value in TURNS else 1

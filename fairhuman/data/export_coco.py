@@ -31,8 +31,9 @@ class Exported:
 def export_coco(root: Path, out: Path) -> Exported:
     """Write the boxes of a data set, and its masks where there are no boxes, as COCO's JSON.
 
-    An image has its caption under `caption` and, where nobody looked for a region, that region
-    under `not_annotated`, which COCO has no word for.
+    Sizes, boxes and masks are in pixels of the upright images: whoever reads the file applies EXIF
+    orientation to the images. An image has its caption under `caption` and, where nobody looked
+    for a region, that region under `not_annotated`, which COCO has no word for.
 
     Args:
         root: the data set's folder.
@@ -61,7 +62,10 @@ def export_coco(root: Path, out: Path) -> Exported:
                 head = {"id": len(annotations) + 1, "image_id": number, "category_id": category}
                 annotations.append(head | found | {"iscrowd": int("segmentation" in found)})
     tree = {
-        "info": {"description": f"exported from {root.name}"},
+        "info": {
+            "description": f"exported from {root.name}; sizes, boxes and masks are in pixels of "
+            "the upright images (EXIF orientation applied)"
+        },
         "images": images,
         "annotations": annotations,
         "categories": [{"id": number, "name": name} for name, number in CATEGORIES.items()],

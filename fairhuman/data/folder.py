@@ -1,51 +1,62 @@
-"""A data set's folder before it is one: its images, its rows as they are, its caption files."""
+"""A data set's folder before it is one: its images, and its rows as they are."""
 
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from PIL import Image
 
-from fairhuman.common.images import open_image
+from fairhuman.common.images import SUFFIXES, UNOPENABLE, ImageError, open_image
+from fairhuman.data.json_text import short
 from fairhuman.data.records import METADATA, SHOWN, LineError, Problem, parse_line
 from fairhuman.errors import DataError
-
-SUFFIXES = frozenset((".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 
 # Folders beside the images that hold something else.
 MASKS = "masks"
 
-# What Pillow's readers raise for broken files.
-UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    MemoryError,
-    Image.DecompressionBombError,
-)
+# How the stems of pictures end that belong to a photograph, as OneTrainer names them.
+MASK_ENDING = "-masklabel"
+LABEL_ENDINGS = (MASK_ENDING, "-condlabel")
 
 
 def find_images(root: Path, exclude: Sequence[str] = ()) -> tuple[list[str], list[Problem]]:
     """Return the file names of the images below a folder, sorted, relative to it.
 
-    Hidden files and the top folder `masks` are left out.
+    Hidden files, the top folder `masks`, and OneTrainer's masks and control images
+    (`a-masklabel.png`, `a-condlabel.png`) are left out.
 
     Args:
         root: the folder.
         exclude: file names that are something else, such as masks and control images.
 
     Returns:
-        The names, and the folders below that cannot be read.
+        The names; and what cannot be taken: folders that cannot be read or are links, pictures of
+        a format that is not opened.
 
     Raises:
         DataError: the folder is not there or cannot be read.
     """
+    left_out = {str(PurePosixPath(name)) for name in exclude}
+    names, problems = _find(root)
+    return [
+        name for name in names if name not in left_out and not _ends(name, LABEL_ENDINGS)
+    ], problems
+
+
+def find_labels(root: Path, endings: tuple[str, ...] = LABEL_ENDINGS) -> list[str]:
+    """Return the pictures below a folder whose names end so before the suffix, sorted."""
+    return [name for name in _find(root)[0] if _ends(name, endings)]
+
+
+def _ends(name: str, endings: tuple[str, ...]) -> bool:
+    return PurePosixPath(name).stem.lower().endswith(endings)
+
+
+def _find(root: Path) -> tuple[list[str], list[Problem]]:
+    """Return all pictures below a folder, and what cannot be taken."""
     if not root.is_dir():
         raise DataError(f"{root}: there is no such folder")
     problems: list[Problem] = []
@@ -55,20 +66,27 @@ def find_images(root: Path, exclude: Sequence[str] = ()) -> tuple[list[str], lis
             raise DataError(f"{root}: cannot be read: {error.strerror}")
         problems.append(Problem(str(error.filename), f"cannot be read: {error.strerror}"))
 
-    left_out = {str(PurePosixPath(name)) for name in exclude}
     names = []
     for folder, below, files in os.walk(root, onerror=unreadable):
         place = Path(folder)
         top = place == root
-        below[:] = [name for name in below if name[0] != "." and not (top and name == MASKS)]
-        for file in files:
+        below[:] = sorted(name for name in below if name[0] != "." and not (top and name == MASKS))
+        for name in below:
+            if (place / name).is_symlink():
+                message = "is a link to a folder, which is not entered: move the images in"
+                problems.append(Problem((place / name).relative_to(root).as_posix(), message))
+        for file in sorted(files):
             name = (place / file).relative_to(root).as_posix()
-            if file[0] == "." or Path(file).suffix.lower() not in SUFFIXES or name in left_out:
+            suffix = Path(file).suffix.lower()
+            if file[0] == "." or suffix not in SUFFIXES | UNOPENABLE:
                 continue
             if not _encodable(name):
-                problems.append(Problem(repr(name), "its name is not UTF-8: rename it"))
-                continue
-            names.append(name)
+                problems.append(Problem(short(name), "its name is not UTF-8: rename it"))
+            elif suffix in UNOPENABLE:
+                message = f"{suffix} pictures are not opened: convert it to .jpg or .png"
+                problems.append(Problem(name, message))
+            else:
+                names.append(name)
     return sorted(names), problems
 
 
@@ -80,7 +98,7 @@ def read_rows(root: Path, key: str = "file_name") -> list[dict[str, Any]]:
         key: what the file names are under.
 
     Raises:
-        DataError: a row cannot be read, names no file, or names one that is there already.
+        DataError: a row cannot be read, names no file, or names one that an earlier row names.
     """
     rows, problems = scan_rows(root, key)
     if problems:
@@ -96,23 +114,6 @@ def scan_rows(root: Path, key: str = "file_name") -> tuple[list[dict[str, Any]],
     rows: list[dict[str, Any]] = []
     problems: list[Problem] = []
     seen: dict[str, int] = {}
-    for number, row in _parsed(path):
-        place = f"{path}:{number}"
-        name = row.get(key) if isinstance(row, dict) else None
-        if isinstance(row, str):
-            problems.append(Problem(place, row))
-        elif not isinstance(name, str) or not name:
-            problems.append(Problem(place, f"must be a JSON object with {key!r}"))
-        elif name in seen:
-            problems.append(Problem(place, f"{name!r} is there already (line {seen[name]})"))
-        else:
-            seen[name] = number
-            rows.append(row)
-    return rows, problems
-
-
-def _parsed(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield line numbers with what the lines hold; a string says what is wrong with one."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -120,10 +121,21 @@ def _parsed(path: Path) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
+        place = f"{path}:{number}"
         try:
-            yield number, parse_line(line)
+            row = parse_line(line)
         except LineError as error:
-            yield number, str(error)
+            problems.append(Problem(place, str(error)))
+            continue
+        name = row.get(key)
+        if not isinstance(name, str) or not name:
+            problems.append(Problem(place, f"must be a JSON object with {key!r}"))
+        elif name in seen:
+            problems.append(Problem(place, f"{short(name)} is there already (line {seen[name]})"))
+        else:
+            seen[name] = number
+            rows.append(row)
+    return rows, problems
 
 
 def named_files(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -136,38 +148,16 @@ def named_files(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def caption_file(image: Path) -> str | None:
-    """Return the text of the .txt file of the same name, or None where there is none.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    path = image.with_suffix(".txt")
-    if not path.is_file():
-        return None
-    try:
-        return " ".join(path.read_text(encoding="utf-8-sig").split())
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: is not UTF-8") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-
-
 def open_photograph(path: Path) -> Image.Image:
     """Read an image as the trainer does.
 
     Raises:
         DataError: it cannot be read, or would not look as it should.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such file")
     try:
-        with warnings.catch_warnings():
-            # Large is no mistake; beyond twice Pillow's limit it raises an error.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return open_image(path)
-    except UNREADABLE as error:
-        raise DataError(f"{path}: cannot be read as an image: {error or 'too large'}") from None
+        return open_image(path)
+    except ImageError as error:
+        raise DataError(f"{path}: {error}") from None
 
 
 def _encodable(name: str) -> bool:

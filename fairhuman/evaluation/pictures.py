@@ -11,13 +11,8 @@ from pathlib import Path
 from PIL import Image
 
 from fairhuman.common.imagefiles import opened
-from fairhuman.data.folder import (
-    caption_file,
-    find_images,
-    named_files,
-    open_photograph,
-    read_rows,
-)
+from fairhuman.data.captions import CaptionFiles
+from fairhuman.data.folder import find_images, named_files, open_photograph, read_rows
 from fairhuman.data.records import SHOWN
 from fairhuman.errors import DataError, UserError
 from fairhuman.evaluation.missing import MissingError
@@ -97,7 +92,8 @@ def find_prompts(pictures: Pictures, file: Path | None) -> list[str]:
         each = len(pictures) // len(prompts)
         return [prompt for prompt in prompts for _ in range(each)]
     rows = {row["file_name"]: row.get("text") for row in read_rows(pictures.root)}
-    found = [_prompt(pictures.root / name) or rows.get(name) for name in pictures.names]
+    captions = CaptionFiles()
+    found = [_prompt(pictures.root / name, captions) or rows.get(name) for name in pictures.names]
     without = [
         name for name, text in zip(pictures.names, found, strict=True) if not isinstance(text, str)
     ]
@@ -117,10 +113,11 @@ def _broken(path: Path) -> str | None:
     return None
 
 
-def _prompt(path: Path) -> str | None:
+def _prompt(path: Path, captions: CaptionFiles) -> str | None:
     with opened(path) as image:
         said = image.info
     # Other programs keep other things under "prompt", such as ComfyUI its whole graph.
     if isinstance(said.get("prompt"), str) and "guidance" in said:
         return str(said["prompt"]) or None
-    return caption_file(path) or None
+    caption = captions.read(path)
+    return caption.text if caption else None

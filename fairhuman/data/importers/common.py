@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fairhuman.annotation.geometry import clip
-from fairhuman.data.folder import caption_file, find_images, open_photograph
-from fairhuman.data.records import METADATA, write_metadata
+from fairhuman.common.files import reason
+from fairhuman.data.captions import CaptionFiles
+from fairhuman.data.folder import find_images
+from fairhuman.data.json_text import JsonError, parse, parse_lines, short
+from fairhuman.data.records import METADATA, SHOWN, Problem, write_metadata
 from fairhuman.errors import DataError, OutputError
+
+# Further from the image than this, a coordinate is no place in a picture.
+FAR = 1e7
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,8 @@ class Imported:
     """Images that the annotations name and the folder does not hold."""
     unannotated: int = 0
     """Images without an annotation of theirs."""
+    left_out: list[Problem] = field(default_factory=list)
+    """What of the images' folder could not be taken."""
 
 
 def check_out(out: Path, images: Path) -> None:
@@ -34,7 +43,7 @@ def check_out(out: Path, images: Path) -> None:
     Raises:
         DataError: there is one in `out`, or no folder of images.
     """
-    if (out / METADATA).exists():
+    if os.path.lexists(out / METADATA):
         raise DataError(f"{out}: holds a data set already; choose another --out")
     if not images.is_dir():
         raise DataError(f"{images}: there is no such folder of images")
@@ -46,7 +55,9 @@ def write_data_set(
     rows: Sequence[Mapping[str, Any]],
     others: Mapping[str, Callable[[Path], None]] | None = None,
 ) -> None:
-    """Copy the rows' images into `out` and write metadata.jsonl, or leave nothing there.
+    """Put the rows' images into `out` and write metadata.jsonl, or leave nothing there.
+
+    The images become hard links, which take no room, or copies where `out` is on another disk.
 
     Args:
         out: the data set's folder.
@@ -55,7 +66,7 @@ def write_data_set(
         others: further files by their name in `out`, and what writes each.
 
     Raises:
-        OutputError: a file cannot be written.
+        OutputError: a file cannot be written, or would lie outside `out`.
     """
     made: list[Path] = []
 
@@ -64,6 +75,11 @@ def write_data_set(
         missing = [folder for folder in target.parents if not folder.exists()]
         target.parent.mkdir(parents=True, exist_ok=True)
         made.extend(reversed(missing))
+        if not Path(os.path.realpath(target)).is_relative_to(os.path.realpath(out)):
+            raise OutputError(
+                f"{target}: is a link, or in a linked folder, that leads out of {out}; choose "
+                "another --out"
+            )
         if target.exists() and not target.samefile(images / name):
             raise OutputError(f"{target}: is there already; choose another --out")
         return target
@@ -73,26 +89,38 @@ def write_data_set(
             target = place(row["file_name"])
             if not target.exists():
                 made.append(target)
-                shutil.copyfile(images / row["file_name"], target)
+                _link_or_copy(images / row["file_name"], target)
         for name, write in (others or {}).items():
             target = place(name)
+            if target.exists():
+                raise OutputError(f"{target}: is there already; choose another --out")
             made.append(target)
             write(target)
         out.mkdir(parents=True, exist_ok=True)
         write_metadata(out, rows)
-    except (OSError, OutputError) as error:
+    except BaseException as error:
         for path in reversed(made):
-            if path.is_dir():
-                path.rmdir()
-            else:
-                path.unlink(missing_ok=True)
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(f"{error.filename or out}: cannot be written: {error.strerror}") from None
+            # The first error is the one to show; a folder may hold something of others by now.
+            with suppress(OSError):
+                path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OutputError(
+                f"{error.filename or out}: cannot be written: {reason(error)}"
+            ) from None
+        raise
 
 
-def counts(rows: Sequence[Mapping[str, Any]], **more: int) -> Imported:
-    """Return what rows hold."""
+def _link_or_copy(source: Path, target: Path) -> None:
+    # A link to the file itself: symlinks out of the data set are refused in training.
+    source = Path(os.path.realpath(source))
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, a file system without links, a file of somebody else's
+        shutil.copyfile(source, target)
+
+
+def counts(rows: Sequence[Mapping[str, Any]], **more: Any) -> Imported:
+    """Return what rows hold, with further fields of `Imported`."""
     faces, hands = (sum(len(row.get(key, ())) for row in rows) for key in ("faces", "hands"))
     return Imported(len(rows), faces, hands, **more)
 
@@ -105,99 +133,138 @@ def inside(box: Sequence[float], size: tuple[int, int]) -> list[float] | None:
     return rounded if cut and rounded[2] > 0 and rounded[3] > 0 else None
 
 
-def images_by_stem(images: Path) -> dict[str, str]:
-    """Return the images' file names by their names without suffix.
+def numbers(value: Any, key: str, count: int) -> list[float]:
+    """Return a list of numbers in pixels as floats.
 
     Raises:
-        DataError: there is none, a folder cannot be read, or two have the same stem.
+        ValueError: it is something else, or holds NaN or a number beyond any picture.
+    """
+    if (
+        not isinstance(value, list)
+        or len(value) != count
+        or any(isinstance(n, bool) or not isinstance(n, int | float) for n in value)
+        or not all(abs(n) <= FAR for n in value)  # also refuses NaN
+    ):
+        raise ValueError(f"{key} = {short(value)}: must be {count} numbers in pixels")
+    return [float(n) for n in value]
+
+
+def images_by_stem(images: Path) -> tuple[dict[str, str], list[Problem]]:
+    """Return the images' file names by their names without suffix, and what cannot be taken.
+
+    Raises:
+        DataError: there is none, or two have the same stem.
     """
     names, problems = find_images(images)
-    if problems or not names:
-        raise DataError("\n".join(map(str, problems)) or f"{images}: holds no image")
+    if not names:
+        raise DataError("\n".join([*map(str, problems[:SHOWN]), f"{images}: holds no image"]))
+    return by_stem(images, names), problems
+
+
+def by_stem(folder: Path, names: Sequence[str], ending: str = "") -> dict[str, str]:
+    """Return file names by their names without suffix and ending.
+
+    Raises:
+        DataError: two have the same.
+    """
     found: dict[str, str] = {}
     for name in names:
         stem = name.rpartition(".")[0]
+        stem = stem[: len(stem) - len(ending)]
         if stem in found:
             raise DataError(
-                f"{images}: {found[stem]} and {name} share a stem, so that their annotations "
+                f"{folder}: {found[stem]} and {name} share a stem, so that their annotations "
                 "cannot be told apart"
             )
         found[stem] = name
     return found
 
 
-def upright_size(path: Path) -> tuple[int, int]:
-    """Return an image's width and height, EXIF orientation applied; refuse what is unreadable."""
-    return open_photograph(path).size
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
+def read_json(path: Path, *, constants: bool = False) -> Any:
+    """Read a JSON file; see `json_text.parse`.
 
     Raises:
         DataError: it cannot be read.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+        return parse(path.read_bytes(), constants=constants)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    except JsonError as error:
         raise DataError(f"{path}: cannot be read as JSON: {error}") from None
 
 
-def texts(path: Path | None, names: Sequence[str], images: Path) -> dict[str, str]:
-    """Return a caption per file name: from JSON lines, else from .txt files beside the images.
+def texts(
+    path: Path | None, names: Sequence[str], images: Path, left_out: list[Problem]
+) -> dict[str, str]:
+    """Return a caption per file name: from JSON lines, else from the images' caption files.
+
+    Args:
+        path: of the JSON lines.
+        names: of the images,
+        images: in their folder.
+        left_out: gets what was passed over: further captions of the same image.
 
     Raises:
         DataError: the captions cannot be read, or an image has none in the file given.
     """
     if path is None:
-        return {name: caption_file(images / name) or "" for name in names}
-    found = caption_lines(path, _read_text(path))
+        files = CaptionFiles()
+        read = {name: files.read(images / name) for name in names}
+        left_out += [
+            Problem(name, caption.passed_over())
+            for name, caption in read.items()
+            if caption and caption.others
+        ]
+        return {name: caption.text if caption else "" for name, caption in read.items()}
+    found = caption_lines(path)
     for name in names:
         if name not in found:
             raise DataError(f"{path}: has no caption for {name}")
     return found
 
 
-def caption_lines(path: Path, text: str) -> dict[str, str]:
+def caption_lines(path: Path) -> dict[str, str]:
     """Read JSON lines with `file_name` and `text`.
 
     Raises:
-        DataError: a line is something else.
+        DataError: a line is something else, or names a file that an earlier line names.
     """
     found: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            found[row["file_name"]] = row["text"]
-        except (json.JSONDecodeError, KeyError, TypeError):
+    for number, row in parse_lines(path):
+        name, text = (
+            (row.get("file_name"), row.get("text")) if isinstance(row, dict) else (None, None)
+        )
+        if not isinstance(name, str) or not isinstance(text, str):
+            detail = f": it {row}" if isinstance(row, JsonError) else ""
             raise DataError(
-                f"{path}:{number}: is not a JSON object with file_name and text"
-            ) from None
+                f"{path}:{number}: is not a JSON object with file_name and text{detail}"
+            )
+        if name in found:
+            raise DataError(f"{path}:{number}: {short(name)} has a caption on an earlier line")
+        found[name] = text
     return found
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
-
-
 def coco_captions(path: Path, names: Mapping[int, str]) -> dict[str, str]:
-    """Return a caption per file name from COCO's captions JSON, its first; or from JSON lines."""
-    text = _read_text(path)
+    """Return a caption per file name from COCO's captions JSON, its first; or from JSON lines.
+
+    Raises:
+        DataError: it is neither.
+    """
+    try:
+        tree = parse(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    except JsonError:
+        return caption_lines(path)  # several lines, each an object of its own
+    if not isinstance(tree, dict) or "annotations" not in tree:
+        return caption_lines(path)
     found: dict[str, str] = {}
     try:
-        tree = json.loads(text)
-        if "annotations" in tree:
-            for caption in tree["annotations"]:
-                if caption["image_id"] in names:
-                    found.setdefault(names[caption["image_id"]], caption["caption"].strip())
-            return found
-    except json.JSONDecodeError:
-        pass  # several lines, each an object of its own
+        for caption in tree["annotations"]:
+            if caption["image_id"] in names:
+                found.setdefault(names[caption["image_id"]], caption["caption"].strip())
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: is not COCO's captions format: {error!r}") from None
-    return caption_lines(path, text)
+        raise DataError(f"{path}: is not COCO's captions format: {short(error)}") from None
+    return found

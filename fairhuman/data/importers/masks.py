@@ -1,4 +1,10 @@
-"""Mask images: a folder of face masks, one of hand masks, each mask named like its image."""
+"""Mask images: each named like its image, in a folder of their own or next to the images.
+
+In a folder of their own, a mask of `a.jpg` is `a.png` or `a-masklabel.png`, as OneTrainer names
+them; in the images' folder it is `a-masklabel.png`, so that no photograph is its own mask. A mask
+of the upright image's size is taken as it is, one of the stored image's size is turned with it (see
+`orientation`); where its size does not show which, it is taken for one of the upright image.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +17,19 @@ from typing import Any
 import numpy as np
 from PIL import ImageOps
 
-from fairhuman.common.images import open_mask
-from fairhuman.data.folder import MASKS, UNREADABLE
+from fairhuman.common.images import ImageError, open_mask
+from fairhuman.data.folder import MASK_ENDING, MASKS, find_images, find_labels
 from fairhuman.data.importers.common import (
     Imported,
+    by_stem,
     check_out,
     counts,
     images_by_stem,
     texts,
-    upright_size,
     write_data_set,
 )
+from fairhuman.data.importers.orientation import Shape, Size, in_stored_pixels, read_shape
+from fairhuman.data.records import Problem
 from fairhuman.errors import DataError
 
 
@@ -36,6 +44,24 @@ class ImportedMasks:
     """Masks that are mostly white, which hardly any face or hand is."""
 
 
+@dataclass(frozen=True)
+class _Mask:
+    """A mask that fits its image."""
+
+    path: Path
+    image: str
+    region: str
+    shape: Shape
+    """The image's; without orientation where EXIF says of the mask itself how it is turned."""
+    size: Size
+    mean: float
+
+    def write(self, invert: bool, turn: bool, target: Path) -> None:
+        mask = open_mask(self.path)
+        mask = ImageOps.invert(mask) if invert else mask
+        (self.shape.turned_picture(mask) if turn else mask).save(target, "png")
+
+
 def import_masks(
     images: Path,
     out: Path,
@@ -43,6 +69,7 @@ def import_masks(
     hand_masks: Path | None = None,
     invert: bool = False,
     captions: Path | None = None,
+    suffix: str | None = None,
 ) -> ImportedMasks:
     """Write a data set of the images that have a mask into `out`; masks become grey PNG files.
 
@@ -54,10 +81,12 @@ def import_masks(
         face_masks: the folder of the faces' masks, white = face; of the image's size.
         hand_masks: the same for hands.
         invert: black = region.
-        captions: JSON lines with `file_name` and `text`; without it .txt files beside the images.
+        captions: JSON lines with `file_name` and `text`; without it the images' caption files.
+        suffix: what follows the image's name in a mask's, such as "-mask"; None: see above.
 
     Raises:
-        DataError: a mask that cannot be read or has not its image's size, or no mask at all.
+        DataError: a mask that cannot be read, that has not its image's size or is the image, or
+            no mask at all.
     """
     folders = {"face": face_masks, "hand": hand_masks}
     given = {region: folder for region, folder in folders.items() if folder is not None}
@@ -67,52 +96,86 @@ def import_masks(
     for folder in given.values():
         if not folder.is_dir():
             raise DataError(f"{folder}: there is no such folder of masks")
-    by_stem = {region: images_by_stem(folder) for region, folder in given.items()}
-    names = {
-        stem: name
-        for stem, name in images_by_stem(images).items()
-        if any(stem in masks for masks in by_stem.values())
-    }
-    if not names:
+    if face_masks and hand_masks and face_masks.samefile(hand_masks):
+        raise DataError(
+            f"import masks: --face-masks and --hand-masks are both {face_masks}, so every mask "
+            "would be both; give two folders, or one of the two"
+        )
+    stems, left_out = images_by_stem(images)
+    found: list[_Mask] = []
+    for region, folder in given.items():
+        masks = _masks(folder, images, suffix, left_out)
+        shapes = {
+            stem: read_shape(images / stems[stem], whole=True) for stem in stems if stem in masks
+        }
+        found += [
+            _checked(folder / masks[stem], images / stems[stem], stems[stem], region, shape, invert)
+            for stem, shape in shapes.items()
+        ]
+    if not found:
         raise DataError(f"{images}: no image has the name of a mask")
-    captioned = texts(captions, list(names.values()), images)
-    rows = []
+    turned = in_stored_pixels(
+        [mask.shape for mask in found], [mask.size for mask in found], habit=False
+    )
+    names = [name for name in stems.values() if name in {mask.image for mask in found}]
+    captioned = texts(captions, names, images, left_out)
+    rows: dict[str, dict[str, Any]] = {
+        name: {"file_name": name, "text": captioned[name]} for name in names
+    }
     files: dict[str, Callable[[Path], None]] = {}
-    bright = []
-    for stem, name in names.items():
-        row: dict[str, Any] = {"file_name": name, "text": captioned[name]}
-        size = upright_size(images / name)
-        for region, masks in by_stem.items():
-            if stem not in masks:
-                continue
-            path = given[region] / masks[stem]
-            if _mean(path, size, images / name, invert) > 0.5:
-                bright.append(str(path))
-            target = f"{MASKS}/{region}/{stem}.png"
-            files[target] = partial(_write, path, invert)
-            row[f"{region}_mask"] = target
-        rows.append(row)
-    write_data_set(out, images, rows, files)
-    total = {region: sum(f"{region}_mask" in row for row in rows) for region in given}
-    lacking = sum(any(f"{region}_mask" not in row for region in given) for row in rows)
-    return ImportedMasks(counts(rows, unannotated=lacking), total, bright)
+    for mask, turn in zip(found, turned, strict=True):
+        target = f"{MASKS}/{mask.region}/{mask.image.rpartition('.')[0]}.png"
+        files[target] = partial(mask.write, invert, turn)
+        rows[mask.image][f"{mask.region}_mask"] = target
+    write_data_set(out, images, list(rows.values()), files)
+    total = {region: sum(mask.region == region for mask in found) for region in given}
+    lacking = sum(any(f"{region}_mask" not in row for region in given) for row in rows.values())
+    done = counts(list(rows.values()), unannotated=lacking, left_out=left_out)
+    return ImportedMasks(done, total, [str(mask.path) for mask in found if mask.mean > 0.5])
 
 
-def _mean(path: Path, size: tuple[int, int], image: Path, invert: bool) -> float:
-    """Return a mask's mean in [0, 1]; refuse it where it does not fit its image."""
+def _masks(
+    folder: Path, images: Path, suffix: str | None, left_out: list[Problem]
+) -> dict[str, str]:
+    """Return the masks' file names by their images' names without suffix."""
+    own = folder.samefile(images)
+    if suffix == "" and own:
+        raise DataError(f"{folder}: holds the images themselves: their masks need a --mask-suffix")
+    ending = MASK_ENDING if suffix is None else suffix
+    ended = by_stem(folder, find_labels(folder, (ending.lower(),)), ending) if ending else {}
+    plain = {}
+    if (suffix is None and not own) or suffix == "":
+        names, problems = find_images(folder)
+        plain = by_stem(folder, names)
+        left_out += problems
+    both = next((stem for stem in plain if stem in ended), None)
+    if both is not None:
+        raise DataError(
+            f"{folder}: {plain[both]} and {ended[both]} are both masks of {both}; choose with "
+            f"--mask-suffix '' or --mask-suffix={ending}"
+        )
+    if own and not ended:
+        raise DataError(
+            f"{folder}: is the images' own folder and holds no NAME{ending}.png; give the masks' "
+            "folder, or the end of their names as --mask-suffix"
+        )
+    return plain | ended
+
+
+def _checked(path: Path, image: Path, name: str, region: str, shape: Shape, invert: bool) -> _Mask:
+    """Return a mask; refuse it where it does not fit its image."""
+    if path.samefile(image):
+        raise DataError(f"{path}: is the image itself, not its mask")
     try:
         mask = open_mask(path)
-    except UNREADABLE as error:
-        raise DataError(f"{path}: cannot be read as an image: {error}") from None
-    if mask.size != size:
+    except ImageError as error:
+        raise DataError(f"{path}: {error}") from None
+    own = read_shape(path).orientation != 1
+    if mask.size != shape.upright and (own or mask.size != shape.stored):
         raise DataError(
             f"{path}: is {mask.size[0]} x {mask.size[1]} px, its image {image} is "
-            f"{size[0]} x {size[1]}"
+            f"{shape.upright[0]} x {shape.upright[1]}"
         )
     mean = float(np.asarray(mask).mean()) / 255
-    return 1 - mean if invert else mean
-
-
-def _write(source: Path, invert: bool, target: Path) -> None:
-    mask = open_mask(source)
-    (ImageOps.invert(mask) if invert else mask).save(target, "png")
+    lies = Shape(shape.upright) if own else shape
+    return _Mask(path, name, region, lies, mask.size, 1 - mean if invert else mean)

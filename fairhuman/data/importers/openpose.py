@@ -4,11 +4,15 @@ One JSON file per image, `STEM.json` or `STEM_keypoints.json`. Read are OpenPose
 `face_keypoints_2d` (70), `hand_left_keypoints_2d` and `hand_right_keypoints_2d` (21 each), also in
 the list and with the canvas size that ComfyUI's nodes write; and the 133 keypoints of
 COCO-WholeBody under `keypoints`, flat or in MMPose's `instances` or `instance_info`.
+
+Keypoints are in the pixels of the upright image, for these tools apply EXIF orientation when they
+read; where the canvas has the shape of the image as it is stored, they are turned with it (see
+`orientation`). A keypoint that is NaN counts as not found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +21,18 @@ from numpy.typing import NDArray
 
 from fairhuman.annotation.geometry import around
 from fairhuman.data.importers.common import (
+    FAR,
     Imported,
     check_out,
     counts,
     images_by_stem,
     inside,
+    numbers,
     read_json,
     texts,
-    upright_size,
     write_data_set,
 )
+from fairhuman.data.importers.orientation import Shape, in_stored_pixels, read_shape
 from fairhuman.errors import DataError
 
 # Where COCO-WholeBody's 133 keypoints hold a face and the two hands.
@@ -71,42 +77,69 @@ def import_openpose(
     check_out(out, images)
     if not keypoints.is_dir():
         raise DataError(f"{keypoints}: there is no such folder of keypoint files")
-    found: list[tuple[str, tuple[int, int], list[dict[str, Points]]]] = []
+    found: list[_Pose] = []
     unannotated = 0
-    for stem, name in images_by_stem(images).items():
+    names, left_out = images_by_stem(images)
+    for stem, name in names.items():
         paths = [keypoints / f"{stem}{end}" for end in ("_keypoints.json", ".json")]
         path = next((path for path in paths if path.is_file()), None)
         if path is None:
             unannotated += 1
             continue
-        size = upright_size(images / name)
-        found.append((name, size, _people(path, size)))
+        found.append(_Pose(name, read_shape(images / name, whole=True), *_people(path)))
     if not found:
         raise DataError(
             f"{keypoints}: holds no STEM.json or STEM_keypoints.json of the images in {images}"
         )
-    looked_for = {part for _, _, people in found for person in people for part in person}
-    captioned = texts(captions, [name for name, _, _ in found], images)
+    looked_for = {part for pose in found for person in pose.people for part in person}
+    captioned = texts(captions, [pose.name for pose in found], images, left_out)
+    stored = in_stored_pixels(
+        [pose.shape for pose in found], [pose.canvas for pose in found], habit=False
+    )
     rows = []
-    for name, size, people in found:
-        row: dict[str, Any] = {"file_name": name, "text": captioned[name]}
+    for pose, turn in zip(found, stored, strict=True):
+        row: dict[str, Any] = {"file_name": pose.name, "text": captioned[pose.name]}
         for key, parts in PARTS.items():
             if looked_for.intersection(parts):
                 boxes = [
-                    _box(person[part], LEAST[part], confidence, size)
-                    for person in people
+                    _box(pose.placed(person[part], turn), LEAST[part], confidence, pose.shape)
+                    for person in pose.people
                     for part in parts
                     if part in person
                 ]
                 row[key] = [box for box in boxes if box]
         rows.append(row)
     write_data_set(out, images, rows)
-    return counts(rows, unannotated=unannotated)
+    return counts(rows, unannotated=unannotated, left_out=left_out)
 
 
-def _people(path: Path, size: tuple[int, int]) -> list[dict[str, Points]]:
-    """Return the keypoints of each person by part, in the image's pixels."""
-    tree = read_json(path)
+@dataclass(frozen=True)
+class _Pose:
+    """The keypoints of an image as their file has them."""
+
+    name: str
+    shape: Shape
+    canvas: tuple[float, float] | None
+    """Width and height that they are made for, where the file says so."""
+    people: list[dict[str, Points]]
+
+    def placed(self, points: Points, turn: bool) -> Points:
+        """Return keypoints in pixels of the upright image; `turn`: they are of the stored one."""
+        size = np.array(self.shape.stored if turn else self.shape.upright, dtype=np.float64)
+        sure = points[(points[:, 2] > 0) & np.isfinite(points).all(axis=1), :2]
+        # Shares are told by their range: keypoints of a face never lie in one corner pixel.
+        if len(sure) and np.abs(sure).max() <= 2.0:
+            places = points[:, :2] * size
+        elif self.canvas:
+            places = points[:, :2] * (size / np.array(self.canvas, dtype=np.float64))
+        else:
+            places = points[:, :2]
+        return np.column_stack([self.shape.turned(places) if turn else places, points[:, 2]])
+
+
+def _people(path: Path) -> tuple[tuple[float, float] | None, list[dict[str, Points]]]:
+    """Return the canvas, and the keypoints of each person by part, as the file has them."""
+    tree = read_json(path, constants=True)
     try:
         if isinstance(tree, list):
             if len(tree) == 1 and isinstance(tree[0], dict):
@@ -118,18 +151,23 @@ def _people(path: Path, size: tuple[int, int]) -> list[dict[str, Points]]:
             for key in ("people", "instances", "instance_info", "predictions")
             if key in tree
         )
-        canvas = (tree.get("canvas_width"), tree.get("canvas_height"))
-        parts = [_parts(person) for person in people]
-        return [
-            {name: _scaled(points, canvas, size) for name, points in person.items()}
-            for person in parts
-        ]
-    except (StopIteration, KeyError, TypeError, ValueError, AttributeError) as error:
-        detail = f": {error}" if str(error) else ""
+        sides = (tree.get("canvas_width"), tree.get("canvas_height"))
+        return _canvas(sides), [_parts(person) for person in people]
+    except (StopIteration, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        detail = f": {str(error)[:120]}" if str(error) else ""
         raise DataError(
             f"{path}: holds no keypoints of OpenPose (`people`) or of COCO-WholeBody "
             f"(`keypoints`, 133 of them){detail}"
         ) from None
+
+
+def _canvas(sides: tuple[Any, Any]) -> tuple[float, float] | None:
+    if sides == (None, None):
+        return None
+    width, height = numbers(list(sides), "canvas_width and canvas_height", 2)
+    if width <= 0 or height <= 0:
+        raise ValueError(f"a canvas of {width:g} x {height:g}")
+    return (width, height)
 
 
 def _parts(person: dict[str, Any]) -> dict[str, Points]:
@@ -149,6 +187,8 @@ def _points(values: Any, scores: Any = None) -> Points:
         array = array.reshape(-1, 3)
     if array.ndim != 2 or array.shape[1] not in (2, 3):
         raise ValueError(f"keypoints of shape {array.shape}")
+    if (np.abs(array[np.isfinite(array)]) > FAR).any():
+        raise ValueError("a keypoint is in no picture")
     if scores is not None:
         return np.column_stack([array[:, :2], np.asarray(scores, dtype=np.float64)])
     if array.shape[1] == 2:
@@ -156,23 +196,8 @@ def _points(values: Any, scores: Any = None) -> Points:
     return array
 
 
-def _scaled(points: Points, canvas: Sequence[Any], size: tuple[int, int]) -> Points:
-    """Bring keypoints to the image's pixels: from another canvas, or from shares of the image."""
-    # Shares are told by their range: keypoints of a face never lie in one corner pixel.
-    present = points[points[:, 2] > 0, :2]
-    if len(present) and np.abs(present).max() <= 2.0:
-        factor = np.array(size, dtype=np.float64)
-    elif all(isinstance(side, int | float) and side > 0 for side in canvas):
-        factor = np.array(size) / np.array(canvas, dtype=np.float64)
-    else:
-        return points
-    return np.column_stack([points[:, :2] * factor, points[:, 2]])
-
-
-def _box(
-    points: Points, least: int, confidence: float, size: tuple[int, int]
-) -> list[float] | None:
+def _box(points: Points, least: int, confidence: float, shape: Shape) -> list[float] | None:
     sure = points[(points[:, 2] >= confidence) & np.isfinite(points).all(axis=1), :2]
     if len(sure) < least:
         return None
-    return inside(around(sure, MARGIN), size)
+    return inside(around(sure, MARGIN), shape.upright)

@@ -1,7 +1,8 @@
 """YOLO's label files: `STEM.txt` with a line `class x y width height` per box, in shares.
 
 x and y are the box's centre. A sixth number (a confidence) is passed over; a line with more is an
-outline `class x y x y …`, and its box is taken.
+outline `class x y x y …`, and its box is taken. The shares are of the upright image: the tools that
+write and read these files, ultralytics among them, apply EXIF orientation when they open images.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fairhuman.data.folder import open_photograph
 from fairhuman.data.importers.common import (
     Imported,
     check_out,
@@ -18,7 +20,6 @@ from fairhuman.data.importers.common import (
     images_by_stem,
     inside,
     texts,
-    upright_size,
     write_data_set,
 )
 from fairhuman.errors import DataError
@@ -53,16 +54,16 @@ def import_yolo(
     check_out(out, images)
     if not labels.is_dir():
         raise DataError(f"{labels}: there is no such folder of label files")
-    names = images_by_stem(images)
+    names, left_out = images_by_stem(images)
     if captions is None and labels.resolve() == images.resolve():
         # Label files and captions would have the same names.
         captioned = dict.fromkeys(names.values(), "")
     else:
-        captioned = texts(captions, list(names.values()), images)
+        captioned = texts(captions, list(names.values()), images, left_out)
     rows = []
     unlabelled = 0
     for stem, name in names.items():
-        size = upright_size(images / name)
+        size = open_photograph(images / name).size
         path = labels / f"{stem}.txt"
         unlabelled += not path.is_file()
         boxes = _boxes(path, size) if path.is_file() else []
@@ -74,14 +75,16 @@ def import_yolo(
     if unlabelled == len(rows):
         raise DataError(f"{labels}: holds no STEM.txt of the images in {images}")
     write_data_set(out, images, rows)
-    return counts(rows, unannotated=unlabelled)
+    return counts(rows, unannotated=unlabelled, left_out=left_out)
 
 
 def _boxes(path: Path, size: tuple[int, int]) -> list[tuple[int, list[float]]]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: is not UTF-8") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     found = []
     for number, line in enumerate(lines, start=1):
         words = line.split()
@@ -92,7 +95,8 @@ def _boxes(path: Path, size: tuple[int, int]) -> list[tuple[int, list[float]]]:
             box = inside(_box(values, size), size)
         except ValueError as error:
             raise DataError(
-                f"{path}:{number}: is not `class x y width height` in shares of the image: {error}"
+                f"{path}:{number}: is not `class x y width height` in shares of the image: "
+                f"{str(error)[:100]}"
             ) from None
         if box:
             found.append((kind, box))
@@ -104,6 +108,8 @@ def _box(values: Sequence[float], size: tuple[int, int]) -> list[float]:
         raise ValueError("a number is not between 0 and 1")
     if len(values) in (4, 5):
         x, y, width, height = values[:4]
+        if width < 0 or height < 0:
+            raise ValueError("width and height must be above 0")
         left, top = x - width / 2, y - height / 2
     elif len(values) >= 6 and len(values) % 2 == 0:
         xs, ys = values[0::2], values[1::2]
