@@ -52,6 +52,8 @@ def _doctor(args: argparse.Namespace) -> int:
 
     report = examine(configs or training_configs(Path("configs")))
     print(json.dumps(asdict(report), indent=2) if args.json else "\n".join(report.lines()))
+    if report.refused:
+        return 2
     return 1 if report.problems else 0
 
 
