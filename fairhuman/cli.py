@@ -14,7 +14,8 @@ from fairhuman.errors import UserError
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code.
 
-    2: a mistake of the user's, such as a config that cannot run; 1: `doctor` or `inspect --strict` found one.
+    2: a mistake of the user's, such as a config that cannot run; 1: `doctor` or
+    `inspect --strict` found something wrong.
     """
     args = _parser().parse_args(argv)
     try:

@@ -46,18 +46,28 @@ class Bf16(_HalfPrecision):
 
 
 class Offload(Section):
-    """DeepSpeed's offload_optimizer and offload_param, less what `_offload_conflicts` says."""
+    """What both kinds of offload have, less what `_offload_conflicts` says."""
 
     device: Any = None
     nvme_path: None = None
     buffer_count: Annotated[int, Field(ge=1, le=10**6)] = 4
     pin_memory: bool = True
+
+
+class OffloadOptimizer(Offload):
+    """DeepSpeed's offload_optimizer."""
+
     pipeline_read: bool = False
     pipeline_write: bool = False
     fast_init: bool = False
     ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
     super_offload: bool = False
     cpuadam_cores_perc: Annotated[float, Field(gt=0, le=1)] = 0.8
+
+
+class OffloadParam(Offload):
+    """DeepSpeed's offload_param."""
+
     buffer_size: Bytes = 10**8
     max_in_cpu: Bytes = 10**9
 
@@ -75,8 +85,8 @@ class Zero(Section):
     overlap_comm: bool | None = None
     compute_grad_norm: bool = True
     load_from_fp32_weights: bool = True
-    offload_param: Offload | None = None
-    offload_optimizer: Offload | None = None
+    offload_param: OffloadParam | None = None
+    offload_optimizer: OffloadOptimizer | None = None
     sub_group_size: Annotated[int, Field(ge=1, le=10**15)] = 10**9
     stage3_prefetch_bucket_size: Bytes = 5 * 10**7
     stage3_param_persistence_threshold: Bytes = 10**5

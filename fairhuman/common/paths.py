@@ -10,6 +10,7 @@ from typing import TypeVar
 from fairhuman.errors import UserError
 
 T = TypeVar("T", str, Path)
+_TEXTS = ("prompt", "negative")  # arguments that are no paths, whatever they begin with
 
 
 def at_home(path: T) -> T:
@@ -34,6 +35,8 @@ def expand_arguments(args: argparse.Namespace) -> None:
         UserError: a home folder does not exist.
     """
     for name, value in vars(args).items():
+        if name in _TEXTS:
+            continue
         try:
             if isinstance(value, list):
                 setattr(args, name, [_expanded(item) for item in value])
@@ -44,6 +47,6 @@ def expand_arguments(args: argparse.Namespace) -> None:
 
 
 def _expanded(value: object) -> object:
-    if isinstance(value, Path) or (isinstance(value, str) and value.startswith("~/")):
+    if isinstance(value, Path):
         return at_home(value)
-    return value
+    return at_home(value) if isinstance(value, str) and value.startswith("~/") else value

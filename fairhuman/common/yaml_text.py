@@ -77,9 +77,9 @@ def parse_yaml(text: str, source: str) -> Any:
         raise ConfigError(f"{source}: {error}") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        line = f"line {mark.line + 1}: " if mark else ""
+        place = f"line {mark.line + 1}: " if mark else ""
         raise ConfigError(
-            f"{source}: is not YAML: {line}{_one_line(error.problem or error.context)}"
+            f"{source}: is not YAML: {place}{_one_line(error.problem or error.context)}"
         ) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
