@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BUILD_FILES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: help install demo test lint format bench gpu-check check-torch wheel clean
+.PHONY: help install demo test fuzz lint format bench gpu-check check-torch wheel clean
 
 help:
 	@echo "make demo     draw people, make a tiny SDXL, train it on two CPU ranks: 10 minutes"
 	@echo "make test     the test suite"
+	@echo "make fuzz     5,000 configs and overrides, 2,000 data folders at random (FUZZ_SEED=n)"
 	@echo "make lint     ruff and mypy"
 	@echo "make bench    microbenchmarks (BENCH='--op gram --quick'), then a step of each mode (STEP='--mode exact')"
 	@echo "make gpu-check  GPU tests, microbenchmarks and SDXL's step, with GPU_PYTHON's packages"
@@ -32,6 +33,12 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# Each file reads FUZZ_EXAMPLES and FUZZ_SEED; what failed is kept in .hypothesis/, and is tried
+# first in the next run.
+fuzz: $(STAMP)
+	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-5000} $(BIN)/python -m pytest -s tests/fuzz/fuzz_config.py
+	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-2000} $(BIN)/python -m pytest -s tests/fuzz/fuzz_data.py
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -7,16 +7,19 @@ import sys
 from collections.abc import Sequence
 
 from fairhuman.commands import data, machine, models, results
+from fairhuman.common.paths import expand_arguments
 from fairhuman.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code.
 
-    2: a mistake to be mended; 1: `doctor` or `inspect --strict` found one.
+    2: a mistake of the user's, such as a config that cannot run; 1: `doctor` or
+    `inspect --strict` found something wrong.
     """
     args = _parser().parse_args(argv)
     try:
+        expand_arguments(args)
         return args.run(args) or 0
     except UserError as error:
         print(f"fairhuman: {error}", file=sys.stderr)

@@ -6,29 +6,60 @@ the data is told here, every problem in one line that names the key, the value a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, field_validator
+from pydantic import Field, StringConstraints, field_validator
 
+from fairhuman.common.files import write_text
+from fairhuman.common.json_text import parse_json
+from fairhuman.common.quoting import shown, shown_key
+from fairhuman.common.text_files import read_small
+from fairhuman.common.yaml_text import NULLS, Plain
+from fairhuman.deepspeed_section import deepspeed_problems
 from fairhuman.errors import ConfigError
-from fairhuman.settings import Section, apply_override, near, read_yaml, validate
+from fairhuman.settings import (
+    Name,
+    PathText,
+    Section,
+    Text,
+    apply_override,
+    near,
+    read_yaml,
+    refusal,
+    validate,
+)
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
+# Bounds are far beyond any use, and within what torch, numpy and DeepSpeed can count.
+Count = Annotated[int, Field(ge=0, le=10**9)]
+Positive = Annotated[int, Field(ge=1, le=10**9)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Factor = Annotated[float, Field(gt=0, le=1e6)]
+Guidance = Annotated[float, Field(ge=1, le=1000)]
+Batch = Annotated[int, Field(ge=1, le=2**16)]
+# In float32, 1 - beta is 0 for a beta nearer to 1 than this, and Adam divides by it.
+Beta = Annotated[float, Field(ge=0.0, lt=1.0, le=0.999999)]
+
+
+WandbName = Annotated[Name, StringConstraints(max_length=128)]
+"""Of a project or a run of Weights & Biases, which allow so many characters."""
 
 
 class Lora(Section):
     """Low-rank adapters of the UNet, and of the text encoders."""
 
-    rank: Positive = 64
-    alpha: Annotated[float, Field(gt=0)] | None = None
+    rank: Annotated[int, Field(ge=1, le=8192)] = 64
+    alpha: Factor | None = None
     """The adapters count alpha / rank; null: as the rank, so that they count once."""
-    targets: Annotated[list[str], Field(min_length=1)] = ["to_q", "to_k", "to_v", "to_out.0"]
+    targets: Annotated[list[Name], Field(min_length=1, max_length=1000)] = [
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+    ]
     """The UNet's adapted layers, by the ends of their names: these are all of attention."""
     text_encoders: bool = False
     """Adapt attention of both text encoders too, with the same rank and alpha: for words that the
@@ -39,10 +70,10 @@ class Lora(Section):
 class Model(Section):
     """Which SDXL is trained, and how."""
 
-    pretrained: str
+    pretrained: PathText
     """A folder in diffusers' layout, a name on the Hugging Face hub, or a single .safetensors
     file as ComfyUI and kohya have it."""
-    config: str | None = None
+    config: PathText | None = None
     """Of a single file: an SDXL in diffusers' layout (folder or hub name) whose configs and
     tokenizers describe it; null: SDXL base."""
     method: Literal["full", "lora", "controlnet", "t2i_adapter"] = "full"
@@ -51,10 +82,10 @@ class Model(Section):
     lora.text_encoders."""
     lora: Lora = Lora()
     """For method=lora."""
-    control: str | None = None
+    control: PathText | None = None
     """The ControlNet or T2I-Adapter to go on from: a folder in diffusers' layout or a hub name.
     Null starts a new one: a ControlNet as a copy of the UNet's encoder, an adapter at random."""
-    vae: str | None = None
+    vae: PathText | None = None
     """Another VAE: a folder in diffusers' layout or a hub name."""
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
     """What the UNet predicts; null takes it from the model's scheduler."""
@@ -77,18 +108,18 @@ class Model(Section):
 class Data(Section):
     """What is trained on."""
 
-    root: str
+    root: PathText
     """A folder with metadata.jsonl (the imagefolder convention)."""
-    resolution: Annotated[int, Field(ge=64, multiple_of=8)] = 1024
+    resolution: Annotated[int, Field(ge=64, le=8192, multiple_of=8)] = 1024
     """Side of the square training image, in pixels."""
     buckets: bool = False
     """Train every image in the bucket nearest to its aspect ratio, in place of a square: sizes of
     about the square's area. A step's images are all of one bucket."""
-    bucket_step: Annotated[int, Field(ge=8, multiple_of=8)] = 64
+    bucket_step: Annotated[int, Field(ge=8, le=8192, multiple_of=8)] = 64
     """Sides of buckets are multiples of this, in pixels."""
-    max_aspect: Annotated[float, Field(ge=1)] = 2.5
+    max_aspect: Annotated[float, Field(ge=1, le=100)] = 2.5
     """No bucket's longer side is more than this times its shorter; images beyond are cropped."""
-    mask_margin: Annotated[float, Field(ge=0)] = 16.0
+    mask_margin: Annotated[float, Field(ge=0, le=8192)] = 16.0
     """Boxes are widened by this on each side, in pixels at the training resolution."""
     unannotated: Literal["error", "absent"] = "error"
     """An image without a region's key: an error, or taken as having no such region."""
@@ -110,13 +141,13 @@ class Data(Section):
     """Share of the samples trained with a black control image (controlnet, t2i_adapter)."""
     validation: Count = 0
     """How many images are held out of training, for train.validate_every."""
-    columns: dict[str, str] = {}
+    columns: dict[Name, Name] = {}
     """Other names of metadata.jsonl's keys, by ours: {text: caption, face_mask: mask_face}."""
-    workers: Count = 2
+    workers: Annotated[int, Field(ge=0, le=512)] = 2
     """Processes per rank that read images; 0 reads in the training process."""
-    prefetch: Positive = 2
+    prefetch: Annotated[int, Field(ge=1, le=1000)] = 2
     """Optimizer steps that each of them reads ahead."""
-    cache: str | None = None
+    cache: PathText | None = None
     """A folder for the latents and encoded captions of all that the run will draw, built before
     its first step; null: none. The VAE and the text encoders then leave the GPU but for samples.
     Text encoders that are trained stay there, and captions are not kept.
@@ -127,13 +158,13 @@ class Data(Section):
 class Objectives(Section):
     """Which losses there are beside that of the whole image."""
 
-    regions: Annotated[list[str], Field(max_length=7)] = ["face", "hand"]
+    regions: Annotated[list[Name], Field(max_length=7)] = ["face", "hand"]
     """Each is annotated by boxes under its plural (`faces`) or by a mask (`face_mask`)."""
     reduction: Literal["image", "region"] = "image"
     """Divide a region's loss by the image's area (the paper), or by the region's own."""
-    scale: dict[str, Annotated[float, Field(gt=0)]] = {}
+    scale: dict[Name, Factor] = {}
     """A factor on an objective's loss, by its name."""
-    snr_gamma: Annotated[float, Field(gt=0)] | None = None
+    snr_gamma: Factor | None = None
     """Min-SNR weighting of the samples, the same for every objective; null switches it off."""
 
     @field_validator("regions")
@@ -141,7 +172,7 @@ class Objectives(Section):
     def _names(cls, regions: list[str]) -> list[str]:
         for name in regions:
             if not name.isidentifier() or name == "global":
-                raise ValueError(f"{name!r} cannot name a region; use a word such as 'face'")
+                raise ValueError(f"{shown(name)} cannot name a region; use a word such as 'face'")
         if len(set(regions)) < len(regions):
             raise ValueError("a region is named twice")
         return regions
@@ -150,16 +181,16 @@ class Objectives(Section):
 class Noise(Section):
     """How the latents are noised. What is left as it is here changes nothing of SDXL's own way."""
 
-    offset: Annotated[float, Field(ge=0)] = 0.0
+    offset: Annotated[float, Field(ge=0, le=100)] = 0.0
     """Noise offset: shift each channel of a sample's noise by this times a normal number."""
     timesteps: Literal["uniform", "logit_normal", "earlier", "later", "range"] = "uniform"
     """`logit_normal` draws the middle ones more often (SD3); the others draw some `bias` times as
     often as the rest (diffusers' timestep_bias_strategy): the least or the most noisy
     `bias_portion`, or `bias_range`."""
-    logit_mean: float = 0.0
+    logit_mean: Annotated[float, Field(ge=-100, le=100)] = 0.0
     """Of logit_normal: above 0 for more noise."""
-    logit_std: Annotated[float, Field(gt=0)] = 1.0
-    bias: Annotated[float, Field(gt=0)] = 2.0
+    logit_std: Annotated[float, Field(gt=0, le=100)] = 1.0
+    bias: Factor = 2.0
     bias_portion: Annotated[float, Field(gt=0, le=1)] = 0.25
     bias_range: tuple[Count, Positive] | None = None
     """From this timestep to before that one."""
@@ -214,11 +245,11 @@ class Optimizer(Section):
     moment per parameter, and betas and eps of its own: ZeRO's flat shards have no rows and columns
     to factor it into, and its rules by a tensor's root mean square (of step and clipping) are off,
     for a shard's would change with the number of ranks."""
-    lr: Annotated[float, Field(gt=0)] = 1e-5
-    betas: tuple[Probability, Probability] = (0.9, 0.999)
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    lr: Annotated[float, Field(gt=0, le=10)] = 1e-5
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    weight_decay: Annotated[float, Field(ge=0, le=1000)] = 1e-2
     """Not applied to norms and biases."""
-    eps: Annotated[float, Field(gt=0)] = 1e-8
+    eps: Annotated[float, Field(ge=1e-30, le=1)] = 1e-8
     schedule: Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"] = (
         "constant"
     )
@@ -227,26 +258,26 @@ class Optimizer(Section):
     warmup_steps: Count = 0
     cycles: Positive = 1
     """Of cosine_with_restarts: how often it comes down."""
-    power: Annotated[float, Field(gt=0)] = 1.0
+    power: Annotated[float, Field(gt=0, le=100)] = 1.0
     """Of polynomial; 1 is a straight line."""
 
 
 class Train(Section):
     """The run."""
 
-    output_dir: str
+    output_dir: PathText
     steps: Positive
     """Optimizer steps in all."""
-    batch_size: Positive = 1
+    batch_size: Batch = 1
     """Samples per rank and micro-batch."""
-    gradient_accumulation: Positive = 1
-    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    gradient_accumulation: Batch = 1
+    max_grad_norm: Annotated[float, Field(ge=1e-12, le=1e12)] | None = 1.0
     """The norm to clip to, and the step's norm under fairness.normalize=ball; null: no clipping."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Keep a moving average of the weights, such as 0.9999; null: none. Samples, held-out losses
     and OUT/final are then the average's. Its first steps decay faster, as in diffusers."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Seed = 0
     checkpoint_every: Count = 500
     """In steps; 0 writes a checkpoint only at the end and when the run is stopped."""
     keep_checkpoints: Positive = 2
@@ -254,27 +285,27 @@ class Train(Section):
     """A step whose gradients are not finite is skipped: no parameter, no moment of the optimizer
     and no moving average changes, the learning rate's schedule waits, and the fp16 loss scale is
     lowered. After so many in a row the run writes a checkpoint and ends with exit code 3."""
-    resume: str = "none"
+    resume: PathText = "none"
     """`auto` goes on from the newest complete checkpoint in output_dir (or starts anew where
     there is none), `none` starts anew, anything else is a checkpoint's folder."""
     sample_every: Count = 0
     """Draw validation pictures every so many steps and at the end; 0: never."""
-    sample_prompts: Annotated[list[str], Field(max_length=16)] = []
+    sample_prompts: Annotated[list[Text], Field(max_length=16)] = []
     """Their prompts; empty takes captions from the data."""
-    sample_guidance: Annotated[float, Field(ge=1)] = 5.0
+    sample_guidance: Guidance = 5.0
     """Scale of classifier-free guidance for them; 1: none."""
     validate_every: Count = 0
     """Measure the held-out images' losses every so many steps and at the end; 0: never. Each as
     val/loss/NAME, and in the quarters of the timesteps, the least noisy first, as
     val/loss/NAME/q1 to q4."""
-    keep_best: str | None = None
+    keep_best: Name | None = None
     """One of those keys, such as val/loss/hand/q1: a step where it is the lowest so far is saved,
     whatever checkpoint_every says, and kept beside the newest as OUT/checkpoints/best."""
-    wandb: Annotated[str, Field(min_length=1)] | None = None
+    wandb: WandbName | None = None
     """The project of Weights & Biases that the run is logged to, beside TensorBoard; null: none.
     The entity, the mode and the like are wandb's own environment variables, such as
     WANDB_MODE=offline."""
-    wandb_name: str | None = None
+    wandb_name: WandbName | None = None
     """The run's name there; null: one of wandb's making."""
 
 
@@ -292,9 +323,13 @@ class Config(Section):
     """The text of a DeepSpeed config, or the path of one; sizes and precision come from train."""
 
     def save(self, path: Path) -> None:
-        """Write the resolved config, so that training on it repeats the run."""
+        """Write the resolved config, so that training on it repeats the run.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
         text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        path.write_text(text, encoding="utf-8")
+        write_text(path, text)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -303,20 +338,20 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: every problem found, one line each.
     """
-    tree = read_yaml(Path(path))
+    tree = read_yaml(path)
     if "arms" in tree:
         raise ConfigError(
-            f"{path}: describes a study of several runs; give it to `fairhuman study`"
+            f"{shown_key(path)}: describes a study of several runs; give it to `fairhuman study`"
         )
     for override in overrides:
         if override.startswith("deepspeed."):
             _resolve_deepspeed(tree)
-        apply_override(tree, override)
+        apply_override(tree, override, Config)
     _resolve_deepspeed(tree)
     config = validate(Config, tree, path)
     problems = _conflicts(config)
     if problems:
-        raise ConfigError("\n".join(f"{path}: {line}" for line in problems))
+        raise refusal(path, problems)
     return config
 
 
@@ -327,47 +362,21 @@ def training_configs(folder: Path) -> list[Path]:
 
 def _resolve_deepspeed(tree: dict[str, Any]) -> None:
     """Replace the path of a DeepSpeed config by its text."""
-    if isinstance(tree.get("deepspeed"), str):
-        tree["deepspeed"] = _read_deepspeed(tree["deepspeed"])
+    path = tree.get("deepspeed")
+    if isinstance(path, str) and not (isinstance(path, Plain) and path in NULLS):
+        tree["deepspeed"] = _read_deepspeed(path)
 
 
 def _read_deepspeed(path: str) -> dict[str, Any]:
+    name = f"deepspeed = {shown(str(path))}"
     try:
-        tree = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"deepspeed = {path!r}: there is no such file") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"deepspeed = {path!r}: is not a JSON file: {error}") from None
+        tree = parse_json(read_small(Path(path), "file"), shown_key(path))
+    except ConfigError as error:
+        problem = str(error).removeprefix(f"{shown_key(path)}: ")
+        raise ConfigError(f"{name}: {problem}") from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"deepspeed = {path!r}: must hold a JSON object")
+        raise ConfigError(f"{name}: must hold a JSON object")
     return tree
-
-
-# What DeepSpeed would read from its own config and train.* sets: "auto" is taken as "from train".
-_OWNED = {
-    "train_batch_size": "train.batch_size, train.gradient_accumulation and the number of ranks",
-    "train_micro_batch_size_per_gpu": "train.batch_size",
-    "gradient_accumulation_steps": "train.gradient_accumulation",
-    "gradient_clipping": "train.max_grad_norm",
-    "optimizer": "the section optimizer",
-    "scheduler": "optimizer.schedule and optimizer.warmup_steps",
-    "steps_per_print": "OUT/metrics.jsonl, which has every step",
-}
-_ALLOWED = [
-    "zero_optimization",
-    "fp16",
-    "bf16",
-    "communication_data_type",
-    "comms_logger",
-    "memory_breakdown",
-    "dump_state",
-]
-_REFUSED = {
-    "wall_clock_breakdown": (
-        "its timers break when one graph is gone through backwards several times; remove it (the "
-        "step's time is in OUT/metrics.jsonl)"
-    ),
-}
 
 
 def column_names(regions: Sequence[str]) -> list[str]:
@@ -391,22 +400,22 @@ def _conflicts(config: Config) -> list[str]:
     problems = []
     if config.model.config and not config.model.pretrained.endswith(".safetensors"):
         problems.append(
-            f"model.config = {config.model.config!r}: describes a single .safetensors file, and "
-            f"model.pretrained is {config.model.pretrained!r}; remove it"
+            f"model.config = {shown(config.model.config)}: describes a single .safetensors file, "
+            f"and model.pretrained is {shown(config.model.pretrained)}; remove it"
         )
     for name in config.objectives.scale:
         known = ["global", *config.objectives.regions]
         if name not in known:
             problems.append(
-                f"objectives.scale.{name}: there is no such objective{near(name, known)}; "
-                f"they are {', '.join(known)}"
+                f"objectives.scale.{shown_key(name)}: there is no such objective"
+                f"{near(name, known)}; they are {', '.join(known)}"
             )
     columns = column_names(config.objectives.regions)
     for name in config.data.columns:
         if name not in columns:
             problems.append(
-                f"data.columns.{name}: there is no such column{near(name, columns)}; they are "
-                f"{', '.join(columns)}"
+                f"data.columns.{shown_key(name)}: there is no such column{near(name, columns)}; "
+                f"they are {', '.join(columns)}"
             )
     if config.data.buckets and config.data.resolution % config.data.bucket_step:
         problems.append(
@@ -426,8 +435,8 @@ def _conflicts(config: Config) -> list[str]:
         )
     if config.model.control and not config.model.conditioned:
         problems.append(
-            f"model.control = {config.model.control!r}: is for method=controlnet or t2i_adapter, "
-            f"and model.method is {config.model.method!r}"
+            f"model.control = {shown(config.model.control)}: is for method=controlnet or "
+            f"t2i_adapter, and model.method is {config.model.method!r}"
         )
     if config.data.condition_dropout and not config.model.conditioned:
         problems.append(
@@ -453,11 +462,12 @@ def _conflicts(config: Config) -> list[str]:
         )
     if config.train.wandb_name is not None and config.train.wandb is None:
         problems.append(
-            f"train.wandb_name = {config.train.wandb_name!r}: names a run of Weights & Biases, and "
-            "train.wandb names no project; set it, or remove train.wandb_name"
+            f"train.wandb_name = {shown(config.train.wandb_name)}: names a run of Weights & "
+            "Biases, and train.wandb names no project; set it, or remove train.wandb_name"
         )
     problems += _best_conflicts(config) + _optimizer_conflicts(config) + _noise_conflicts(config)
-    return problems + _deepspeed_conflicts(config)
+    fairness = config.fairness
+    return problems + deepspeed_problems(config.deepspeed, fairness.mode, fairness.solves)
 
 
 def _best_conflicts(config: Config) -> list[str]:
@@ -468,13 +478,13 @@ def _best_conflicts(config: Config) -> list[str]:
     known = [k for name in ["global", *config.objectives.regions] for k in held_out_keys(name)]
     if metric not in known:
         problems.append(
-            f"train.keep_best = {metric!r}: there is no such held-out loss{near(metric, known)}; "
-            f"they are {', '.join(known)}"
+            f"train.keep_best = {shown(metric)}: there is no such held-out loss"
+            f"{near(metric, known)}; they are {', '.join(known)}"
         )
     elif not config.train.validate_every:
         problems.append(
-            f"train.keep_best = {metric!r}: nothing is measured; set train.validate_every to a "
-            "number of steps"
+            f"train.keep_best = {shown(metric)}: nothing is measured; set train.validate_every to "
+            "a number of steps"
         )
     return problems
 
@@ -538,112 +548,5 @@ def _noise_conflicts(config: Config) -> list[str]:
         problems.append(
             "noise.zero_terminal_snr = True: the noise tells nothing of the image at pure noise; "
             "set model.prediction_type=v_prediction"
-        )
-    return problems
-
-
-def _deepspeed_conflicts(config: Config) -> list[str]:
-    problems = []
-    for key, value in config.deepspeed.items():
-        if key in _OWNED:
-            if value != "auto":
-                problems.append(f"deepspeed.{key} = {value!r}: is set by {_OWNED[key]}; remove it")
-        elif key in _REFUSED:
-            problems.append(f"deepspeed.{key}: {_REFUSED[key]}")
-        elif key not in _ALLOWED:
-            problems.append(
-                f"deepspeed.{key}: is not supported{near(key, _ALLOWED)}; supported are "
-                f"{', '.join(_ALLOWED)}"
-            )
-    bf16 = config.deepspeed.get("bf16", {})
-    if isinstance(bf16, dict) and not bf16.get("check_grad_overflow", True):
-        problems.append(
-            f"deepspeed.bf16.check_grad_overflow = {bf16['check_grad_overflow']!r}: one NaN in a "
-            "gradient would be taken into every weight; remove it"
-        )
-    for precision in ("fp16", "bf16"):
-        section = config.deepspeed.get(precision, {})
-        enabled = section.get("enabled", "auto") if isinstance(section, dict) else section
-        if enabled != "auto":
-            problems.append(
-                f"deepspeed.{precision}.enabled = {enabled!r}: is set by train.precision; remove it"
-            )
-    return problems + _zero_conflicts(config)
-
-
-# Keys of zero_optimization that cannot work, or that nobody has tried with one gradient per
-# objective, and why.
-_REFUSED_ZERO = {
-    "zenflow": "moves some parameters before all objectives are known; remove it",
-    "zero_quantized_gradients": "rounds each objective's gradient to a few bits; remove it",
-    "zero_quantized_weights": "rounds the weights at each use; remove it",
-    "zero_quantized_nontrainable_weights": "rounds the weights at each use; remove it",
-    "stage3_module_granularity_threshold": (
-        "releases a whole block after its first of several backward passes; remove it"
-    ),
-    "leaf_module": "releases a whole block after its first of several backward passes; remove it",
-    "mics_shard_size": "was never tried with one gradient per objective; remove it",
-    "cpu_offload": "is an old name; use offload_optimizer: {device: cpu}",
-    "cpu_offload_param": "is an old name; use offload_param: {device: cpu}",
-    "cpu_offload_use_pin_memory": "is an old name; use offload_optimizer: {pin_memory: …}",
-}
-
-
-def _zero_conflicts(config: Config) -> list[str]:
-    """Return what of the section zero_optimization cannot work, one line each."""
-    zero = config.deepspeed.get("zero_optimization", {})
-    prefix = "deepspeed.zero_optimization"
-    if not isinstance(zero, dict):
-        return [f"{prefix} = {zero!r}: must hold keys such as stage"]
-    problems = []
-    stage = zero.get("stage", 0)
-    if stage not in (1, 2, 3):
-        problems.append(
-            f"{prefix}.stage = {stage!r}: must be 1, 2 or 3 (stage 0 has no gradient shards to "
-            "read, and steps wrongly under fp16)"
-        )
-    for key, reason in _REFUSED_ZERO.items():
-        if zero.get(key):
-            problems.append(f"{prefix}.{key} = {zero[key]!r}: {reason}")
-    if zero.get("zero_hpz_partition_size", 1) != 1:
-        problems.append(
-            f"{prefix}.zero_hpz_partition_size = {zero['zero_hpz_partition_size']!r}: was never "
-            "tried with one gradient per objective; remove it"
-        )
-    if not zero.get("compute_grad_norm", True):
-        problems.append(
-            f"{prefix}.compute_grad_norm = {zero['compute_grad_norm']!r}: DeepSpeed tells by the "
-            "norm that a step must be skipped; remove it"
-        )
-    distance = zero.get("stage3_max_reuse_distance", 0)
-    if stage == 3 and config.fairness.solves and distance != 0:
-        problems.append(
-            f"{prefix}.stage3_max_reuse_distance = {distance!r}: is 0 under "
-            f"fairness.mode={config.fairness.mode} (over several backward passes DeepSpeed's "
-            "look-ahead takes longer than they do); remove it"
-        )
-    for key in ("offload_optimizer", "offload_param"):
-        problems += _offload_conflicts(f"{prefix}.{key}", zero.get(key), stage)
-    return problems
-
-
-def _offload_conflicts(key: str, offload: Any, stage: Any) -> list[str]:
-    if not offload:
-        return []
-    if not isinstance(offload, dict):
-        return [f"{key} = {offload!r}: must hold keys; write {{device: cpu}}"]
-    problems = []
-    device = offload.get("device")
-    if device != "cpu":
-        problems.append(
-            f"{key}.device = {device!r}: must be cpu (other devices were never tried with one "
-            f"gradient per objective); to offload nothing, remove {key.rpartition('.')[2]}"
-        )
-    if key.endswith("offload_param") and stage != 3:
-        problems.append(f"{key}: the parameters are whole at stage {stage}; use stage 3")
-    if offload.get("ratio", 1.0) != 1.0 or offload.get("super_offload"):
-        name = "super_offload" if offload.get("super_offload") else "ratio"
-        problems.append(
-            f"{key}.{name} = {offload[name]!r}: works with DeepSpeed's own Adam only; remove it"
         )
     return problems

@@ -32,6 +32,7 @@ PACKAGES = (
 )
 _GIB = 1 << 30
 CUDA = torch.device("cuda")
+REFUSED = "cannot run, see problems"
 
 
 @dataclass
@@ -44,6 +45,11 @@ class Report:
     uses: dict[str, str] = field(default_factory=dict)
     configs: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+
+    @property
+    def refused(self) -> bool:
+        """Whether a config cannot be loaded."""
+        return REFUSED in self.configs.values()
 
     def lines(self) -> Iterator[str]:
         """Yield the report as text: a heading per part, and its rows."""
@@ -72,7 +78,7 @@ def examine(configs: Sequence[Path]) -> Report:
         try:
             report.configs[str(path)] = _plan(load_config(path))
         except ConfigError as error:
-            report.configs[str(path)] = "cannot run, see problems"
+            report.configs[str(path)] = REFUSED
             report.problems.extend(str(error).splitlines())
     return report
 

@@ -54,7 +54,7 @@ def test_a_broken_config_is_a_problem_and_the_others_are_still_told(
     bad.write_text((ROOT / "configs" / "demo.yaml").read_text() + "\nextra: 1\n")
     good = ROOT / "configs" / "demo.yaml"
     code, text = run(capsys, "--config", str(bad), str(good))
-    assert code == 1
+    assert code == 2
     assert "extra: unknown key" in text
     assert "exact on 3 objectives" in text
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fairhuman.common.quoting import shown
 from fairhuman.errors import UserError
 
 
@@ -44,7 +45,9 @@ def _doctor(args: argparse.Namespace) -> int:
     if args.gpus is not None:
         return _doctor_memory(args, configs, overrides)
     if overrides:
-        raise UserError(f"{overrides[0]}: overrides go with --gpus; change the config instead")
+        raise UserError(
+            f"{shown(overrides[0])}: overrides go with --gpus; change the config instead"
+        )
     if args.checkpoint:
         return _doctor_checkpoint(args, configs)
     from fairhuman.config import training_configs
@@ -52,6 +55,8 @@ def _doctor(args: argparse.Namespace) -> int:
 
     report = examine(configs or training_configs(Path("configs")))
     print(json.dumps(asdict(report), indent=2) if args.json else "\n".join(report.lines()))
+    if report.refused:
+        return 2
     return 1 if report.problems else 0
 
 

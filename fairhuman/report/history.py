@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from fairhuman.common.text_files import read_small
+from fairhuman.common.yaml_text import parse_yaml, values
 from fairhuman.errors import UserError
 
 Column = list[float | None]
@@ -141,8 +141,5 @@ def _tree(path: Path) -> dict[str, Any]:
     """Read YAML, or JSON, which is YAML; a run of an old version may lack the file."""
     if not path.is_file():
         return {}
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    tree = values(parse_yaml(read_small(path, "record of a run"), str(path)))
     return tree if isinstance(tree, dict) else {}
