@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, seed, settings
 
 sys.path.append(str(Path(__file__).parents[1] / "fuzz"))
 
-from fuzz_data import Folder, check, folders  # noqa: E402
+from fuzz_data import Folder, check, folders
 
 
 @seed(18)
