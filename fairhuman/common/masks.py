@@ -99,7 +99,7 @@ def _of_colour(pixels: Grey, labels: bool) -> Grey | None:
     """
     level = _brightest(pixels)
     most = int(level.max(initial=0))
-    if most < DARKEST or int((level - 255 + _brightest(255 - pixels)).max()) <= NOISE:
+    if most < DARKEST or int((level - 255 + _brightest(np.uint8(255) - pixels)).max()) <= NOISE:
         return None
     colour = np.median(pixels[level >= 0.75 * most], axis=0).astype(np.float32)
     colour *= most / colour.max()

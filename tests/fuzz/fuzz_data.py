@@ -173,9 +173,9 @@ def check(folder: Folder) -> None:
         settled = Data(root=place, resolution=64, unannotated="absent", on_error="skip", flip=True)
         before, began = _memory("VmRSS"), time.process_time()
         refused = []
-        for data in (settled, settled.model_copy(update={"on_error": "fail", "crop": "regions"})):
+        for config in (settled, settled.model_copy(update={"on_error": "fail", "crop": "regions"})):
             try:
-                use(root, data)
+                use(root, config)
             except DataError as error:
                 refused.append(str(error))
         with suppress(DataError):  # it names no image

@@ -43,7 +43,7 @@ def in_srgb(rgb: tuple[int, int, int]) -> np.ndarray:
 
 @pytest.mark.parametrize("rgb", [(200, 80, 60), (40, 160, 90), (128, 128, 128), (250, 250, 10)])
 @pytest.mark.parametrize("form", ["png", "jpg", "tiff", "webp", "palette", "alpha"])
-def test_a_p3_picture_is_read_in_srgb(tmp_path: Path, rgb: tuple[int, ...], form: str) -> None:
+def test_a_p3_picture_is_read_in_srgb(tmp_path: Path, rgb: tuple[int, int, int], form: str) -> None:
     image = Image.new("RGB", (32, 32), rgb)
     words = {"lossless": True} if form == "webp" else {"quality": 100} if form == "jpg" else {}
     if form == "palette":

@@ -6,6 +6,7 @@ import json
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def palette(colours: list[int], values: NDArray[np.uint8] = REGION) -> Image.Ima
     return image
 
 
-def alpha(grey: NDArray[np.uint8], opacity: NDArray[np.uint8]) -> Image.Image:
+def alpha(grey: NDArray[Any], opacity: NDArray[Any]) -> Image.Image:
     return Image.fromarray(np.dstack([grey, grey, grey, opacity]))
 
 
@@ -188,5 +189,5 @@ def test_training_import_and_inspect_read_masks_the_same(tmp_path: Path) -> None
         import_masks(images, tmp_path / "out", face_masks=masks)
     (masks / "unclear.png").unlink()
     import_masks(images, tmp_path / "out", face_masks=masks)
-    for file in (tmp_path / "out" / "masks" / "face").glob("*.png"):
-        np.testing.assert_array_equal(np.asarray(Image.open(file)), WANTED)
+    for written in (tmp_path / "out" / "masks" / "face").glob("*.png"):
+        np.testing.assert_array_equal(np.asarray(Image.open(written)), WANTED)
