@@ -233,6 +233,8 @@ class Run:
                     seed=self.config.train.seed,
                     size=self.config.data.resolution,
                     guidance=self.config.train.sample_guidance,
+                    least_chunks=self.sdxl.chunks,
+                    most_chunks=self.sdxl.most_chunks,
                 )
             )
         sheet = grid(pictures)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fairhuman.config import Model
 from fairhuman.data.encoded import Moments, Prompt
 from fairhuman.errors import ConfigError, UserError
+from fairhuman.models import captions
 from fairhuman.models.single_file import load_single_file
 from fairhuman.models.text import Tokens
 
@@ -46,6 +47,10 @@ class SDXL:
         self.alphas_cumprod: Tensor = scheduler.alphas_cumprod
         self.cell: int = pipeline.vae_scale_factor
         """Pixels per side of a latent cell."""
+        self.chunks = 1
+        """Of 75 tokens each, in which every caption is encoded; see `captions`."""
+        self.most_chunks = 1
+        """What `chunks` may become for long captions."""
 
     @classmethod
     def load(cls, settings: Model, dtype: torch.dtype, device: torch.device) -> SDXL:
@@ -90,6 +95,7 @@ class SDXL:
         if settings.gradient_checkpointing:
             pipeline.unet.enable_gradient_checkpointing()
         sdxl = cls(pipeline)
+        sdxl.most_chunks = settings.most_chunks
         if settings.channels_last:
             sdxl.memory_format = torch.channels_last
             sdxl.vae.to(memory_format=torch.channels_last)
@@ -126,41 +132,54 @@ class SDXL:
         return scaled
 
     @torch.no_grad()
-    def encode_captions(self, captions: Sequence[str | None]) -> Prompt:
+    def encode_captions(self, texts: Sequence[str | None]) -> Prompt:
         """Encode captions, one at a time; None is a dropped caption.
 
         A dropped caption is encoded as the pipeline will encode the empty negative prompt:
         zeros where its config says `force_zeros_for_empty_prompt`, "" otherwise.
         """
-        return Prompt(*map(torch.cat, zip(*map(self._encode_caption, captions), strict=True)))
+        return Prompt(*map(torch.cat, zip(*map(self._encode_caption, texts), strict=True)))
 
     def _encode_caption(self, caption: str | None) -> tuple[Tensor, Tensor]:
-        embeds, _, pooled, _ = self.pipeline.encode_prompt(
-            caption or "", device=self.vae.device, do_classifier_free_guidance=False
-        )
+        embeds, pooled = captions.encode(self.pipeline, [caption or ""], self.chunks)
         if caption is None and self.pipeline.config.force_zeros_for_empty_prompt:
             return torch.zeros_like(embeds), torch.zeros_like(pooled)
         return embeds, pooled
 
-    def tokenize(self, captions: Sequence[str | None]) -> Tokens:
+    def tokenize(self, texts: Sequence[str | None]) -> Tokens:
         """Return captions for text encoders that are trained; None is a dropped caption.
 
         They stand for what `encode_captions` returns, without its rounding.
         """
-        pipeline = self.pipeline
-        ids = [
-            tokenizer(
-                [caption or "" for caption in captions],
-                padding="max_length",
-                max_length=tokenizer.model_max_length,
-                truncation=True,
-                return_tensors="pt",
-            ).input_ids
-            for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2)
+        ids = captions.caption_ids(self.pipeline, [text or "" for text in texts], self.chunks)
+        zeros = bool(self.pipeline.config.force_zeros_for_empty_prompt)
+        zeroed = [zeros and text is None for text in texts]
+        return Tokens(ids, torch.tensor(zeroed))
+
+    def fit_captions(self, texts: Sequence[str]) -> list[str]:
+        """Set `chunks` to what the longest of all captions of a run needs, as far as it may.
+
+        One number for the whole run: what a caption is encoded as does not depend on its batch.
+
+        Returns:
+            What is worth knowing of captions that are too long, one line each.
+        """
+        counts = captions.token_counts(self.pipeline, texts)
+        needed = captions.chunks_for(self.pipeline, max(counts, default=0))
+        self.chunks = min(needed, self.most_chunks)
+        one = captions.room(self.pipeline)
+        read = captions.room(self.pipeline, self.chunks)
+        if self.most_chunks == 1:
+            then = "the rest is cut off; model.long_captions=chunk encodes it too"
+            return captions.long_ones(counts, one, "captions", then)
+        then = f"every caption is encoded in {self.chunks} chunks of {one}"
+        cut = "the rest is cut off; raise model.caption_chunks to encode it too"
+        if self.chunks == captions.MOST_CHUNKS:
+            cut = "the rest is cut off"
+        return [
+            *captions.long_ones(counts, one, "captions", then),
+            *captions.long_ones(counts, read, "captions", cut),
         ]
-        zeros = bool(pipeline.config.force_zeros_for_empty_prompt)
-        zeroed = [zeros and caption is None for caption in captions]
-        return Tokens(torch.stack(ids), torch.tensor(zeroed))
 
     @property
     def trains_text(self) -> bool:
@@ -176,7 +195,8 @@ class SDXL:
         """Return what an encoded caption takes."""
         width = self.pipeline.text_encoder.config.hidden_size
         second = self.pipeline.text_encoder_2.config
-        numbers = self.pipeline.tokenizer.model_max_length * (width + second.hidden_size)
+        tokens = captions.room(self.pipeline, self.chunks) + 2
+        numbers = tokens * (width + second.hidden_size)
         return int(numbers + second.projection_dim) * self.pipeline.text_encoder.dtype.itemsize
 
     @contextmanager
