@@ -3,8 +3,8 @@
 A caption is split as kohya's sd-scripts splits it (`--max_token_length`): every 75 tokens are a
 chunk of their own, with a start and an end token, padded to 77. The chunks' hidden states are
 joined without the start and end tokens between them, [75 n + 2, D]; the pooled output is the first
-chunk's. Chunks may end in the middle of a phrase: there is no search for a comma, which is AUTOMATIC1111's
-default. With one chunk this is what diffusers does.
+chunk's. A chunk may end in the middle of a phrase: AUTOMATIC1111 looks for a comma by default,
+kohya does not. With one chunk this is what diffusers does.
 """
 
 from __future__ import annotations

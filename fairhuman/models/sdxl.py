@@ -11,15 +11,17 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from fairhuman.common.hub import Named, Place, first_line
 from fairhuman.config import Model
 from fairhuman.data.encoded import Moments, Prompt
 from fairhuman.errors import ConfigError, UserError
 from fairhuman.models import captions
+from fairhuman.models.check import Keys, check_model
 from fairhuman.models.single_file import load_single_file
 from fairhuman.models.text import Tokens
 
 # What diffusers and transformers raise for a folder that is not a whole SDXL.
-_UNUSABLE = (
+UNUSABLE = (
     OSError,
     ValueError,
     TypeError,
@@ -53,32 +55,38 @@ class SDXL:
         """What `chunks` may become for long captions."""
 
     @classmethod
-    def load(cls, settings: Model, dtype: torch.dtype, device: torch.device) -> SDXL:
+    def load(
+        cls, settings: Model, dtype: torch.dtype, device: torch.device, keys: Keys | None = None
+    ) -> SDXL:
         """Load from a folder in diffusers' layout, from the hub or from a single file.
 
-        The UNet and the text encoders in `dtype`; the VAE in float32, because SDXL's overflows
-        in half precision.
+        The UNet and the text encoders in `dtype`; the VAE in float32 from the start, because
+        SDXL's overflows in half precision, and OUT/final ships it as it was.
+
+        Args:
+            settings: the section `model`.
+            dtype: of the UNet and the text encoders.
+            device: where to.
+            keys: what to call its keys in messages; None: the config's.
 
         Raises:
             ConfigError: there is no such model, or it is not an SDXL pipeline.
         """
-        from diffusers import AutoencoderKL, StableDiffusionXLPipeline
-
+        keys = keys or Keys()
+        found = check_model(settings, keys)
+        pretrained = Named(keys.pretrained, settings.pretrained)
         extra = {}
-        try:
-            if settings.vae:
-                extra["vae"] = AutoencoderKL.from_pretrained(settings.vae, use_safetensors=True)
-            if Path(settings.pretrained).is_file():
-                pipeline = load_single_file(Path(settings.pretrained), settings.config, dtype)
+        if settings.vae and found.vae:
+            with _loading(Named(keys.vae, settings.vae), "an AutoencoderKL"):
+                extra["vae"] = _load_vae(settings.vae, found.vae)
+        assert found.place, "the hub was asked"
+        with _loading(pretrained, "an SDXL pipeline"):
+            if found.place.path.is_file():
+                assert found.config, "the hub was asked"
+                pipeline = load_single_file(found.place.path, found.config.path, dtype)
                 pipeline.register_modules(**extra)
             else:
-                pipeline = StableDiffusionXLPipeline.from_pretrained(
-                    settings.pretrained, torch_dtype=dtype, use_safetensors=True, **extra
-                )
-        except UserError as error:
-            raise ConfigError(f"model.pretrained: {error}") from error
-        except _UNUSABLE as error:
-            raise ConfigError(_not_loaded(settings, error)) from error
+                pipeline = _load_pipeline(settings.pretrained, found.place, dtype, extra)
         pipeline.set_progress_bar_config(disable=True)
         pipeline.to(device)
         return cls.of(pipeline, settings)
@@ -265,14 +273,37 @@ class SDXL:
         self.pipeline.save_pretrained(folder, safe_serialization=True)
 
 
-def _not_loaded(settings: Model, error: Exception) -> str:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    name = settings.pretrained
-    if (Path(name) / "pytorch_lora_weights.safetensors").is_file():
-        return (
-            f"model.pretrained = {name!r}: holds a LoRA; give the SDXL that it was trained on "
-            "(and to draw with the LoRA: generate --lora)"
-        )
-    if Path(name).is_dir() and not (Path(name) / "model_index.json").is_file():
-        return f"model.pretrained = {name!r}: holds no model_index.json (diffusers' layout)"
-    return f"model.pretrained = {name!r}: cannot be loaded as an SDXL pipeline: {first}"
+def _load_pipeline(name: str, place: Place, dtype: torch.dtype, extra: dict[str, Any]) -> Any:
+    from diffusers import StableDiffusionXLPipeline
+
+    return StableDiffusionXLPipeline.from_pretrained(
+        name,
+        torch_dtype={"vae": torch.float32, "default": dtype},
+        use_safetensors=True,
+        local_files_only=place.offline,
+        **extra,
+    )
+
+
+def _load_vae(name: str, place: Place) -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL.from_pretrained(
+        name,
+        torch_dtype=torch.float32,
+        use_safetensors=True,
+        local_files_only=place.offline,
+    )
+
+
+@contextmanager
+def _loading(named: Named, what: str) -> Iterator[None]:
+    """Have what loading raises name the key."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except UserError as error:
+        named.refuse(error)
+    except UNUSABLE as error:
+        named.refuse(f"cannot be loaded as {what}: {first_line(error)}")
