@@ -122,7 +122,7 @@ def _pipeline(named: Named, place: Place, vae: Place | None) -> Layout:
             named.refuse(f"holds no model_index.json (diffusers' layout){hint}")
         _refuse_kind(named, kind)
         layout = Layout.read(folder, vae.path if vae else None)
-    _check_parts(named, layout)
+    _check_parts(named, layout, own_vae=vae is None)
     own = [name for name in COMPONENTS if not (vae and name == "vae")]
     for name in _TOKENIZERS if place.whole else ():
         if not any((folder / name).glob("*.json")):
@@ -133,14 +133,14 @@ def _pipeline(named: Named, place: Place, vae: Place | None) -> Layout:
     return layout
 
 
-def _check_parts(named: Named, layout: Layout) -> None:
+def _check_parts(named: Named, layout: Layout, own_vae: bool) -> None:
     """Check that the parts fit one another, by their configs."""
     unet, latents = layout.unet, layout.vae.get("latent_channels", 4)
     width = _sum(layout.text_encoder.get("hidden_size"), layout.text_encoder_2.get("hidden_size"))
     pooled = layout.text_encoder_2.get("projection_dim")
     sizes = unet.get("addition_time_embed_dim")
     numbers = 6 * sizes + pooled if isinstance(sizes, int) and isinstance(pooled, int) else None
-    if unet.get("in_channels", 4) != latents:
+    if own_vae and unet.get("in_channels", 4) != latents:  # another one is checked by its key
         named.refuse(
             f"its UNet takes {unet.get('in_channels', 4)!r} channels and its VAE gives {latents!r};"
             f" {_TRAINS} (not inpainting or editing models)"
