@@ -108,10 +108,11 @@ def _inputs(config: Config, sdxl: SDXL, dtype: torch.dtype) -> tuple[Any, ...]:
     batch, side = config.train.batch_size, config.data.resolution // sdxl.cell
     first, second = (sdxl.pipeline.text_encoder.config, sdxl.pipeline.text_encoder_2.config)
     shape = (batch, sdxl.vae.config.latent_channels, side, side)
-    tokens, width = first.max_position_embeddings, first.hidden_size + second.hidden_size
+    length, chunks = first.max_position_embeddings, config.model.most_chunks
+    tokens, width = chunks * (length - 2) + 2, first.hidden_size + second.hidden_size
     prompt: Prompt | Tokens
     if sdxl.trains_text:
-        ids = torch.zeros(2, batch, tokens, dtype=torch.int64)
+        ids = torch.zeros(2, batch, chunks, length, dtype=torch.int64)
         prompt = Tokens(ids, torch.zeros(batch, dtype=torch.bool))
     else:
         embeds = torch.empty(batch, tokens, width, dtype=dtype)

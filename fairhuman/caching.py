@@ -122,6 +122,8 @@ def text_digest(sdxl: SDXL) -> str:
         "lengths": [tokenizer.model_max_length for tokenizer in tokenizers],
         "zeros": pipeline.config.force_zeros_for_empty_prompt,
     }
+    if sdxl.chunks > 1:  # one chunk is what caches held before there were more
+        told["chunks"] = sdxl.chunks
     return _digest([pipeline.text_encoder, pipeline.text_encoder_2], told)
 
 

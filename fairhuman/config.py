@@ -87,6 +87,14 @@ class Model(Section):
     Null starts a new one: a ControlNet as a copy of the UNet's encoder, an adapter at random."""
     vae: PathText | None = None
     """Another VAE: a folder in diffusers' layout or a hub name."""
+    long_captions: Literal["cut", "chunk"] = "cut"
+    """Captions of more than 75 tokens, which is all that SDXL's text encoders read at a time: cut
+    them, or encode them in chunks of 75 tokens as kohya does (max_token_length). With `chunk`
+    every caption of a run has as many chunks as its longest needs, up to caption_chunks; the
+    others end in empty ones."""
+    caption_chunks: Annotated[int, Field(ge=2, le=16)] = 3
+    """With long_captions=chunk: the most chunks per caption; what is longer is cut. 3 is kohya's
+    max_token_length=225."""
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
     """What the UNet predicts; null takes it from the model's scheduler."""
     gradient_checkpointing: bool = False
@@ -103,6 +111,11 @@ class Model(Section):
     def conditioned(self) -> bool:
         """Whether the method trains on control images."""
         return self.method in ("controlnet", "t2i_adapter")
+
+    @property
+    def most_chunks(self) -> int:
+        """The most chunks of 75 tokens that a caption is encoded in."""
+        return self.caption_chunks if self.long_captions == "chunk" else 1
 
 
 class Data(Section):

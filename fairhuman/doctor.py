@@ -17,6 +17,7 @@ from fairhuman import _C
 from fairhuman.config import Config, load_config
 from fairhuman.errors import ConfigError
 from fairhuman.fairness.mpd import solves_on
+from fairhuman.models.check import check_model
 from fairhuman.runtime import quiet
 
 PACKAGES = (
@@ -76,7 +77,9 @@ def examine(configs: Sequence[Path]) -> Report:
     _backends(report)
     for path in configs:
         try:
-            report.configs[str(path)] = _plan(load_config(path))
+            config = load_config(path)
+            check_model(config.model, ask_hub=False)
+            report.configs[str(path)] = _plan(config)
         except ConfigError as error:
             report.configs[str(path)] = REFUSED
             report.problems.extend(str(error).splitlines())

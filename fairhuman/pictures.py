@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +10,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fairhuman.models import captions
+
 DRAWN = 4
 """Pictures that are drawn together, if nothing else is said."""
 
 
+def draw(pipeline: Any, prompts: Sequence[str], **settings: Any) -> list[Image.Image]:
+    """Return one picture per prompt; see `drawn`."""
+    return list(drawn(pipeline, prompts, **settings))
+
+
 @torch.no_grad()
-def draw(
+def drawn(
     pipeline: Any,
     prompts: Sequence[str],
     *,
@@ -26,8 +33,10 @@ def draw(
     negative: str = "",
     batch_size: int = DRAWN,
     controls: Sequence[Image.Image] = (),
-) -> list[Image.Image]:
-    """Return one picture per prompt; picture i depends on seed + i alone, on any device.
+    least_chunks: int = 1,
+    most_chunks: int = 1,
+) -> Iterator[Image.Image]:
+    """Yield one picture per prompt, as they are drawn; picture i depends on seed + i alone.
 
     Args:
         pipeline: a StableDiffusionXLPipeline, or one of diffusers' with control images.
@@ -39,26 +48,53 @@ def draw(
         negative: what the pictures should not show.
         batch_size: how many are drawn at a time.
         controls: the control image of each picture, for a pipeline that takes them.
+        least_chunks: of 75 tokens, in which every prompt is encoded.
+        most_chunks: those that a longer prompt may have; the rest of it is cut.
     """
-    pictures: list[Image.Image] = []
-    for start in range(0, len(prompts), batch_size):
-        batch = list(prompts[start : start + batch_size])
-        extra = {"image": list(controls[start : start + batch_size])} if controls else {}
+    needed = captions.token_counts(pipeline, [negative, *prompts])
+    chunks = [
+        max(least_chunks, min(most_chunks, captions.chunks_for(pipeline, max(needed[0], count))))
+        for count in needed[1:]
+    ]
+    for batch in _batches(chunks, batch_size):
+        extra = {"image": [controls[i] for i in batch]} if controls else {}
         latents = pipeline(
-            prompt=batch,
-            negative_prompt=[negative] * len(batch) if negative else None,
+            **_conditions(pipeline, [prompts[i] for i in batch], negative, chunks[batch[0]]),
             height=size,
             width=size,
             num_inference_steps=steps,
             guidance_scale=guidance,
-            generator=[torch.Generator().manual_seed(seed + start + i) for i in range(len(batch))],
+            generator=[torch.Generator().manual_seed(seed + i) for i in batch],
             output_type="latent",
             **extra,
         ).images
         # The pipeline decodes in the UNet's type; SDXL's VAE needs its own.
         vae = pipeline.vae
-        pictures += decode(vae, latents.to(vae.dtype) / vae.config.scaling_factor)
-    return pictures
+        yield from decode(vae, latents.to(vae.dtype) / vae.config.scaling_factor)
+
+
+def _batches(chunks: Sequence[int], size: int) -> Iterator[range]:
+    """Yield the pictures that are drawn together: their prompts have as many chunks each."""
+    start = 0
+    for stop in range(1, len(chunks) + 1):
+        if stop == len(chunks) or stop - start == size or chunks[stop] != chunks[start]:
+            yield range(start, stop)
+            start = stop
+
+
+def _conditions(pipeline: Any, prompts: list[str], negative: str, chunks: int) -> dict[str, Tensor]:
+    """Return encoded prompts, and as many of the negative one, as the pipeline takes them."""
+    embeds, pooled = captions.encode(pipeline, prompts, chunks)
+    if negative or not pipeline.config.force_zeros_for_empty_prompt:
+        other, other_pooled = captions.encode(pipeline, [negative], chunks)
+    else:
+        other, other_pooled = torch.zeros_like(embeds[:1]), torch.zeros_like(pooled[:1])
+    return {
+        "prompt_embeds": embeds,
+        "pooled_prompt_embeds": pooled,
+        "negative_prompt_embeds": other.expand_as(embeds),
+        "negative_pooled_prompt_embeds": other_pooled.expand_as(pooled),
+    }
 
 
 @torch.no_grad()

@@ -31,6 +31,7 @@ from fairhuman.export.card import write_card
 from fairhuman.fairness.balancer import Balancer
 from fairhuman.log import METRICS, Log
 from fairhuman.manifest import Best, Manifest, Progress, setup_of
+from fairhuman.models.check import check_model
 from fairhuman.models.method import frozen_digest, make_method, save
 from fairhuman.models.schedule import zero_terminal_snr
 from fairhuman.models.sdxl import SDXL
@@ -58,6 +59,7 @@ class Run:
         self.output = Path(train.output_dir)
         self.first = dist.get_rank() == 0
         check_engine(config)
+        agreed(lambda: check_model(config.model))
         on_rank0(functools.partial(check_tracking, config))
         found = on_rank0(functools.partial(checkpoint.find, self.output, train.resume))
         setup = setup_of(deepspeed_config(config), config.optimizer.name, dist.get_world_size())
@@ -70,11 +72,11 @@ class Run:
         self.progress = replace(self.progress, best=on_rank0(best))
 
         check_speed(config.model, DTYPES[train.precision], device)
-        sdxl = SDXL.load(config.model, DTYPES[train.precision], device)
+        sdxl = agreed(lambda: SDXL.load(config.model, DTYPES[train.precision], device))
         if config.noise.zero_terminal_snr:
             zero_terminal_snr(sdxl)
         self.sdxl = sdxl
-        self.method = make_method(sdxl, config.model, train.seed)
+        self.method = agreed(lambda: make_method(sdxl, config.model, train.seed))
         self.base = frozen_digest(self.method.module)
         self.method.module.train()
         set_up(self.method.module, config.model)
@@ -242,6 +244,8 @@ class Run:
                     seed=self.config.train.seed,
                     size=self.config.data.resolution,
                     guidance=self.config.train.sample_guidance,
+                    least_chunks=self.sdxl.chunks,
+                    most_chunks=self.sdxl.most_chunks,
                 )
             )
         sheet = grid(pictures)

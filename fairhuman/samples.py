@@ -49,9 +49,12 @@ class Samples:
             config.train.batch_size * config.train.gradient_accumulation * dist.get_world_size()
         )
         self._cache: Cache | None = None
+        self._long_captions: list[str] = []
 
     def encode(self, sdxl: SDXL, progress: Progress, say: Callable[[str], None] | None) -> None:
         """Have all that the run will ask for in `data.cache`, if there is one; a collective.
+
+        Before that, `sdxl` learns how long the captions are.
 
         Args:
             sdxl: loaded.
@@ -59,9 +62,10 @@ class Samples:
             say: told what is built; None on all ranks but one.
         """
         config = self.config
+        records = [*self.trained, *self.held_out]
+        self._long_captions = sdxl.fit_captions([record.text for record in records])
         if config.data.cache is None:
             return
-        records = [*self.trained, *self.held_out]
         self._cache = caching.open_cache(Path(config.data.cache), records, sdxl)
         coming = draws(
             self.stream,
@@ -100,6 +104,7 @@ class Samples:
             yield f"left out: {problem}"
         if self.left_out:
             yield f"{len(self.left_out)} samples left out, {len(self.trained)} trained on"
+        yield from self._long_captions
         if self.config.data.buckets:
             yield from self._bucket_lines()
 

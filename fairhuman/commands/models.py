@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
+
+from fairhuman.errors import UserError
+
+STOPPED = 130
+"""The exit code after Ctrl-C or SIGTERM: 128 + SIGINT."""
 
 
 def add(commands: Any) -> None:
@@ -39,6 +50,12 @@ def add(commands: Any) -> None:
     )
     generate.add_argument("--lora-scale", type=float, default=1.0, help="how much it counts")
     generate.add_argument("--negative", default="", help="what should not be in the pictures")
+    generate.add_argument(
+        "--long-prompts",
+        choices=["cut", "chunk"],
+        default="cut",
+        help="prompts of more than 75 tokens: read the first 75, or chunks of 75; default: cut",
+    )
     generate.add_argument("--count", type=int, default=1, help="pictures per prompt")
     generate.add_argument("--seed", type=int, default=0)
     generate.add_argument("--steps", type=int, default=30)
@@ -81,28 +98,61 @@ def _demo_model(args: argparse.Namespace) -> None:
     make_demo_model(args.data, args.out, args.seed)
 
 
-def _generate(args: argparse.Namespace) -> None:
-    from fairhuman.generate import generate, read_prompts
+def _generate(args: argparse.Namespace) -> int:
+    if not 1 <= args.count <= 10_000:
+        raise UserError(f"--count {args.count}: must be from 1 to 10000")
+    count = 0
+    try:
+        with _terminable():
+            from fairhuman.generate import generate, read_prompts
 
-    prompts = args.prompt + (read_prompts(args.prompts) if args.prompts else [])
-    paths = generate(
-        args.model,
-        [prompt for prompt in prompts for _ in range(args.count)],
-        args.out,
-        config=args.config,
-        batch_size=args.batch_size,
-        negative=args.negative,
-        seed=args.seed,
-        steps=args.steps,
-        guidance=args.guidance,
-        size=args.size,
-        lora=args.lora,
-        lora_scale=args.lora_scale,
-        controlnet=args.controlnet,
-        adapter=args.adapter,
-        controls=_per_picture(args.control, args.count),
-    )
+            prompts = args.prompt + (read_prompts(args.prompts) if args.prompts else [])
+            prompts = [prompt for prompt in prompts for _ in range(args.count)]
+            count = len(prompts)
+            paths = generate(
+                args.model,
+                prompts,
+                args.out,
+                config=args.config,
+                batch_size=args.batch_size,
+                negative=args.negative,
+                seed=args.seed,
+                steps=args.steps,
+                guidance=args.guidance,
+                size=args.size,
+                lora=args.lora,
+                lora_scale=args.lora_scale,
+                controlnet=args.controlnet,
+                adapter=args.adapter,
+                controls=_per_picture(args.control, args.count),
+                long_prompts=args.long_prompts,
+            )
+    except KeyboardInterrupt:
+        kept = sum((args.out / f"{index:04d}.png").is_file() for index in range(count))
+        print(
+            f"fairhuman: stopped; {kept} of {count} pictures are in {args.out}",
+            file=sys.stderr,
+        )
+        return STOPPED
     print(f"{len(paths)} pictures in {args.out}")
+    return 0
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Have SIGTERM end the work as Ctrl-C does."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread gets signals
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _per_picture(controls: list[Path], count: int) -> list[Path]:

@@ -20,6 +20,6 @@ class Prompt(NamedTuple):
     """Encoded captions."""
 
     embeds: Tensor
-    """[B, 77, D]: the penultimate hidden states of both text encoders."""
+    """[B, 75 N + 2, D]: the penultimate hidden states of both text encoders, of N chunks."""
     pooled: Tensor
-    """[B, D2]: the second encoder's pooled projection."""
+    """[B, D2]: the second encoder's pooled projection, of the first chunk."""

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fairhuman.errors import UserError
+from fairhuman.export import kinds
+from fairhuman.export.kinds import file_kind, folder_kind
 from fairhuman.export.layout import Layout, config_folder
 from fairhuman.export.lora import WEIGHTS_NAME, from_kohya, is_kohya, lora_file, to_kohya
 from fairhuman.export.modelspec import parse_fields
@@ -14,10 +16,7 @@ from fairhuman.export.single_file import from_single_file, to_single_file
 from fairhuman.export.weights import PICKLED, open_weights
 from fairhuman.export.writer import DTYPES
 
-FORMS = ("single-file", "comfy-lora", "diffusers")
-"""What can be exported to."""
-
-"""The hub's SDXL, whose configs are taken where none are given."""
+_TO_CONVERT = "only an SDXL or a LoRA of one can be converted"
 
 
 def export(
@@ -35,7 +34,7 @@ def export(
 
     Args:
         model: a pipeline's folder, a single file, or a LoRA's folder or file.
-        form: one of FORMS.
+        form: single-file, comfy-lora or diffusers.
         out: the file or folder to write.
         dtype: one of `writer.DTYPES`; None keeps each tensor's own.
         config: a pipeline's folder or hub name, whose configs are taken; None: SDXL base's.
@@ -60,14 +59,26 @@ def export(
     if form == "single-file":
         if not model.is_dir():
             raise UserError(f"--model {model}: must be a pipeline's folder for --to single-file")
-        if (model / WEIGHTS_NAME).is_file() and not (model / "model_index.json").is_file():
-            raise UserError(f"--model {model}: is a LoRA; use --to comfy-lora")
+        _check_folder(model)
         to_single_file(model, out, fields=fields, **common)
         return f"{out}: an SDXL checkpoint with the original names"
     if form == "comfy-lora":
+        if model.is_dir() and not (model / WEIGHTS_NAME).is_file():
+            found = folder_kind(model)
+            what = f"is {found}" if found else f"holds no {WEIGHTS_NAME}"
+            raise UserError(f"--model {model}: {what}; give a LoRA's folder or file")
         to_kohya(model, out, unet=_unet(config), fields=fields, **common)
         return f"{out}: a LoRA for ComfyUI and kohya"
     return _to_diffusers(model, out, config, fields, common)
+
+
+def _check_folder(model: Path) -> None:
+    """Check that a folder holds an SDXL pipeline."""
+    kind = folder_kind(model)
+    if kind and kind.name == kinds.LORA:
+        raise UserError(f"--model {model}: is a LoRA; use --to comfy-lora")
+    if kind and not kind.of_sdxl and kind.name not in (kinds.CONTROLNET, kinds.ADAPTER):
+        raise UserError(f"--model {model}: is {kind}; {_TO_CONVERT}")
 
 
 def _to_diffusers(
@@ -77,12 +88,19 @@ def _to_diffusers(
         raise UserError(f"--out {out}: must be a folder for --to diffusers")
     if (model / "model_index.json").is_file():
         raise UserError(f"--model {model}: is in diffusers' layout already")
+    if model.is_dir() and not (model / WEIGHTS_NAME).is_file():
+        found = folder_kind(model)
+        what = f"is {found}; {_TO_CONVERT}" if found else f"holds no {WEIGHTS_NAME}"
+        raise UserError(f"--model {model}: {what}")
     path = lora_file(model)
     with open_weights(path, allow_pickle=common["allow_pickle"]) as weights:
         lora = is_kohya(weights)
         done = any(name.startswith(("unet.", "text_encoder")) for name in weights.tensors)
+        kind = file_kind(weights.tensors)
     if done:
         raise UserError(f"--model {model}: is a LoRA in diffusers' layout already")
+    if kind and not lora:
+        raise UserError(f"--model {model}: is {kind}; {_TO_CONVERT}")
     if lora:
         from_kohya(path, out, unet=_unet(config), fields=fields, **common)
         return f"{out}: a LoRA for diffusers"

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fairhuman.common.hub import Named, locate
 from fairhuman.errors import UserError
 from fairhuman.export import base
 from fairhuman.export.components import Sources, text_name
@@ -43,8 +44,12 @@ class Layout:
         )
 
     @classmethod
-    def read(cls, folder: Path) -> Layout:
+    def read(cls, folder: Path, vae: Path | None = None) -> Layout:
         """Read the configs of a pipeline in diffusers' layout.
+
+        Args:
+            folder: the pipeline's.
+            vae: of another VAE, which takes the place of its own.
 
         Raises:
             UserError: it is not one, or not an SDXL.
@@ -58,7 +63,8 @@ class Layout:
             )
         if not (folder / "model_index.json").is_file():
             raise UserError(f"{folder}: holds no model_index.json (diffusers' layout)")
-        configs = {name: read_json(folder / name / "config.json") for name in COMPONENTS}
+        places = {name: folder / name for name in COMPONENTS} | ({"vae": vae} if vae else {})
+        configs = {name: read_json(place / "config.json") for name, place in places.items()}
         unet = configs["unet"]
         if unet.get("addition_embed_type") != "text_time":
             raise UserError(f"{folder}: its UNet is not SDXL's (no addition_embed_type=text_time)")
@@ -97,7 +103,7 @@ class Layout:
         Raises:
             UserError: some are missing, too many, or of another shape.
         """
-        wanted = self._shapes(component)
+        wanted = self.shapes(component)
         found = {name: part.shape for name, part in tensors.items()}
         for problem, names in (
             ("is missing", wanted.keys() - found.keys()),
@@ -141,7 +147,8 @@ class Layout:
             raise UserError(f"{place}: describes no model: {first}") from None
         return model
 
-    def _shapes(self, component: str) -> dict[str, tuple[int, ...]]:
+    def shapes(self, component: str) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of a component's tensors, by their names in diffusers' layout."""
         model = self.empty(component)
         rename = text_name if component.startswith("text") else str
         return {rename(name): tuple(part.shape) for name, part in model.state_dict().items()}
@@ -157,7 +164,9 @@ def read_json(path: Path) -> dict[str, Any]:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: is missing; is the folder a whole SDXL pipeline?") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not JSON: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: must hold a JSON object")
@@ -171,18 +180,8 @@ def config_folder(name: str | None) -> Path:
         name: a folder in diffusers' layout, or a hub name; None: SDXL base.
 
     Raises:
-        UserError: there is no such folder, and the hub has none.
+        ConfigError: there is no such folder, and the hub has none.
     """
-    name = name or base.BASE
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt"]))
-    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):
-        raise UserError(
-            f"the config {name!r}: is no folder, and cannot be had from the hub; give the folder "
-            "of an SDXL in diffusers' layout (--config, or model.config in a training config)"
-        ) from None
+    found = locate(Named("--config", name or base.BASE))
+    assert found, "the hub was asked"
+    return found.path

@@ -56,7 +56,7 @@ def to_single_file(
         for name in COMPONENTS:
             path = weights_in(folder / name, allow_pickle=allow_pickle)
             opened = open_weights(path, allow_pickle=allow_pickle)
-            parts[name] = _in_one_form(name, stack.enter_context(opened).tensors)
+            parts[name] = in_one_form(name, stack.enter_context(opened).tensors)
             layout.check(name, parts[name], path)
         tensors = {
             **unet_to_original(parts["unet"], layout.unet_names),
@@ -155,7 +155,8 @@ def prediction(weights: Weights) -> dict[str, Any]:
     return settings
 
 
-def _in_one_form(component: str, tensors: Sources) -> dict[str, Source]:
+def in_one_form(component: str, tensors: Sources) -> dict[str, Source]:
+    """Return a component's tensors in the names of the hub's SDXL."""
     if component == "vae":
         return vae_in_new_names(tensors)
     return text_in_one_form(tensors) if component.startswith("text") else dict(tensors)

@@ -33,28 +33,35 @@ def written_aside(path: Path, *, force: bool) -> Iterator[Path]:
         UserError: `path` is there and `force` is not given.
         OutputError: it cannot be written.
     """
-    if path.exists() and not force:
-        raise UserError(f"{path}: is there already; choose another --out or add --force")
-    if path.is_dir() and not (path / "model_index.json").is_file():
-        raise UserError(f"{path}: is a folder and no pipeline; --force does not replace it")
     aside = path.with_name(f"{path.name}.partial")
     former = path.with_name(f"{path.name}.former")
-    try:
+    with _blamed_on(path):
+        if path.exists() and not force:
+            raise UserError(f"{path}: already exists; choose another --out or add --force")
+        if path.is_dir() and not (path / "model_index.json").is_file():
+            raise UserError(f"{path}: is a folder and no pipeline; --force does not replace it")
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove(aside)
-        yield aside
-        if path.is_dir():  # os.replace has no way to replace a folder
+        try:
+            yield aside
+            if path.is_dir():  # os.replace has no way to replace a folder
+                _remove(former)
+                os.rename(path, former)
+            os.replace(aside, path)
             _remove(former)
-            os.rename(path, former)
-        os.replace(aside, path)
-        _remove(former)
+        finally:
+            if former.exists() and not path.exists():
+                os.rename(former, path)
+            _remove(aside)
+
+
+@contextmanager
+def _blamed_on(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         why = error.strerror or error
         raise OutputError(f"{path}: cannot be written: {why}; nothing was changed") from error
-    finally:
-        if former.exists() and not path.exists():
-            os.rename(former, path)
-        _remove(aside)
 
 
 def write_safetensors(

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from fairhuman.common.hub import Named, first_line
 from fairhuman.errors import ConfigError
-from fairhuman.models.sdxl import SDXL
+from fairhuman.models.check import check_control
+from fairhuman.models.sdxl import SDXL, UNUSABLE
 
-# What diffusers raises for a folder that is no such model.
-_UNUSABLE = (OSError, ValueError, TypeError, LookupError, RuntimeError, SafetensorError)
 _BLOCKS = 3
 """Of the UNet's encoder: what a full_adapter_xl adapter is made for."""
 
@@ -132,39 +131,49 @@ class T2IAdapter:
         self.control.save_pretrained(folder, safe_serialization=True)
 
 
-def load_controlnet(name: str, unet: Any) -> Any:
+def load_controlnet(name: str, unet: Any, key: str = "model.control") -> Any:
     """Load a ControlNet of such a UNet from a folder or the hub, in the UNet's precision.
+
+    Args:
+        name: the folder or hub name.
+        unet: whose residuals it is to write.
+        key: what to call the name in messages.
 
     Raises:
         ConfigError: it cannot be loaded, or is another model's.
     """
     from diffusers import ControlNetModel
 
-    control: Any = _load(ControlNetModel, name, unet)
-    for key in ("block_out_channels", "cross_attention_dim", "addition_embed_type"):
-        theirs, ours = control.config[key], unet.config[key]
+    control: Any = _load(ControlNetModel, Named(key, name), unet)
+    for size in ("block_out_channels", "cross_attention_dim", "addition_embed_type"):
+        theirs, ours = control.config[size], unet.config[size]
         if _plain(theirs) != _plain(ours):
             raise ConfigError(
-                f"{name!r}: is a ControlNet of another model: its {key} is {theirs}, the UNet's "
-                f"{ours}"
+                f"{Named(key, name)}: is a ControlNet of another model: its {size} is "
+                f"{theirs}, the UNet's {ours}"
             )
     return control
 
 
-def load_adapter(name: str, unet: Any) -> Any:
+def load_adapter(name: str, unet: Any, key: str = "model.control") -> Any:
     """Load a T2I-Adapter for such a UNet from a folder or the hub, in the UNet's precision.
+
+    Args:
+        name: the folder or hub name.
+        unet: whose features it is to write.
+        key: what to call the name in messages.
 
     Raises:
         ConfigError: it cannot be loaded, or is another model's.
     """
     from diffusers import T2IAdapter as Adapter
 
-    adapter: Any = _load(Adapter, name, unet)
+    adapter: Any = _load(Adapter, Named(key, name), unet)
     theirs, ours = adapter.config["channels"], _adapter_channels(unet)
     if adapter.config["adapter_type"] != "full_adapter_xl" or _plain(theirs) != ours:
         raise ConfigError(
-            f"{name!r}: is a {adapter.config['adapter_type']} for channels {_plain(theirs)}; this "
-            f"UNet needs a full_adapter_xl for {ours}"
+            f"{Named(key, name)}: is a {adapter.config['adapter_type']} for channels "
+            f"{_plain(theirs)}; this UNet needs a full_adapter_xl for {ours}"
         )
     return adapter
 
@@ -194,16 +203,19 @@ def _extended(kind: Any, pipeline: Any, **part: Any) -> Any:
     return extended
 
 
-def _load(kind: Any, name: str, unet: Any) -> Any:
+def _load(kind: Any, named: Named, unet: Any) -> Any:
+    # diffusers itself loads any model's folder as any class, with what fits.
+    place = check_control(named, kind.__name__)
+    assert place, "the hub was asked"
     try:
-        # diffusers itself loads any model's folder as any class, with what fits.
-        made_by = kind.load_config(name).get("_class_name")
-        if made_by != kind.__name__:
-            raise ValueError(f"it is a {made_by}")
-        loaded = kind.from_pretrained(name, torch_dtype=unet.dtype, use_safetensors=True)
-    except _UNUSABLE as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"{name!r}: cannot be loaded as a {kind.__name__}: {first}") from error
+        loaded = kind.from_pretrained(
+            named.value,
+            torch_dtype=unet.dtype,
+            use_safetensors=True,
+            local_files_only=place.offline,
+        )
+    except UNUSABLE as error:
+        named.refuse(f"cannot be loaded as a {kind.__name__}: {first_line(error)}")
     return loaded.to(unet.device)
 
 

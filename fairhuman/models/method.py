@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
+from fairhuman.common.hub import first_line
 from fairhuman.config import Model
+from fairhuman.errors import OutputError
 from fairhuman.models.control import ControlNet, T2IAdapter
 from fairhuman.models.lora import LoRA
 from fairhuman.models.sdxl import SDXL
@@ -77,9 +80,19 @@ def frozen_digest(module: nn.Module) -> str | None:
 
 
 def save(method: Method, folder: Path) -> None:
-    """Write what was trained: whole, in place of what was there, or not at all."""
+    """Write what was trained: whole, in place of what was there, or not at all.
+
+    Raises:
+        OutputError: it cannot be written; what was there still is.
+    """
     aside = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    method.write(aside)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.rename(aside, folder)
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        method.write(aside)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(aside, folder)
+    except (OSError, SafetensorError) as error:  # the latter has no errno, but says what it was
+        why = getattr(error, "strerror", None) or first_line(error)
+        raise OutputError(f"{folder}: cannot be written: {why}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

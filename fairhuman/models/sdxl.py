@@ -11,14 +11,17 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from fairhuman.common.hub import Named, Place, first_line
 from fairhuman.config import Model
 from fairhuman.data.encoded import Moments, Prompt
 from fairhuman.errors import ConfigError, UserError
+from fairhuman.models import captions
+from fairhuman.models.check import Keys, check_model
 from fairhuman.models.single_file import load_single_file
 from fairhuman.models.text import Tokens
 
 # What diffusers and transformers raise for a folder that is not a whole SDXL.
-_UNUSABLE = (
+UNUSABLE = (
     OSError,
     ValueError,
     TypeError,
@@ -46,34 +49,44 @@ class SDXL:
         self.alphas_cumprod: Tensor = scheduler.alphas_cumprod
         self.cell: int = pipeline.vae_scale_factor
         """Pixels per side of a latent cell."""
+        self.chunks = 1
+        """Of 75 tokens each, in which every caption is encoded; see `captions`."""
+        self.most_chunks = 1
+        """What `chunks` may become for long captions."""
 
     @classmethod
-    def load(cls, settings: Model, dtype: torch.dtype, device: torch.device) -> SDXL:
+    def load(
+        cls, settings: Model, dtype: torch.dtype, device: torch.device, keys: Keys | None = None
+    ) -> SDXL:
         """Load from a folder in diffusers' layout, from the hub or from a single file.
 
-        The UNet and the text encoders in `dtype`; the VAE in float32, because SDXL's overflows
-        in half precision.
+        The UNet and the text encoders in `dtype`; the VAE in float32 from the start, because
+        SDXL's overflows in half precision, and OUT/final ships it as it was.
+
+        Args:
+            settings: the section `model`.
+            dtype: of the UNet and the text encoders.
+            device: where to.
+            keys: what to call its keys in messages; None: the config's.
 
         Raises:
             ConfigError: there is no such model, or it is not an SDXL pipeline.
         """
-        from diffusers import AutoencoderKL, StableDiffusionXLPipeline
-
+        keys = keys or Keys()
+        found = check_model(settings, keys)
+        pretrained = Named(keys.pretrained, settings.pretrained)
         extra = {}
-        try:
-            if settings.vae:
-                extra["vae"] = AutoencoderKL.from_pretrained(settings.vae, use_safetensors=True)
-            if Path(settings.pretrained).is_file():
-                pipeline = load_single_file(Path(settings.pretrained), settings.config, dtype)
+        if settings.vae and found.vae:
+            with _loading(Named(keys.vae, settings.vae), "an AutoencoderKL"):
+                extra["vae"] = _load_vae(settings.vae, found.vae)
+        assert found.place, "the hub was asked"
+        with _loading(pretrained, "an SDXL pipeline"):
+            if found.place.path.is_file():
+                assert found.config, "the hub was asked"
+                pipeline = load_single_file(found.place.path, found.config.path, dtype)
                 pipeline.register_modules(**extra)
             else:
-                pipeline = StableDiffusionXLPipeline.from_pretrained(
-                    settings.pretrained, torch_dtype=dtype, use_safetensors=True, **extra
-                )
-        except UserError as error:
-            raise ConfigError(f"model.pretrained: {error}") from error
-        except _UNUSABLE as error:
-            raise ConfigError(_not_loaded(settings, error)) from error
+                pipeline = _load_pipeline(settings.pretrained, found.place, dtype, extra)
         pipeline.set_progress_bar_config(disable=True)
         pipeline.to(device)
         return cls.of(pipeline, settings)
@@ -90,6 +103,7 @@ class SDXL:
         if settings.gradient_checkpointing:
             pipeline.unet.enable_gradient_checkpointing()
         sdxl = cls(pipeline)
+        sdxl.most_chunks = settings.most_chunks
         if settings.channels_last:
             sdxl.memory_format = torch.channels_last
             sdxl.vae.to(memory_format=torch.channels_last)
@@ -126,41 +140,54 @@ class SDXL:
         return scaled
 
     @torch.no_grad()
-    def encode_captions(self, captions: Sequence[str | None]) -> Prompt:
+    def encode_captions(self, texts: Sequence[str | None]) -> Prompt:
         """Encode captions, one at a time; None is a dropped caption.
 
         A dropped caption is encoded as the pipeline will encode the empty negative prompt:
         zeros where its config says `force_zeros_for_empty_prompt`, "" otherwise.
         """
-        return Prompt(*map(torch.cat, zip(*map(self._encode_caption, captions), strict=True)))
+        return Prompt(*map(torch.cat, zip(*map(self._encode_caption, texts), strict=True)))
 
     def _encode_caption(self, caption: str | None) -> tuple[Tensor, Tensor]:
-        embeds, _, pooled, _ = self.pipeline.encode_prompt(
-            caption or "", device=self.vae.device, do_classifier_free_guidance=False
-        )
+        embeds, pooled = captions.encode(self.pipeline, [caption or ""], self.chunks)
         if caption is None and self.pipeline.config.force_zeros_for_empty_prompt:
             return torch.zeros_like(embeds), torch.zeros_like(pooled)
         return embeds, pooled
 
-    def tokenize(self, captions: Sequence[str | None]) -> Tokens:
+    def tokenize(self, texts: Sequence[str | None]) -> Tokens:
         """Return captions for text encoders that are trained; None is a dropped caption.
 
         They stand for what `encode_captions` returns, without its rounding.
         """
-        pipeline = self.pipeline
-        ids = [
-            tokenizer(
-                [caption or "" for caption in captions],
-                padding="max_length",
-                max_length=tokenizer.model_max_length,
-                truncation=True,
-                return_tensors="pt",
-            ).input_ids
-            for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2)
+        ids = captions.caption_ids(self.pipeline, [text or "" for text in texts], self.chunks)
+        zeros = bool(self.pipeline.config.force_zeros_for_empty_prompt)
+        zeroed = [zeros and text is None for text in texts]
+        return Tokens(ids, torch.tensor(zeroed))
+
+    def fit_captions(self, texts: Sequence[str]) -> list[str]:
+        """Set `chunks` to what the longest of all captions of a run needs, as far as it may.
+
+        One number for the whole run: what a caption is encoded as does not depend on its batch.
+
+        Returns:
+            What is worth knowing of captions that are too long, one line each.
+        """
+        counts = captions.token_counts(self.pipeline, texts)
+        needed = captions.chunks_for(self.pipeline, max(counts, default=0))
+        self.chunks = min(needed, self.most_chunks)
+        one = captions.room(self.pipeline)
+        read = captions.room(self.pipeline, self.chunks)
+        if self.most_chunks == 1:
+            then = "the rest is cut off; model.long_captions=chunk encodes it too"
+            return captions.long_ones(counts, one, "captions", then)
+        then = f"every caption is encoded in {self.chunks} chunks of {one}"
+        cut = "the rest is cut off; raise model.caption_chunks to encode it too"
+        if self.chunks == captions.MOST_CHUNKS:
+            cut = "the rest is cut off"
+        return [
+            *captions.long_ones(counts, one, "captions", then),
+            *captions.long_ones(counts, read, "captions", cut),
         ]
-        zeros = bool(pipeline.config.force_zeros_for_empty_prompt)
-        zeroed = [zeros and caption is None for caption in captions]
-        return Tokens(torch.stack(ids), torch.tensor(zeroed))
 
     @property
     def trains_text(self) -> bool:
@@ -176,7 +203,8 @@ class SDXL:
         """Return what an encoded caption takes."""
         width = self.pipeline.text_encoder.config.hidden_size
         second = self.pipeline.text_encoder_2.config
-        numbers = self.pipeline.tokenizer.model_max_length * (width + second.hidden_size)
+        tokens = captions.room(self.pipeline, self.chunks) + 2
+        numbers = tokens * (width + second.hidden_size)
         return int(numbers + second.projection_dim) * self.pipeline.text_encoder.dtype.itemsize
 
     @contextmanager
@@ -245,14 +273,37 @@ class SDXL:
         self.pipeline.save_pretrained(folder, safe_serialization=True)
 
 
-def _not_loaded(settings: Model, error: Exception) -> str:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    name = settings.pretrained
-    if (Path(name) / "pytorch_lora_weights.safetensors").is_file():
-        return (
-            f"model.pretrained = {name!r}: holds a LoRA; give the SDXL that it was trained on "
-            "(and to draw with the LoRA: generate --lora)"
-        )
-    if Path(name).is_dir() and not (Path(name) / "model_index.json").is_file():
-        return f"model.pretrained = {name!r}: holds no model_index.json (diffusers' layout)"
-    return f"model.pretrained = {name!r}: cannot be loaded as an SDXL pipeline: {first}"
+def _load_pipeline(name: str, place: Place, dtype: torch.dtype, extra: dict[str, Any]) -> Any:
+    from diffusers import StableDiffusionXLPipeline
+
+    return StableDiffusionXLPipeline.from_pretrained(
+        name,
+        torch_dtype={"vae": torch.float32, "default": dtype},
+        use_safetensors=True,
+        local_files_only=place.offline,
+        **extra,
+    )
+
+
+def _load_vae(name: str, place: Place) -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL.from_pretrained(
+        name,
+        torch_dtype=torch.float32,
+        use_safetensors=True,
+        local_files_only=place.offline,
+    )
+
+
+@contextmanager
+def _loading(named: Named, what: str) -> Iterator[None]:
+    """Have what loading raises name the key."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except UserError as error:
+        named.refuse(error)
+    except UNUSABLE as error:
+        named.refuse(f"cannot be loaded as {what}: {first_line(error)}")

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairhuman.export.layout import config_folder
 from fairhuman.export.single_file import opened_parts, prediction
 
 
-def load_single_file(file: Path, config: str | None, dtype: torch.dtype) -> Any:
+def load_single_file(file: Path, folder: Path, dtype: torch.dtype) -> Any:
     """Return a StableDiffusionXLPipeline with the file's weights.
 
     diffusers' own `from_single_file` tells components by the shapes of their weights, and takes
@@ -20,20 +19,19 @@ def load_single_file(file: Path, config: str | None, dtype: torch.dtype) -> Any:
 
     Args:
         file: an SDXL with the original names; only safetensors.
-        config: an SDXL in diffusers' layout, a folder or a hub name, whose configs and tokenizers
-            are taken; None: SDXL base.
-        dtype: of the UNet, the VAE and the text encoders.
+        folder: an SDXL in diffusers' layout, whose configs and tokenizers are taken.
+        dtype: of the UNet and the text encoders; the VAE gets float32.
 
     Raises:
         UserError: the file is damaged, pickled, or not an SDXL of that config.
     """
     from diffusers import StableDiffusionXLPipeline
 
-    folder = config_folder(config)
     with opened_parts(file, folder) as (weights, parts):
         models = {}
         for name, tensors in parts.items():
-            state = {key: source.read().to(dtype, copy=True) for key, source in tensors.items()}
+            kept = torch.float32 if name == "vae" else dtype
+            state = {key: source.read().to(kept, copy=True) for key, source in tensors.items()}
             models[name] = _component(name, folder / name, state, dtype)
         said = prediction(weights)
     pipeline: Any = StableDiffusionXLPipeline.from_pretrained(

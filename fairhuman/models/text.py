@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
+
+from fairhuman.models.captions import read
 
 
 class Tokens(NamedTuple):
     """Captions as the text encoders take them."""
 
     ids: Tensor
-    """[2, B, 77] int64: by each tokenizer."""
+    """[2, B, N, 77] int64: by each tokenizer, in N chunks; see `captions.caption_ids`."""
     zeroed: Tensor
     """[B] bool: to be encoded as zeros, whatever the ids are."""
 
@@ -47,9 +48,7 @@ class CaptionedUNet(nn.Module):
         **conditions: Any,
     ) -> Any:
         """Return what the UNet returns."""
-        first, _ = _read(self.text_encoder, ids[0])
-        second, pooled = _read(self.text_encoder_2, ids[1])
-        embeds = torch.cat([first, second], dim=-1)
+        embeds, pooled = read(self.text_encoder, self.text_encoder_2, ids)
         return self.unet(
             noisy,
             steps,
@@ -60,12 +59,6 @@ class CaptionedUNet(nn.Module):
             },
             **conditions,
         )
-
-
-def _read(encoder: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what SDXL takes of an encoder: its last hidden states but one, its first output."""
-    output = encoder(ids, output_hidden_states=True)
-    return output.hidden_states[-2], output[0]
 
 
 def _announce_positions(encoder: nn.Module) -> None:

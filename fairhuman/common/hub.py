@@ -1,0 +1,161 @@
+"""Where a model is that a key names: a folder or file here, or a repository on the hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from fairhuman.errors import ConfigError
+
+PATIENCE_S = 10.0
+"""How long the hub may take to say that it has a model."""
+_FILES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth", ".json", ".yaml")
+
+
+@dataclass(frozen=True)
+class Named:
+    """A key and what it says, for messages."""
+
+    key: str
+    value: str
+
+    def __str__(self) -> str:
+        value = self.value if len(self.value) <= 200 else f"{self.value[:200]}…"
+        return f"{self.key} {value!r}" if self.key.startswith("--") else f"{self.key} = {value!r}"
+
+    def refuse(self, why: object) -> NoReturn:
+        """Raise the ConfigError that names the key, the value and why it cannot be used."""
+        raise ConfigError(f"{self}: {why}")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model is."""
+
+    path: Path
+    """A folder or file; of a hub's repository, its snapshot in the cache, with the configs."""
+    whole: bool
+    """Whether all of it must be there: not so in the hub's cache."""
+    offline: bool = False
+    """Load it from the hub's cache without asking the hub."""
+
+
+def locate(named: Named, ask_hub: bool = True) -> Place | None:
+    """Find a model; of a hub's repository, fetch the configs.
+
+    The hub is asked once, for seconds at most: diffusers' own way tries for half a minute.
+
+    Args:
+        named: the key, with a folder, a file or a hub name.
+        ask_hub: otherwise a model that is not on this machine is None.
+
+    Raises:
+        ConfigError: there is no such model, or the hub cannot be asked.
+    """
+    path = _existing(named)
+    if path:
+        return Place(path, whole=True)
+    _check_hub_name(named)
+    cached = _cached(named.value)
+    if not ask_hub:
+        return Place(cached, whole=False, offline=True) if cached else None
+    problem = _unreachable(named)
+    if problem is None:
+        return Place(_configs(named), whole=False)
+    if cached is None:
+        named.refuse(f"is no folder or file here, is not in the hub's cache, and the hub {problem}")
+    return Place(cached, whole=False, offline=True)
+
+
+def _existing(named: Named) -> Path | None:
+    name = named.value
+    if not name.strip() or not name.isprintable():
+        named.refuse("is no name of a model")
+    path = Path(name)
+    try:
+        # A special file, such as a pipe, is neither.
+        if path.is_dir() or path.is_file():
+            return path
+        there = path.exists()
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        named.refuse(error.strerror)
+    if there:
+        named.refuse("is neither a folder nor a file")
+    return None
+
+
+def _check_hub_name(named: Named) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    name = named.value
+    if name.startswith(("/", ".", "~")) or name.endswith(("/", *_FILES)) or name.count("/") > 1:
+        home = "; ~ is not expanded, write the whole path" if name.startswith("~") else ""
+        named.refuse(f"there is no such folder or file{home}")
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        named.refuse("there is no such folder or file, and it cannot be a hub name")
+
+
+def _cached(name: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in ("model_index.json", "config.json"):
+        found = try_to_load_from_cache(name, file)
+        if isinstance(found, str):
+            return Path(found).parent
+    return None
+
+
+def _unreachable(named: Named) -> str | None:
+    """Return why the hub cannot be asked; None if it has the repository.
+
+    Raises:
+        ConfigError: it has none of that name, or does not let this user have it.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    if HF_HUB_OFFLINE:
+        return "may not be asked (HF_HUB_OFFLINE is set)"
+    try:
+        api = HfApi()
+        if api.model_info(named.value, timeout=PATIENCE_S).gated:
+            api.auth_check(named.value)
+    except GatedRepoError:
+        named.refuse(
+            "is gated on the hub: ask for access on its page there, then log in with `hf auth "
+            "login` or set HF_TOKEN"
+        )
+    except RepositoryNotFoundError:
+        named.refuse(
+            "there is no such folder or file here, and no such repository on the hub that this "
+            "user may see (for a private one, log in with `hf auth login` or set HF_TOKEN)"
+        )
+    except HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", "an error")
+        return f"answers with {status}"
+    except Exception as error:
+        # The hub's client passes on what its HTTP library raises, and which that is depends on
+        # its version; all of them mean that there was no answer.
+        return f"cannot be reached ({type(error).__name__})"
+    return None
+
+
+def _configs(named: Named) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(named.value, allow_patterns=["*.json", "*.txt"]))
+    except (OSError, HfHubHTTPError) as error:
+        named.refuse(f"cannot be had from the hub: {first_line(error)}")
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what another library says, or the error's name; not all of it."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]
