@@ -4,6 +4,9 @@
 class UserError(ValueError):
     """Something that the user gave is wrong; the message names the place and the fix."""
 
+    shared = False
+    """Whether all ranks raise it together, so that one of them may speak for all."""
+
 
 class ConfigError(UserError):
     """A configuration that cannot run. Each line of the message is one problem."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from fairhuman.common.files import as_output_error, write_text
 from fairhuman.fairness.balancer import Balance
 from fairhuman.tracking import Tracker
 
@@ -55,15 +56,18 @@ class Log:
         self.trackers = trackers
         self.path = output / METRICS
         keep_until(self.path, start)
-        self._file = self.path.open("a", encoding="utf-8")
+        with as_output_error(self.path):
+            self._file = self.path.open("a", encoding="utf-8")
         self._bar = tqdm(
             total=steps, initial=start, unit="step", dynamic_ncols=True, smoothing=0.1, miniters=1
         )
 
     def write(self, record: dict[str, Any]) -> None:
         """Add one optimizer step."""
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
+        line = json.dumps(record, allow_nan=False) + "\n"
+        with as_output_error(self.path):
+            self._file.write(line)
+            self._file.flush()
         numbers = {
             key: value for key, value in record.items() if key != "step" and value is not None
         }
@@ -84,8 +88,9 @@ class Log:
     def close(self) -> None:
         """Write out everything; nothing can be added afterwards."""
         self._bar.close()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with as_output_error(self.path):
+            os.fsync(self._file.fileno())
+            self._file.close()
         for tracker in self.trackers:
             tracker.close()
 
@@ -114,6 +119,4 @@ def keep_until(path: Path, step: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError):
             break  # a half-written last line
-    aside = path.with_suffix(".partial")
-    aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    os.replace(aside, path)
+    write_text(path, "".join(line + "\n" for line in kept))

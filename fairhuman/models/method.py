@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from fairhuman.common.files import replacing
 from fairhuman.config import Model
 from fairhuman.models.control import ControlNet, T2IAdapter
 from fairhuman.models.lora import LoRA
@@ -77,9 +76,10 @@ def frozen_digest(module: nn.Module) -> str | None:
 
 
 def save(method: Method, folder: Path) -> None:
-    """Write what was trained: whole, in place of what was there, or not at all."""
-    aside = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    method.write(aside)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.rename(aside, folder)
+    """Write what was trained: whole, in place of what was there, or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with replacing(folder) as aside:
+        method.write(aside)
