@@ -17,6 +17,7 @@ from types import FrameType
 import psutil
 import torch
 import torch.distributed as dist
+from tqdm import tqdm
 
 from fairhuman.common import distributed
 from fairhuman.common.distributed import PeerError, peer_lost, rank
@@ -68,21 +69,26 @@ def exit_code(work: Callable[[], int], output: str) -> int:
     except UserError as error:
         # What all ranks know of is said once; what only one met, such as a lost file, by that one.
         if rank() == 0 or (isinstance(error, OutputError) and not error.shared):
-            print(error, file=sys.stderr)
+            _complain(str(error))
         return 2
     except OSError as error:  # of a disk, wherever it was met; never worth a traceback
         place = error.filename or (output if error.errno else None)
-        print(f"{place}: {reason(error)}" if place else reason(error), file=sys.stderr)
+        _complain(f"{place}: {reason(error)}" if place else reason(error))
         return 2
     except PeerError as error:
-        print(error, file=sys.stderr)
+        _complain(str(error))
         return 1
     except RuntimeError as error:
         if not peer_lost(error):
             raise
         why = f"another rank has ended, and says why itself ({first_line(error)})"
-        print(f"rank {rank()}: {why}", file=sys.stderr)
+        _complain(f"rank {rank()}: {why}")
         return 1
+
+
+def _complain(message: str) -> None:
+    """Print to stderr, on a line of its own where there is a progress bar."""
+    tqdm.write(message, file=sys.stderr)
 
 
 def init_distributed() -> torch.device:
