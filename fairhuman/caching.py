@@ -22,8 +22,10 @@ from fairhuman.data.cache import Cache, digests, is_whole, write
 from fairhuman.data.dataset import People
 from fairhuman.data.order import Draw
 from fairhuman.data.records import Record
+from fairhuman.data.workers import from_workers
 from fairhuman.errors import ConfigError
 from fairhuman.models.sdxl import SDXL
+from fairhuman.output import filling
 
 T = TypeVar("T")
 
@@ -74,38 +76,52 @@ def fill(
         say: told what there is and what is built; None on all ranks but one.
 
     Raises:
-        ConfigError: the disk has no room, or the ranks do not share the folder.
+        ConfigError: the disk has no room.
+        OutputError: a file cannot be written.
     """
     files = _files(cache, wanted)
-    lacking = set(_shared(_broken, sorted([*files.latents, *files.captions])))
-    latents = {path: made for path, made in files.latents.items() if path in lacking}
-    captions = {path: caption for path, caption in files.captions.items() if path in lacking}
-    needed = sum(sdxl.moments_bytes(made.size) for made in latents.values())
-    needed += sdxl.prompt_bytes() * len(captions)
-    agreed(lambda: _check_room(cache.folder, needed))
     if say:
-        room = f" ({needed / 2**30:.2f} GiB)" if lacking else ""
         kept = (
             f"and {len(files.captions)} captions"
             if cache.text
             else "(captions are encoded in each step)"
         )
-        say(
-            f"data.cache: {len(files.latents)} latents {kept} in {cache.folder}, "
-            f"{len(lacking)} of them to build{room}"
-        )
-    mine = slice(dist.get_rank(), None, dist.get_world_size())
-    texts = sorted(captions)[mine]
-    images = _Images(wanted, {path: latents[path] for path in sorted(latents)[mine]})
-    with tqdm(total=len(texts) + len(images), desc="data.cache", disable=not say) as bar:
-        for path in texts:
-            write(path, sdxl.encode_captions([captions[path]]))
+        said = f"data.cache: {len(files.latents)} latents {kept} in {cache.folder}"
+    if not _lacking(files):
+        if say:
+            say(f"{said}, 0 of them to build")
+        return
+    with filling(cache.folder, say):
+        lacking = _lacking(files)  # again: another run may have built them meanwhile
+        latents = {path: made for path, made in files.latents.items() if path in lacking}
+        captions = {path: caption for path, caption in files.captions.items() if path in lacking}
+        needed = sum(sdxl.moments_bytes(made.size) for made in latents.values())
+        needed += sdxl.prompt_bytes() * len(captions)
+        agreed(lambda: _check_room(cache.folder, needed))
+        if say:
+            say(f"{said}, {len(lacking)} of them to build ({needed / 2**30:.2f} GiB)")
+        mine = slice(dist.get_rank(), None, dist.get_world_size())
+        texts = {path: captions[path] for path in sorted(captions)[mine]}
+        images = _Images(wanted, {path: latents[path] for path in sorted(latents)[mine]})
+        agreed(lambda: _build(texts, images, sdxl, workers, show=say is not None))
+
+
+def _lacking(files: _Files) -> set[Path]:
+    return set(_shared(_broken, sorted([*files.latents, *files.captions])))
+
+
+def _build(
+    texts: Mapping[Path, str | None], images: _Images, sdxl: SDXL, workers: int, show: bool
+) -> None:
+    """Build this rank's part."""
+    with tqdm(total=len(texts) + len(images), desc="data.cache", disable=not show) as bar:
+        for path, caption in texts.items():
+            write(path, sdxl.encode_captions([caption]))
             bar.update()
-        for path, pixels in DataLoader(images, batch_size=None, num_workers=workers):
+        loader = DataLoader(images, batch_size=None, num_workers=workers)
+        for path, pixels in from_workers(loader):
             write(path, sdxl.moments(pixels))
             bar.update()
-    dist.barrier()
-    agreed(lambda: _check_shared(cache.folder, lacking))
 
 
 def vae_digest(sdxl: SDXL) -> str:
@@ -140,12 +156,23 @@ def _digest(models: Sequence[nn.Module], told: Mapping[str, Any]) -> str:
 def _shared(work: Callable[[Sequence[Any]], Sequence[T]], items: Sequence[Any]) -> list[T]:
     """Do some work on a part of the items on each rank; return all results on every rank."""
     parts: list[Sequence[T]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(parts, work(items[dist.get_rank() :: dist.get_world_size()]))
+    mine = items[dist.get_rank() :: dist.get_world_size()]
+    dist.all_gather_object(parts, agreed(lambda: work(mine)))
     return list(chain.from_iterable(parts))
 
 
 def _files(cache: Cache, wanted: Sequence[Wanted]) -> _Files:
     """Return all files that the draws ask for; every rank goes through a part of the draws."""
+    parts = [_Files({}, {}) for _ in range(dist.get_world_size())]
+    dist.all_gather_object(parts, agreed(lambda: _files_of_rank(cache, wanted)))
+    found = _Files({}, {})
+    for other in parts:
+        found.latents.update(other.latents)
+        found.captions.update(other.captions)
+    return found
+
+
+def _files_of_rank(cache: Cache, wanted: Sequence[Wanted]) -> _Files:
     found = _Files({}, {})
     for part, (people, draws) in enumerate(wanted):
         for draw in islice(draws, dist.get_rank(), None, dist.get_world_size()):
@@ -154,11 +181,6 @@ def _files(cache: Cache, wanted: Sequence[Wanted]) -> _Files:
             found.latents[path] = _Latents(part, draw, placement.size)
             if cache.text:
                 found.captions[cache.prompt_path(caption)] = caption
-    parts = [_Files({}, {}) for _ in range(dist.get_world_size())]
-    dist.all_gather_object(parts, found)
-    for other in parts:
-        found.latents.update(other.latents)
-        found.captions.update(other.captions)
     return found
 
 
@@ -184,22 +206,10 @@ class _Images(Dataset[tuple[Path, Tensor]]):
 
 
 def _check_room(folder: Path, needed: int) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"data.cache = {str(folder)!r}: {error.strerror}") from error
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ConfigError(
             f"data.cache = {str(folder)!r}: needs {needed / 2**30:.2f} GiB more, and its disk has "
             f"{free / 2**30:.2f}; use another disk, data.crop=center (one crop per image), or no "
             "cache"
-        )
-
-
-def _check_shared(folder: Path, built: Iterable[Path]) -> None:
-    if not all(path.is_file() for path in built):
-        raise ConfigError(
-            f"data.cache = {str(folder)!r}: what another rank built is not there; give a folder "
-            "that all machines share"
         )

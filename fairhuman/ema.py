@@ -42,12 +42,14 @@ class EMA:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Have the model compute with the average; entering and leaving are collectives."""
+        """Have the model compute with the average; entering and leaving are collectives.
+
+        An error in the body leaves the average in the model: the other ranks may be elsewhere,
+        and would never join the collective that brings the weights back. It ends the run.
+        """
         self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
+        yield
+        self._swap()
 
     def save(self, folder: Path) -> None:
         """Write this rank's part into a checkpoint's folder."""

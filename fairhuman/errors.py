@@ -4,6 +4,10 @@
 class UserError(ValueError):
     """Something that the user gave is wrong; the message names the place and the fix."""
 
+    shared = False
+    """Whether all ranks raise it together, so that one of them may speak for all."""
+    exit_code = 2
+
 
 class ConfigError(UserError):
     """A configuration that cannot run. Each line of the message is one problem."""
@@ -14,7 +18,9 @@ class DataError(UserError):
 
 
 class StuckError(UserError):
-    """A run that cannot go on as it is set up; what it has reached is in its checkpoint."""
+    """A run that makes no progress as it is set up; its last checkpoint holds what it reached."""
+
+    exit_code = 3
 
 
 class OutputError(UserError):

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from fairhuman.common.hub import Named, first_line
+from fairhuman.common.files import first_line
+from fairhuman.common.hub import Named
 from fairhuman.common.images import open_image
 from fairhuman.config import Model
 from fairhuman.errors import OutputError, UserError

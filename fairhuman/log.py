@@ -14,6 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from fairhuman.common.files import as_output_error, write_text
 from fairhuman.fairness.balancer import Balance
 from fairhuman.tracking import Tracker
 
@@ -70,7 +71,8 @@ class Log:
         self.trackers = trackers
         self.path = output / METRICS
         keep_until(self.path, start)
-        self._file = self.path.open("a", encoding="utf-8")
+        with as_output_error(self.path):
+            self._file = self.path.open("a", encoding="utf-8")
         self._bar = tqdm(
             total=steps, initial=start, unit="step", dynamic_ncols=True, smoothing=0.1, miniters=1
         )
@@ -78,8 +80,10 @@ class Log:
     def write(self, record: dict[str, Any]) -> None:
         """Add one optimizer step."""
         written = finite(record)
-        self._file.write(json.dumps(written, allow_nan=False) + "\n")
-        self._file.flush()
+        line = json.dumps(written, allow_nan=False) + "\n"
+        with as_output_error(self.path):
+            self._file.write(line)
+            self._file.flush()
         no_numbers = ("step", NOT_FINITE)
         numbers = {k: v for k, v in written.items() if v is not None and k not in no_numbers}
         for tracker in self.trackers:
@@ -99,8 +103,9 @@ class Log:
     def close(self) -> None:
         """Write out everything; nothing can be added afterwards."""
         self._bar.close()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with as_output_error(self.path):
+            os.fsync(self._file.fileno())
+            self._file.close()
         for tracker in self.trackers:
             tracker.close()
 
@@ -130,6 +135,4 @@ def keep_until(path: Path, step: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError):
             break  # a half-written last line
-    aside = path.with_suffix(".partial")
-    aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    os.replace(aside, path)
+    write_text(path, "".join(line + "\n" for line in kept))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 import resource
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,6 +18,7 @@ from PIL import Image
 
 from fairhuman import checkpoint
 from fairhuman.common.distributed import agreed, on_rank0
+from fairhuman.common.files import as_output_error, replacing
 from fairhuman.common.images import open_image
 from fairhuman.config import Config
 from fairhuman.data.records import Record
@@ -26,7 +26,7 @@ from fairhuman.data.transform import Placement
 from fairhuman.ema import EMA
 from fairhuman.engine import check_engine, deepspeed_config, gathered, make_engine
 from fairhuman.environment import environment, write_environment
-from fairhuman.errors import ConfigError, UserError
+from fairhuman.errors import ConfigError, OutputError, UserError
 from fairhuman.export.card import write_card
 from fairhuman.fairness.balancer import Balancer
 from fairhuman.log import METRICS, Log
@@ -36,6 +36,7 @@ from fairhuman.models.method import frozen_digest, make_method, save
 from fairhuman.models.schedule import zero_terminal_snr
 from fairhuman.models.sdxl import SDXL
 from fairhuman.models.speed import check_speed, set_up
+from fairhuman.output import check_cache, check_writable, claim
 from fairhuman.pictures import draw, grid
 from fairhuman.report import REPORT, write_report
 from fairhuman.runtime import Stop
@@ -58,12 +59,18 @@ class Run:
         self.device = device
         self.output = Path(train.output_dir)
         self.first = dist.get_rank() == 0
+        self.failed: Exception | None = None
+        """What went wrong on this rank in a step; the step's end tells all."""
+        self.lock = claim(self.output, "train.output_dir", "training")
+        on_rank0(functools.partial(check_writable, self.output))
+        if config.data.cache:
+            check_cache(Path(config.data.cache))
         check_engine(config)
         agreed(lambda: check_model(config.model))
         on_rank0(functools.partial(check_tracking, config))
         found = on_rank0(functools.partial(checkpoint.find, self.output, train.resume))
         setup = setup_of(deepspeed_config(config), config.optimizer.name, dist.get_world_size())
-        manifest = checkpoint.resumable(found, setup) if found else None
+        manifest = agreed(lambda: checkpoint.resumable(found, setup) if found else None)
         self.progress = manifest.progress if manifest else Progress()
         self.samples = Samples(config)
         best = functools.partial(
@@ -91,13 +98,13 @@ class Run:
         denoising = Denoising(sdxl, config, device)
         self.step = TrainingStep(self.engine, denoising, make_balancer(config, self.engine))
         if found:
-            _restore_balancer(self.step.balancer, found)
+            agreed(functools.partial(_restore_balancer, self.step.balancer, found))
         self.validation = None
         if self.samples.held_out:
             measured = self.samples.measured(sdxl)
             self.validation = Validation(measured, denoising, train.batch_size)
         self.names = denoising.objectives.names
-        self.examples = _examples(self.samples.trained, config)
+        self.examples = agreed(lambda: _examples(self.samples.trained, config))
         self.global_batch = self.samples.global_batch
         self.batches = self.samples.steps(sdxl, self.progress)
         made_with = environment(device, overrides, self.progress.step)
@@ -141,17 +148,19 @@ class Run:
             record |= self.measure()
             progress = replace(progress, best=self._best(record, progress))
         if self.log:
-            self.log.write(
-                {
-                    "step": step,
-                    "epoch": progress.samples_seen / len(self.samples.trained),
-                    **record,
-                    "skipped": progress.skipped,
-                    "samples_per_s": self.global_batch / seconds,
-                    "step_time_s": seconds,
-                    "memory_gib": _peak_memory_gib(self.device),
-                }
-            )
+            line = {
+                "step": step,
+                "epoch": progress.samples_seen / len(self.samples.trained),
+                **record,
+                "skipped": progress.skipped,
+                "samples_per_s": self.global_batch / seconds,
+                "step_time_s": seconds,
+                "memory_gib": _peak_memory_gib(self.device),
+            }
+            try:
+                self.log.write(line)
+            except Exception as error:  # of any kind: all ranks agree on it at the step's end
+                self.failed = error
         if train.sample_every and self.due(train.sample_every, step):
             self._draw_samples(step)
         return progress
@@ -188,19 +197,30 @@ class Run:
         if done:
             with self._averaged(), gathered(self.engine):
                 on_rank0(functools.partial(self._save_final, progress.step))
-        if self.log:
-            self.log.close()
+        on_rank0(self._close_log)
         on_rank0(functools.partial(write_report, self.output))
         if self.first and problem is None:
             print("\n".join(_where_to_look(self.config, done, progress, stop)))
         dist.barrier()
+        if self.lock:
+            self.lock.release()
         dist.destroy_process_group()
         if problem:
             raise problem
 
+    def _close_log(self) -> None:
+        if self.log:
+            self.log.close()
+
     def _save_final(self, steps: int) -> None:
         final = self.output / FINAL
-        save(self.method, final)
+        try:
+            save(self.method, final)
+        except OutputError as error:
+            raise OutputError(
+                f"{error}; the training is done and its last checkpoint is whole: start again "
+                f"with train.resume=auto to write {final} alone"
+            ) from error
         write_card(final, self.config, steps=steps, prompts=self.config.train.sample_prompts)
 
     def lr(self) -> float:
@@ -230,9 +250,7 @@ class Run:
     def _draw_samples(self, step: int) -> None:
         """Draw the fixed prompts on rank 0; the others wait."""
         with self._averaged(), gathered(self.engine):
-            if self.first:
-                self._save_samples(step)
-            dist.barrier()
+            on_rank0(functools.partial(self._save_samples, step))
 
     def _save_samples(self, step: int) -> None:
         with self.sdxl.encoders_on(self.device):
@@ -250,9 +268,8 @@ class Run:
             )
         sheet = grid(pictures)
         path = self.output / SAMPLES / f"step-{step:08d}.png"
-        aside = path.with_suffix(".partial")
-        sheet.save(aside, "png")
-        os.replace(aside, path)
+        with replacing(path, sync=False) as aside:
+            sheet.save(aside, "png")
         if self.log:
             self.log.picture("samples", np.asarray(sheet), step)
 
@@ -291,8 +308,9 @@ def _say(line: str) -> None:
 
 
 def _start_output(output: Path, config: Config, made_with: dict[str, Any]) -> None:
-    (output / SAMPLES).mkdir(parents=True, exist_ok=True)
-    config.save(output / "config.yaml")
+    with as_output_error(output):
+        (output / SAMPLES).mkdir(parents=True, exist_ok=True)
+        config.save(output / "config.yaml")
     write_environment(output, made_with)
 
 

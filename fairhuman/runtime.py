@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
@@ -9,12 +10,19 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 
 import psutil
 import torch
 import torch.distributed as dist
+from tqdm import tqdm
+
+from fairhuman.common import distributed
+from fairhuman.common.distributed import PeerError, peer_lost, rank
+from fairhuman.common.files import first_line, reason
+from fairhuman.errors import OutputError, UserError
 
 # How long a rank may go on after its launcher is gone: enough for most steps' ends.
 GRACE_S = 45.0
@@ -44,6 +52,43 @@ def quiet() -> None:
     transformers_logging.disable_progress_bar()
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
+
+
+def exit_code(work: Callable[[], int], output: str) -> int:
+    """Do a rank's work and return the process's exit code: the work's, or that of its error.
+
+    That of a UserError, which is printed as it is; 1: another rank ended, in one line. A
+    bug keeps its traceback, on the rank where it happened.
+
+    Args:
+        work: the whole of it.
+        output: what an error of the disk is about if it does not say.
+    """
+    try:
+        return work()
+    except UserError as error:
+        # What all ranks know of is said once; what only one met, such as a lost file, by that one.
+        if rank() == 0 or (isinstance(error, OutputError) and not error.shared):
+            _complain(str(error))
+        return error.exit_code
+    except OSError as error:  # of a disk, wherever it was met; never worth a traceback
+        place = error.filename or (output if error.errno else None)
+        _complain(f"{place}: {reason(error)}" if place else reason(error))
+        return 2
+    except PeerError as error:
+        _complain(str(error))
+        return 1
+    except RuntimeError as error:
+        if not peer_lost(error):
+            raise
+        why = f"another rank has ended, and says why itself ({first_line(error)})"
+        _complain(f"rank {rank()}: {why}")
+        return 1
+
+
+def _complain(message: str) -> None:
+    """Print to stderr, on a line of its own where there is a progress bar."""
+    tqdm.write(message, file=sys.stderr)
 
 
 def init_distributed() -> torch.device:
@@ -96,10 +141,22 @@ class Stop:
             threading.Thread(target=self._watch, args=(launchers,), daemon=True).start()
         return self
 
-    def agreed(self, device: torch.device) -> bool:
-        """Return whether any rank was asked to stop; a collective."""
-        asked = torch.tensor([self.reason is not None], dtype=torch.int32, device=device)
+    def agreed(self, device: torch.device, failed: Exception | None = None) -> bool:
+        """Return whether any rank was asked to stop; a collective.
+
+        Args:
+            device: this rank's.
+            failed: what went wrong on this rank since the last call.
+
+        Raises:
+            UserError, PeerError: something did on one of them; see `distributed.agreed`.
+        """
+        asked = torch.tensor(
+            2 if failed else int(self.reason is not None), dtype=torch.int32, device=device
+        )
         dist.all_reduce(asked, op=dist.ReduceOp.MAX)
+        if asked.item() == 2:
+            distributed.agreed(functools.partial(_raise, failed))
         return bool(asked.item())
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
@@ -115,6 +172,11 @@ class Stop:
         time.sleep(GRACE_S)
         print("fairhuman: the launcher is gone and the step did not end", file=sys.stderr)
         os._exit(1)
+
+
+def _raise(error: Exception | None) -> None:
+    if error:
+        raise error
 
 
 def _zombie(process: psutil.Process) -> bool:

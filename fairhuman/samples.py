@@ -9,6 +9,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from fairhuman import caching
+from fairhuman.common.distributed import agreed
 from fairhuman.config import Config
 from fairhuman.data import dataset
 from fairhuman.data.buckets import Size, frame
@@ -16,6 +17,7 @@ from fairhuman.data.cache import Cache
 from fairhuman.data.dataset import Batch, People
 from fairhuman.data.order import StepSampler, Stream, draws
 from fairhuman.data.records import Entry, Problem, Record, check_entries, load_records
+from fairhuman.data.workers import from_workers
 from fairhuman.errors import ConfigError
 from fairhuman.manifest import Progress
 from fairhuman.models.sdxl import SDXL
@@ -96,7 +98,8 @@ class Samples:
             ranks=dist.get_world_size(),
             seen=progress.samples_seen,
         )
-        return dataset.steps(self._people(sdxl), sampler, data.workers, data.prefetch)
+        steps = dataset.steps(self._people(sdxl), sampler, data.workers, data.prefetch)
+        return from_workers(steps)
 
     def lines(self) -> Iterator[str]:
         """Yield what is worth telling of them at the start."""
@@ -133,7 +136,8 @@ def _check_shared(entries: Sequence[Entry]) -> list[Record | Problem]:
     """Open the files of the data set, each on one rank, and tell all ranks."""
     ranks = dist.get_world_size()
     parts: list[list[Record | Problem]] = [[] for _ in range(ranks)]
-    dist.all_gather_object(parts, check_entries(entries[dist.get_rank() :: ranks]))
+    mine = agreed(lambda: check_entries(entries[dist.get_rank() :: ranks]))
+    dist.all_gather_object(parts, mine)
     merged: list[Record | Problem] = []
     for index in range(len(entries)):
         merged.append(parts[index % ranks][index // ranks])

@@ -5,11 +5,12 @@ All have the names of metrics.jsonl. What is null there is left out here.
 
 from __future__ import annotations
 
-import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from fairhuman.common.files import as_output_error, write_text
 from fairhuman.config import Config
 from fairhuman.errors import ConfigError
 
@@ -77,21 +78,41 @@ class TensorBoard:
     def __init__(self, output: Path, start: int) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self._writer = SummaryWriter(str(output / "tensorboard"), purge_step=start + 1)
+        _quiet_writer_thread()
+        self.path = output / "tensorboard"
+        with as_output_error(self.path):
+            self._writer = SummaryWriter(str(self.path), purge_step=start + 1)
 
     def write(self, numbers: Mapping[str, float], step: int) -> None:
         """Add an optimizer step."""
-        for key, value in numbers.items():
-            if abs(value) <= _FLOAT32_MAX:  # it keeps float32, where more would be infinite
-                self._writer.add_scalar(key, value, step)
+        with as_output_error(self.path):
+            for key, value in numbers.items():
+                if abs(value) <= _FLOAT32_MAX:  # it keeps float32, where more would be infinite
+                    self._writer.add_scalar(key, value, step)
 
     def picture(self, tag: str, image: Any, step: int) -> None:
         """Add a picture, [H, W, 3] uint8."""
-        self._writer.add_image(tag, image, step, dataformats="HWC")
+        with as_output_error(self.path):
+            self._writer.add_image(tag, image, step, dataformats="HWC")
 
     def close(self) -> None:
         """Write out everything."""
-        self._writer.close()
+        with as_output_error(self.path):
+            self._writer.close()
+
+
+def _quiet_writer_thread() -> None:
+    """Keep the traceback of TensorBoard's writing thread off the terminal.
+
+    Its error is raised again by the next call of the writer, which says it in one line.
+    """
+    others = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if type(args.thread).__name__ != "_AsyncWriterThread":
+            others(args)
+
+    threading.excepthook = hook
 
 
 class Wandb:
@@ -121,9 +142,7 @@ class Wandb:
                 f"train.wandb = {train.wandb!r}: wandb could not start: {error}; "
                 "WANDB_MODE=offline keeps the run here"
             ) from None
-        aside = path.with_suffix(".partial")
-        aside.write_text(self._run.id + "\n", encoding="utf-8")
-        os.replace(aside, path)
+        write_text(path, self._run.id + "\n")
         self._image = wandb.Image
         self._known = self._run.step
 

@@ -6,19 +6,17 @@ deepspeed fairhuman/train.py --config FILE [section.key=value …]
 from __future__ import annotations
 
 import argparse
-import errno
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fairhuman.common.distributed import rank
 from fairhuman.config import Config, load_config
-from fairhuman.errors import OutputError, StuckError, UserError
+from fairhuman.errors import StuckError
 from fairhuman.log import step_record
 from fairhuman.manifest import Progress
-from fairhuman.runtime import Stop, init_distributed, quiet
+from fairhuman.runtime import Stop, exit_code, init_distributed, quiet
 
 if TYPE_CHECKING:
     from fairhuman.run import Run
@@ -34,20 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # from the launcher
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     args = parser.parse_args(argv)
-    try:
+
+    def work() -> int:
         config = load_config(args.config, args.overrides)
         quiet()
         train(config, args.overrides)
-    except UserError as error:
-        if rank() == 0 or isinstance(error, OutputError):
-            print(error, file=sys.stderr)
-        return 3 if isinstance(error, StuckError) else 2
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        print(f"{error.filename or config.train.output_dir}: the disk is full", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return exit_code(work, "train.output_dir")
 
 
 def train(
@@ -98,7 +90,7 @@ def train(
         record = {"lr": lr, **step_record(run.names, losses, balance), **laps.seconds(seconds)}
         progress = run.write(record, progress, seconds)
         stuck = in_a_row >= config.train.max_skips
-        ending = stop.agreed(device) or stuck
+        ending = stop.agreed(device, run.failed) or stuck
         best = progress.best and progress.best.step == progress.step
         if ending or best or run.due(config.train.checkpoint_every, progress.step):
             run.save(progress)

@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
+from fairhuman.common.distributed import agreed
 from fairhuman.config import QUARTERS, Config, held_out_keys
 from fairhuman.data.buckets import Size, frame
 from fairhuman.data.cache import Cache
@@ -74,6 +76,19 @@ class Validation:
         Under val/loss/NAME/q1 to q4 those of the quarters, and under val/loss/NAME their mean;
         None for a region that no held-out image has.
         """
+        # An image that one rank cannot read any more must not leave the others in the sum.
+        sums = agreed(lambda: self._sums(unet))
+        dist.all_reduce(sums)
+        names = self.denoising.objectives.names
+        found: dict[str, float | None] = {}
+        for name, (*parts, n, covered_area) in zip(names, sums.T.tolist(), strict=True):
+            losses_of = [part / n if covered_area > 0 else None for part in parts]
+            values = [sum(parts) / n / QUARTERS if covered_area > 0 else None, *losses_of]
+            found.update(zip(held_out_keys(name), values, strict=True))
+        return found
+
+    def _sums(self, unet: Any) -> Tensor:
+        """Return this rank's sums [QUARTERS + 2, K]: losses by quarter, samples, areas."""
         objectives = self.denoising.objectives
         count = len(objectives.names)
         total = torch.zeros(QUARTERS, count, dtype=torch.float64)
@@ -89,14 +104,7 @@ class Validation:
                 total[quarter] += losses * counts
             size += counts
             area += covered
-        sums = torch.cat([total, torch.stack([size, area])]).to(self.denoising.device)
-        dist.all_reduce(sums)
-        found: dict[str, float | None] = {}
-        for name, (*parts, n, covered_area) in zip(objectives.names, sums.T.tolist(), strict=True):
-            losses_of = [part / n if covered_area > 0 else None for part in parts]
-            values = [sum(parts) / n / QUARTERS if covered_area > 0 else None, *losses_of]
-            found.update(zip(held_out_keys(name), values, strict=True))
-        return found
+        return torch.cat([total, torch.stack([size, area])]).to(self.denoising.device)
 
     def _batches(self) -> list[list[int]]:
         """Return this rank's samples in batches, each of one bucket."""

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch.distributed as dist
 
-from fairhuman.errors import ConfigError, UserError
+from fairhuman.common.files import first_line, reason
+from fairhuman.errors import ConfigError, DataError, OutputError, UserError
 
 T = TypeVar("T")
+_KINDS = (ConfigError, DataError, OutputError, UserError)
+
+
+class PeerError(Exception):
+    """Another rank failed, and shows why itself; the message is one line."""
 
 
 def rank() -> int:
@@ -19,37 +26,87 @@ def rank() -> int:
 
 
 def on_rank0(work: Callable[[], T]) -> T:
-    """Do some work on rank 0 and return its result on every rank.
+    """Do some work on rank 0 and return its result on every rank; a collective.
+
+    If it fails, all ranks raise; none waits for another.
 
     Raises:
-        UserError: what the work raised, on every rank alike, so that none waits for another.
+        UserError: what the work raised, on every rank.
+        OutputError: it met an error of the disk, on every rank.
+        PeerError: it raised anything else; rank 0 raises that itself.
     """
     box: list[Any] = [None]
+    failed = None
     if dist.get_rank() == 0:
-        try:
-            box[0] = work()
-        except UserError as error:
-            box[0] = error
+        result, failed = _attempt(lambda: pickle.dumps(work()))
+        box[0] = _told(failed) or result
     dist.broadcast_object_list(box, src=0)
-    if isinstance(box[0], UserError):
-        raise box[0]
-    result: T = box[0]
-    return result
+    if isinstance(box[0], _Failure):
+        _fail(failed, [box[0]])
+    found: T = pickle.loads(box[0])
+    return found
 
 
 def agreed(work: Callable[[], T]) -> T:
-    """Do some work on every rank; if it fails on one, raise that ConfigError on all.
+    """Do some work on every rank and return its result; a collective.
 
-    A collective.
+    If it fails on one, all raise; none waits for another. The work itself may have no collective.
+
+    Raises:
+        UserError: what the work raised on the first rank where it did, on every rank.
+        OutputError: it met an error of the disk, likewise.
+        PeerError: it raised anything else; the rank on which it did raises that itself.
     """
-    problem, result = None, None
-    try:
-        result = work()
-    except ConfigError as error:
-        problem = str(error)
-    problems: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(problems, problem)
-    for found in problems:
-        if found:
-            raise ConfigError(found)
+    result, failed = _attempt(work)
+    failures: list[_Failure | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(failures, _told(failed))
+    found = [failure for failure in failures if failure]
+    if found:
+        _fail(failed, found)
     return result  # type: ignore[return-value]  # None only if T is
+
+
+def peer_lost(error: BaseException) -> bool:
+    """Return whether an error says that a rank left while this one waited for it."""
+    return isinstance(error, RuntimeError) and (
+        isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+    )
+
+
+class _Failure(NamedTuple):
+    """An error as other ranks are told of it; not itself, for some cannot be pickled."""
+
+    rank: int
+    kind: type[UserError] | None
+    """None: a bug, whose traceback is shown where it happened."""
+    message: str
+
+
+def _attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    try:
+        return work(), None
+    except OSError as error:
+        failed = OutputError(f"{error.filename or f'rank {rank()}'}: {reason(error)}")
+        failed.__cause__ = error
+        return None, failed
+    except Exception as error:  # of any kind: it is raised again once all ranks know
+        return None, error
+
+
+def _told(failed: Exception | None) -> _Failure | None:
+    if failed is None:
+        return None
+    kind = next((kind for kind in _KINDS if isinstance(failed, kind)), None)
+    message = str(failed) if kind else f"{type(failed).__name__}: {first_line(failed)}"
+    return _Failure(dist.get_rank(), kind, message)
+
+
+def _fail(own: Exception | None, failures: list[_Failure]) -> None:
+    if own and not isinstance(own, UserError):
+        raise own
+    for failure in failures:
+        if failure.kind:
+            error = failure.kind(failure.message)
+            error.shared = True
+            raise error from own
+    raise PeerError(f"rank {failures[0].rank} failed: {failures[0].message}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -48,7 +49,8 @@ def replacing(path: Path, *, shared: bool = False, sync: bool = True) -> Iterato
     Raises:
         OutputError: the body or the renaming failed to write; what was there still is.
     """
-    aside = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}" if shared else path.name + PARTIAL)
+    token = f".{secrets.token_hex(8)}" if shared else ""
+    aside = path.with_name(f"{path.name}{token}{PARTIAL}")
     with as_output_error(path):
         try:
             remove(aside)

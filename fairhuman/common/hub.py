@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from fairhuman.common.files import first_line
 from fairhuman.errors import ConfigError
 
 PATIENCE_S = 10.0
@@ -153,9 +154,3 @@ def _configs(named: Named) -> Path:
         return Path(snapshot_download(named.value, allow_patterns=["*.json", "*.txt"]))
     except (OSError, HfHubHTTPError) as error:
         named.refuse(f"cannot be had from the hub: {first_line(error)}")
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of what another library says, or the error's name; not all of it."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]

@@ -23,6 +23,10 @@ _HELD_BY_ANOTHER = (errno.EACCES, errno.EAGAIN)
 _NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
+class FolderInUseError(OutputError):
+    """Another process holds the lock."""
+
+
 class FolderLock:
     """Keeps a folder to one process, on all machines that share it, until released.
 
@@ -39,8 +43,8 @@ class FolderLock:
         purpose: what holds it, such as "training"; shown to whoever comes second.
 
     Raises:
-        OutputError: another process holds it (one line: who, since when, and what to do), or the
-            folder cannot be written.
+        FolderInUseError: another process holds it (one line: who, since when, and what to do).
+        OutputError: the folder cannot be written.
     """
 
     _held: ClassVar[set[tuple[int, int]]] = set()
@@ -119,13 +123,13 @@ class FolderLock:
             return {}
         return holder if isinstance(holder, dict) else {}
 
-    def _refusal(self, holder: dict[str, Any], more: str = "") -> OutputError:
+    def _refusal(self, holder: dict[str, Any], more: str = "") -> FolderInUseError:
         who = "another process"
         if holder:
             who = f"process {holder.get('pid')} on {holder.get('host')}"
             who += f" ({holder['purpose']})" if "purpose" in holder else ""
             who += f" since {holder['since']}" if "since" in holder else ""
-        return OutputError(
+        return FolderInUseError(
             f"{self.folder}: is in use by {who[:300]}; wait until it ends, stop it, or choose "
             f"another folder{more}"
         )

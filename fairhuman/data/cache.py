@@ -17,6 +17,7 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from fairhuman.common.files import as_output_error, replacing
 from fairhuman.data.encoded import Moments, Prompt
 from fairhuman.data.records import Record
 from fairhuman.data.transform import Placement
@@ -72,16 +73,17 @@ class Cache:
 
 
 def write(path: Path, tensors: Moments | Prompt) -> None:
-    """Write a file of the cache, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file of the cache, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     content = {name: tensor.cpu().contiguous() for name, tensor in tensors._asdict().items()}
-    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        # Not safetensors' own writer, which does not say that the disk is full.
+    with as_output_error(path.parent, "data.cache: cannot be written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    # Not waiting for the disk: `is_whole` finds what a power cut left short.
+    with replacing(path, shared=True, sync=False) as aside:
         aside.write_bytes(safetensors.torch.save(content))
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def is_whole(path: Path) -> bool:

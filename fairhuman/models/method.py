@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
-from fairhuman.common.hub import first_line
+from fairhuman.common.files import replacing
 from fairhuman.config import Model
-from fairhuman.errors import OutputError
 from fairhuman.models.control import ControlNet, T2IAdapter
 from fairhuman.models.lora import LoRA
 from fairhuman.models.sdxl import SDXL
@@ -85,14 +81,5 @@ def save(method: Method, folder: Path) -> None:
     Raises:
         OutputError: it cannot be written; what was there still is.
     """
-    aside = folder.with_name(f"{folder.name}.partial")
-    try:
-        shutil.rmtree(aside, ignore_errors=True)
+    with replacing(folder) as aside:
         method.write(aside)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(aside, folder)
-    except (OSError, SafetensorError) as error:  # the latter has no errno, but says what it was
-        why = getattr(error, "strerror", None) or first_line(error)
-        raise OutputError(f"{folder}: cannot be written: {why}") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)

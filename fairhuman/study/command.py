@@ -11,7 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from fairhuman.common.files import write_text
+from fairhuman.common.files import replacing, write_text
+from fairhuman.common.lock import FolderLock
 from fairhuman.errors import ConfigError
 from fairhuman.generate import read_prompts
 from fairhuman.report.history import read_run
@@ -40,15 +41,26 @@ def study(plan: Study, say: Callable[[str], None] = print) -> list[Path]:
     Runs that are there already, with the same settings, are kept.
 
     Raises:
-        UserError: it cannot be run, or a run has failed.
+        UserError: it cannot be run, another process runs it, or a run has failed.
     """
-    started = time.monotonic()
     output = Path(plan.output_dir)
     small = Small(output, plan.drawn, plan.pictures.count) if plan.drawn else None
     shared = small.overrides() if small else []
     trials = make_trials(plan, shared)  # what is wrong is told before anything is made
     asked = _prompts(plan, small)
-    output.mkdir(parents=True, exist_ok=True)
+    with FolderLock(output, "study"):
+        return _run(plan, trials, asked, small, say)
+
+
+def _run(
+    plan: Study,
+    trials: list[Trial],
+    asked: list[str],
+    small: Small | None,
+    say: Callable[[str], None],
+) -> list[Path]:
+    started = time.monotonic()
+    output = Path(plan.output_dir)
     quiet()
     if small:
         small.make()
@@ -107,7 +119,8 @@ def write(plan: Study, found: Outcome, trials: list[Trial], small: Small | None)
     pictures = None
     if plan.pictures.count:
         pictures = paths["pictures.png"] = output / "pictures.png"
-        _sheet(plan, trials, small).save(pictures)
+        with replacing(pictures) as aside:
+            _sheet(plan, trials, small).save(aside, "png")
     body = "\n\n".join(part.markdown() for part in shown)
     write_text(paths["study.md"], f"{said}\n\n{body}\n")
     write_text(paths["results.json"], json.dumps(_plain(as_tree(found)), indent=1) + "\n")

@@ -14,7 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from fairhuman.common.files import write_text
+from fairhuman.common.files import as_output_error, write_text
 from fairhuman.errors import UserError
 from fairhuman.log import METRICS
 from fairhuman.study.plan import Study
@@ -107,10 +107,11 @@ class Runner:
         """Run one trial; return how long it took, in seconds."""
         started = time.monotonic()
         stamp, digest = trial.folder / STAMP, trial.digest(self.others)
-        trial.folder.mkdir(parents=True, exist_ok=True)
-        _write_stamp(stamp, digest, done=False)
         config = trial.folder / "trial.yaml"
-        trial.config.save(config)
+        with as_output_error(trial.folder):
+            trial.folder.mkdir(parents=True, exist_ok=True)
+            _write_stamp(stamp, digest, done=False)
+            trial.config.save(config)
         log = trial.folder / LOG
         with log.open("ab") as out:
             process = subprocess.Popen(

@@ -8,16 +8,16 @@ import math
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fairhuman.common.distributed import on_rank0, rank
 from fairhuman.common.files import write_text
 from fairhuman.config import Config, load_config
-from fairhuman.errors import ConfigError, UserError
+from fairhuman.errors import ConfigError
 from fairhuman.generate import generate, read_prompts
-from fairhuman.runtime import quiet
+from fairhuman.runtime import exit_code, quiet
 from fairhuman.study.published import PublishedSolver
 from fairhuman.train import train
 
@@ -57,8 +57,7 @@ def prepare(run: Run, published: bool) -> None:
                 f"data.validation = {run.config.data.validation}: none of the images that "
                 f"train.seed = {run.config.train.seed} holds out shows a {name}; hold out more"
             )
-    if run.first:
-        write_text(path, json.dumps(measured))
+    on_rank0(lambda: write_text(path, json.dumps(measured)))
 
 
 def draw(
@@ -90,20 +89,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # from the launcher
     args = parser.parse_args(argv)
-    try:
+
+    def work() -> int:
         config = load_config(args.config)
         quiet()
-        ready: Callable[[Run], None] = lambda run: prepare(run, args.published)  # noqa: E731
-        whole = train(config, prepare=ready)
+        whole = train(config, prepare=lambda run: prepare(run, args.published))
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # there is no step to finish any more
         if whole and args.prompts and rank() == 0:
             model, lora = trained(config)
             out = Path(config.train.output_dir) / PICTURES
             draw(model, lora, out, read_prompts(args.prompts), args.steps, args.guidance)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0 if whole else 3
+        return 0 if whole else 3
+
+    return exit_code(work, "train.output_dir")
 
 
 if __name__ == "__main__":

@@ -113,10 +113,11 @@ def whole_weights(engine: Any) -> Iterator[None]:
     import deepspeed
 
     offload = engine.optimizer.parameter_offload
-    with deepspeed.zero.GatheredParameters(list(engine.module.parameters()), modifier_rank=None):
-        offload._remove_module_hooks()
-        offload.forward_hooks, offload.backward_hooks = [], []
-        try:
-            yield
-        finally:
-            offload.setup_zero_stage3_hooks()
+    whole = deepspeed.zero.GatheredParameters(list(engine.module.parameters()), modifier_rank=None)
+    whole.__enter__()
+    offload._remove_module_hooks()
+    offload.forward_hooks, offload.backward_hooks = [], []
+    yield
+    # Not after an error, which ends the run: the other ranks may never join this collective.
+    offload.setup_zero_stage3_hooks()
+    whole.__exit__(None, None, None)
