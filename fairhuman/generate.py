@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from pydantic import ValidationError
 
 from fairhuman.common.files import first_line
 from fairhuman.common.hub import Named
@@ -33,6 +34,7 @@ from fairhuman.models.control import (
 from fairhuman.models.sdxl import SDXL, UNUSABLE
 from fairhuman.pictures import drawn, grid
 from fairhuman.runtime import quiet
+from fairhuman.settings import explain
 
 KEYS = Keys("--model", "--config")
 GRID = "grid.png"
@@ -98,7 +100,7 @@ def generate(
     _check_out(out, [*paths, out / GRID])
     opened = _open_controls(controls, len(prompts), controlnet, adapter)
     quiet()
-    settings = Model(pretrained=model, config=config)
+    settings = _settings(model, config)
     found = check_model(settings, KEYS)
     file = _lora_file(lora, found.layout.unet if found.layout else {}) if lora else None
     if controlnet:
@@ -194,6 +196,14 @@ def _no_text(text: str) -> str | None:
         if letter not in "\t\n\r" and unicodedata.category(letter) in ("Cc", "Cs"):
             return f"the character U+{ord(letter):04X}, which is no text"
     return None
+
+
+def _settings(model: str, config: str | None) -> Model:
+    try:
+        return Model(pretrained=model, config=config)
+    except ValidationError as error:
+        lines = [line.replace("pretrained", "model", 1) for line in explain(error, Model)]
+        raise UserError("\n".join(f"--{line}" for line in lines)) from None
 
 
 def _check_texts(prompts: Sequence[str], negative: str) -> None:

@@ -36,6 +36,18 @@ def _raise(error: Exception) -> None:
     raise error
 
 
+def _unpicklable() -> Callable[[], None]:
+    return lambda: None
+
+
+def _on_rank1(work: Callable[[], Any]) -> Any:
+    return work() if dist.get_rank() == 1 else 0
+
+
+def _train(config: Config, sabotage: Callable[[Run], None]) -> int:
+    return int(train(config, prepare=sabotage))
+
+
 def outcomes(work: Callable[[], Any]) -> tuple[str, str]:
     try:
         return "", repr(work())
@@ -56,10 +68,10 @@ def raised() -> dict[str, Any]:
     }
     found = {}
     for name, error in errors.items():
-        work = functools.partial(_raise, error) if error else lambda: lambda: None
+        work: Callable[[], Any] = functools.partial(_raise, error) if error else _unpicklable
         found[name] = [outcomes(functools.partial(on_rank0, work))]
         if error:
-            of_rank1 = functools.partial(agreed, lambda w=work: w() if dist.get_rank() == 1 else 0)
+            of_rank1 = functools.partial(agreed, functools.partial(_on_rank1, work))
             found[name].append(outcomes(of_rank1))
         dist.barrier()  # all are at the same place again
     return found
@@ -152,7 +164,7 @@ def runs(people: str, model: str, folder: str, stage: int, names: list[str]) -> 
         said = io.StringIO()
         with contextlib.redirect_stderr(said):
             try:
-                code = exit_code(lambda c=config, s=sabotage: int(train(c, prepare=s)), "OUT")
+                code: Any = exit_code(functools.partial(_train, config, sabotage), "OUT")
             except Exception as error:  # a bug: Python would show its traceback
                 code = repr(error)
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
@@ -174,7 +186,7 @@ def test_a_run_that_fails_on_one_rank_ends_on_both_in_one_line(
         "final": "final: cannot be written: Not a directory; the training is done and its last",
         "report": "report.html: cannot be written: Is a directory",
         "quota": "File too large",
-        "image": "No such file or directory",
+        "image": "there is no such file",
     }.items():
         (code, lines), (other_code, other_lines) = (of_rank[name] for of_rank in ended)
         assert (code, other_code) == (2, 2), (name, lines, other_lines)

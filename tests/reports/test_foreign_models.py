@@ -119,7 +119,7 @@ def test_a_lora_s_folder_is_sent_where_it_belongs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["./x", "/x", "~/x", "../x", "a/b/c", "x.safetensors", "a b", "x/", "", "n" * 300, "\0"]
+    "name", ["./x", "/x", "~/x", "../x", "a/b/c", "x.safetensors", "a b", "x/", "n" * 300]
 )
 def test_a_path_that_is_not_there_is_not_asked_of_the_hub(
     name: str, monkeypatch: pytest.MonkeyPatch
@@ -128,6 +128,16 @@ def test_a_path_that_is_not_there_is_not_asked_of_the_hub(
     line = message(pretrained=name)
     assert line.startswith("model.pretrained = ")
     assert "hub's cache" not in line
+
+
+@pytest.mark.parametrize("name", ["", "\0"])
+def test_generate_refuses_what_names_no_model(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["generate", "--model", name, "--prompt", "x", "--out", str(tmp_path / "out")]
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fairhuman: --model = ")
 
 
 def test_a_hub_name_without_a_network_is_told_at_once(
