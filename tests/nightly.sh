@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# The whole suite with the instruction sets of three generations of processors, each time next to two
+# busy loops: no test may depend on the processor, the threads or the load.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-.venv/bin/python}
+failed=0
+for isa in "" "ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2" \
+    "ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41"; do
+    echo "== ${isa:-as it is}"
+    loops=()
+    for _ in 1 2; do
+        (while :; do :; done) &
+        loops+=($!)
+    done
+    # shellcheck disable=SC2086  # two variables
+    env $isa "$python" -m pytest --quiet || failed=1
+    kill "${loops[@]}"
+    wait "${loops[@]}" 2>/dev/null
+done
+exit $failed
