@@ -10,8 +10,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+import torch.distributed as dist
+
+from fairhuman.common.distributed import rank
 from fairhuman.config import Config, load_config
 from fairhuman.errors import StuckError
 from fairhuman.log import step_record
@@ -52,7 +57,8 @@ def train(
     Args:
         config: the run's.
         overrides: those of the command line, for the record.
-        prepare: called once the run is built, before its first step.
+        prepare: called once the run is built, before its first step; not where the run is
+            finished already, and nothing is done.
 
     Returns:
         Whether the end was reached.
@@ -61,11 +67,35 @@ def train(
         StuckError: train.max_skips steps in a row were skipped; on every rank, after the
             checkpoint is written.
     """
-    from fairhuman.run import Run
+    from fairhuman.output import claim
 
     device = init_distributed()
     stop = Stop().install()
-    run = Run(config, device, overrides)
+    lock = claim(Path(config.train.output_dir), "train.output_dir", "training")
+    try:
+        return _train(config, device, stop, overrides, prepare)
+    finally:
+        if lock:
+            lock.release()
+
+
+def _train(
+    config: Config,
+    device: torch.device,
+    stop: Stop,
+    overrides: Sequence[str],
+    prepare: Callable[[Run], None] | None,
+) -> bool:
+    from fairhuman.resume import find_start
+    from fairhuman.run import Run
+
+    start = find_start(config)
+    if start.finished:
+        if rank() == 0:
+            print("\n".join(start.farewell(config)))
+        dist.destroy_process_group()
+        return True
+    run = Run(config, device, overrides, start)
     if prepare:
         prepare(run)
     progress, laps = run.progress, run.step.laps
