@@ -17,6 +17,7 @@ import torch.distributed as dist
 from fairhuman import moments
 from fairhuman.common.distributed import agreed, on_rank0
 from fairhuman.common.limited import read_limited, shown
+from fairhuman.common.yaml_text import values
 from fairhuman.config import Config
 from fairhuman.digests import differing, digests, share
 from fairhuman.ema import EMA
@@ -298,10 +299,8 @@ def config_of(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     read_limited(path, _LARGEST_CONFIG)
-    try:
-        return read_yaml(path)
-    except RecursionError:
-        raise ConfigError(f"{path}: is nested too deeply") from None
+    found: dict[str, Any] = values(read_yaml(path))
+    return found
 
 
 def _newest_or_none(output: Path, damaged: Collection[Path]) -> Path | None:
