@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from fairhuman import checkpoint
+from fairhuman.common.limited import shown
 from fairhuman.config import Config, load_config
 from fairhuman.engine import deepspeed_config
 from fairhuman.errors import ConfigError
-from fairhuman.layout import read_layout
 from fairhuman.manifest import (
     MANIFEST,
     Manifest,
-    incomplete,
     installed,
     missing,
     read_manifest,
@@ -77,56 +77,74 @@ def examine(path: Path, config: Path | None = None) -> Checkpoints:
     Raises:
         ConfigError: there is neither in the folder, or the config cannot be read.
     """
+    path = checkpoint.best_target(path)
     inside = path / checkpoint.FOLDER
     if inside.is_dir():
         run, folders = path, sorted(inside.glob("step-????????"))
         unfinished = sorted(inside.glob("*" + checkpoint.PARTIAL))
     else:
-        run, unfinished = path.resolve().parent.parent, []
+        run, unfinished = Path(os.path.abspath(path)).parent.parent, []
         folders = [path] if path.match("step-????????") or (path / MANIFEST).is_file() else []
     if not path.is_dir() or not (folders or unfinished):
         raise ConfigError(
             f"{path}: holds no checkpoint; give OUT/{checkpoint.FOLDER}/step-NNNNNNNN, or OUT, the "
             "train.output_dir of a run"
         )
-    newest = checkpoint.newest(run)
     config = config or (run / "config.yaml" if (run / "config.yaml").is_file() else None)
     plan = load_config(config) if config else None
-    taken = newest.resolve() if newest else None
-    return Checkpoints(
-        [_report(folder, folder.resolve() == taken, plan) for folder in folders],
-        [str(folder) for folder in unfinished],
-    )
+    reports = {folder: _report(folder, plan) for folder in folders}
+    taken = _taken(run, reports)
+    for folder, report in reports.items():
+        report.auto = report.whole and folder.resolve() == taken
+    return Checkpoints(list(reports.values()), [str(folder) for folder in unfinished])
 
 
-def _report(folder: Path, auto: bool, config: Config | None) -> Report:
-    report = Report(str(folder), whole=False, auto=auto)
-    problem = incomplete(folder)
+def _taken(run: Path, reports: Mapping[Path, Report]) -> Path | None:
+    """Return the checkpoint that train.resume=auto takes; newer ones than asked for are read."""
+    known = {folder.resolve(): report.whole for folder, report in reports.items()}
+    for folder in checkpoint.folders(run):
+        path = folder.resolve()
+        if path not in known:
+            known[path] = not (checkpoint.unsound(folder) or checkpoint.damage(folder))
+        if known[path]:
+            return path
+    return None
+
+
+def _report(folder: Path, config: Config | None) -> Report:
+    report = Report(str(folder), whole=False, auto=False)
+    problem = checkpoint.unsound(folder)
     try:
         manifest = read_manifest(folder)
-    except (OSError, ValueError, KeyError, TypeError):
+        gone = missing(folder, manifest.files)
+    except (ConfigError, OSError):
         report.problems.append(str(problem))
         return report
     report.holds = _holds(folder, manifest)
-    gone = missing(folder, manifest.files)
     report.problems += [
-        f"{name} is missing or has another size than when it was written" for name in gone[:_SHOWN]
+        f"{shown(name, plain=True)} is missing or has another size than when it was written"
+        for name in gone[:_SHOWN]
     ]
     if gone[_SHOWN:]:
         report.problems.append(f"and {len(gone) - _SHOWN} files more")
-    try:
-        read_layout(folder)
-    except ConfigError as error:
-        report.problems += str(error).splitlines()
+    if problem and not gone:
+        report.problems.append(problem)
+    if not report.problems and (damage := checkpoint.damage(folder)):
+        report.problems.append(damage)
     report.whole = not report.problems
     if report.whole:
+        report.holds["contents"] = (
+            "as they were written"
+            if manifest.digests is not None
+            else "not verified: it was written before checkpoints had digests"
+        )
         report.holds["resumes"] = _resumes(folder, manifest, config)
     return report
 
 
 def _holds(folder: Path, manifest: Manifest) -> dict[str, str]:
     progress, setup = manifest.progress, manifest.setup
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    size = sum(manifest.files.values()) + (folder / MANIFEST).lstat().st_size
     holds = {
         "step": str(progress.step),
         "samples": str(progress.samples_seen),
@@ -139,10 +157,14 @@ def _holds(folder: Path, manifest: Manifest) -> dict[str, str]:
     if manifest.versions:
         here = installed()
         holds["versions"] = ", ".join(
-            f"{name} {version}" + ("" if here[name] == version else f" (here {here[name]})")
+            f"{name} {version}" + _here(version, here.get(name))
             for name, version in manifest.versions.items()
         )
     return holds
+
+
+def _here(version: str, here: str | None) -> str:
+    return "" if here == version else f" (here {here or 'none'})"
 
 
 def _resumes(folder: Path, manifest: Manifest, config: Config | None) -> str:

@@ -250,6 +250,9 @@ class Train(Section):
     resume: str = "none"
     """`auto` goes on from the newest complete checkpoint in output_dir (or starts anew where
     there is none), `none` starts anew, anything else is a checkpoint's folder."""
+    verify_checkpoints: bool = True
+    """Compare a checkpoint's files with the digests in its manifest before it is resumed from: it
+    is read once more, in shares by all ranks. `auto` passes over a damaged one."""
     sample_every: Count = 0
     """Draw validation pictures every so many steps and at the end; 0: never."""
     sample_prompts: Annotated[list[str], Field(max_length=16)] = []

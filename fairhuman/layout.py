@@ -7,18 +7,23 @@ A checkpoint keeps the places themselves, so that nothing of that has to be gues
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch.distributed as dist
+from pydantic import Field, TypeAdapter
 from torch import Tensor
 
+from fairhuman.common.limited import STRICT, Natural, parse_json, read_limited, shown
 from fairhuman.errors import ConfigError
 
 LAYOUT = "layout.json"
+# Of thousands of parameters on thousands of ranks.
+_LARGEST = 256 << 20
 
 
 class Piece(NamedTuple):
@@ -70,8 +75,8 @@ class Layout:
                 numel *= side
             if found[name] != numel:
                 raise ConfigError(
-                    f"{LAYOUT}: has {found[name]} of the {numel} elements of {name}; the "
-                    "checkpoint is broken"
+                    f"{LAYOUT}: has {found[name]} of the {numel} elements of "
+                    f"{shown(name, plain=True)}; the checkpoint is broken"
                 )
 
     def groups(self) -> dict[str, int]:
@@ -107,24 +112,49 @@ def overlaps(places: list[tuple[int, int, Piece]], wanted: Piece) -> Iterator[So
             yield Source(rank, buffer, offset, last - first, first - wanted.start)
 
 
+@dataclass(frozen=True)
+class _File:
+    """The file layout.json."""
+
+    __pydantic_config__ = STRICT
+    shapes: dict[str, Annotated[list[Natural], Field(max_length=16)]]
+    ranks: list[list[tuple[Natural, Natural, list[tuple[str, Natural, Natural, Natural]]]]]
+
+
+_KIND = TypeAdapter(_File)
+
+
 def read_layout(folder: Path) -> Layout | None:
     """Read a checkpoint's layout; None if it was written by a FairHuman without it.
 
     Raises:
-        ConfigError: it is broken.
+        ConfigError: it is broken: it holds other than a layout, or pieces that are not where a
+            parameter or a buffer is.
     """
     path = folder / LAYOUT
-    if not path.is_file():
+    if not path.exists():
         return None
+    file = parse_json(_KIND, read_limited(path, _LARGEST), path)
+    for index, buffers in enumerate(file.ranks):
+        for group, numel, pieces in buffers:
+            if group > 1:
+                raise ConfigError(f"{path}: ranks.{index}: there is no parameter group {group}")
+            for name, start, count, offset in pieces:
+                shape = file.shapes.get(name)
+                # A parameter of no dimensions has one element.
+                if shape is None or start + count > math.prod(shape) or offset + count > numel:
+                    raise ConfigError(
+                        f"{path}: ranks.{index}: a piece of {shown(name)} is not where that "
+                        "parameter, or its buffer, is"
+                    )
+    ranks = [
+        [Buffer(group, numel, [Piece(*piece) for piece in pieces]) for group, numel, pieces in rank]
+        for rank in file.ranks
+    ]
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        ranks = [
-            [Buffer(group, numel, [Piece(*p) for p in pieces]) for group, numel, pieces in buffers]
-            for buffers in tree["ranks"]
-        ]
-        return Layout({name: tuple(shape) for name, shape in tree["shapes"].items()}, ranks)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
+        return Layout({name: tuple(shape) for name, shape in file.shapes.items()}, ranks)
+    except ConfigError as error:
+        raise ConfigError(f"{folder}/{error}") from None
 
 
 def layout_of(engine: Any) -> Layout:

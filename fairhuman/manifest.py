@@ -2,34 +2,56 @@
 
 from __future__ import annotations
 
+import fnmatch
+import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+
+from fairhuman.common.limited import STRICT, Name, Natural, parse_json, read_limited, shown
+from fairhuman.digests import HEX
+from fairhuman.errors import ConfigError
 
 MANIFEST = "manifest.json"
 _VERSIONS = ("fairhuman", "torch", "deepspeed", "bitsandbytes")
+# Of thousands of ranks.
+_LARGEST = 32 << 20
+# What this program or DeepSpeed may open in a checkpoint, by whatever name it is looked for.
+_OPENED = ("deepspeed/*", "*.pt", "*.json", "*.safetensors", "*.yaml")
+# The last line of a manifest: the digest of all before it.
+_SEAL = re.compile(rb',\n  "digest": "(' + HEX.encode() + rb')"\n}\n?\Z')
+
+Ranks = Annotated[int, Field(ge=1, le=2**20)]
+Digest = Annotated[str, Field(pattern=f"^{HEX}$")]
 
 
 @dataclass(frozen=True)
 class Best:
     """The step at which a held-out loss was the lowest."""
 
-    metric: str
+    __pydantic_config__ = STRICT
+    metric: Name
     value: float
-    step: int
+    step: Natural
 
 
 @dataclass(frozen=True)
 class Progress:
     """Where a run is. Orders and random numbers follow from it, so there is no more to keep."""
 
-    step: int = 0
-    samples_seen: int = 0
+    __pydantic_config__ = STRICT
+    step: Natural = 0
+    samples_seen: Natural = 0
     """Over all ranks."""
-    skipped: int = 0
+    skipped: Natural = 0
     best: Best | None = None
     """So far, by train.keep_best."""
 
@@ -38,12 +60,13 @@ class Progress:
 class Setup:
     """What decides the form of DeepSpeed's files. Alike: they load as they are."""
 
-    ranks: int
-    stage: int
-    offload: tuple[str, ...]
-    """What lies on the CPU: optimizer, param."""
-    precision: str
-    optimizer: str
+    __pydantic_config__ = STRICT
+    ranks: Ranks
+    stage: Annotated[int, Field(ge=0, le=3)]
+    offload: tuple[Literal["optimizer", "param"], ...]
+    """What lies on the CPU."""
+    precision: Literal["fp32", "bf16", "fp16"]
+    optimizer: Name
 
     def __str__(self) -> str:
         ranks = "1 rank" if self.ranks == 1 else f"{self.ranks} ranks"
@@ -55,56 +78,81 @@ def setup_of(deepspeed: Mapping[str, Any], optimizer: str, ranks: int) -> Setup:
     """Return the setup of a DeepSpeed config (see `engine.deepspeed_config`)."""
     zero = deepspeed["zero_optimization"]
     precision = [name for name in ("fp16", "bf16") if deepspeed[name]["enabled"]]
-    offload = [
+    offload: list[Any] = [
         name
         for name in ("optimizer", "param")
         if (zero.get(f"offload_{name}") or {}).get("device", "none") != "none"
     ]
-    return Setup(ranks, zero["stage"], tuple(offload), [*precision, "fp32"][0], optimizer)
+    made: Any = [*precision, "fp32"][0]
+    return Setup(ranks, zero["stage"], tuple(offload), made, optimizer)
 
 
 @dataclass(frozen=True)
 class Manifest:
     """The file manifest.json. None: written by a FairHuman that did not yet record it."""
 
-    ranks: int
+    __pydantic_config__ = STRICT
+    ranks: Ranks
     progress: Progress
-    files: dict[str, int]
+    files: dict[str, Natural]
     """Every file of the checkpoint but this one, with its size in bytes."""
     setup: Setup | None = None
-    global_batch: int | None = None
+    global_batch: Annotated[int, Field(ge=1, le=2**53)] | None = None
     """Samples per optimizer step, over all ranks."""
-    versions: dict[str, str] = field(default_factory=dict)
-    base: str | None = None
+    versions: dict[Name, Name] = field(default_factory=dict)
+    base: Name | None = None
     """Digest of the frozen weights beside those that are trained; None too where there are none."""
+    digests: dict[str, Digest] | None = None
+    """SHA-256 of every one of `files`."""
 
     def write(self, folder: Path) -> None:
-        """Write it into a checkpoint's folder."""
-        (folder / MANIFEST).write_text(json.dumps(asdict(self), indent=2), encoding="utf-8")
+        """Write it into a checkpoint's folder; with digests, sealed by one of its own."""
+        tree = asdict(self)
+        if self.digests is None:
+            del tree["digests"]
+        text = json.dumps(tree, indent=2)
+        if self.digests is not None:
+            text = text.removesuffix("\n}")
+            seal = hashlib.sha256(text.encode()).hexdigest()
+            text += f',\n  "digest": "{seal}"\n}}\n'
+        (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+_KIND = TypeAdapter(Manifest)
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Read a checkpoint's manifest.
 
     Raises:
-        OSError, ValueError, KeyError, TypeError: it is missing or broken; see `incomplete`.
+        ConfigError: it is missing, was changed since it was written, or says what cannot be.
     """
-    tree = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    ranks, progress = tree["ranks"], Progress(**tree["progress"])
-    if tree["progress"].get("best"):
-        progress = replace(progress, best=Best(**tree["progress"]["best"]))
-    setup = tree.get("setup")
-    if setup:
-        setup = Setup(**{**setup, "offload": tuple(setup["offload"])})
-    return Manifest(
-        ranks=ranks,
-        progress=progress,
-        files=dict(tree["files"]),
-        setup=setup,
-        global_batch=tree.get("global_batch"),
-        versions=tree.get("versions", {}),
-        base=tree.get("base"),
-    )
+    path = folder / MANIFEST
+    raw = read_limited(path, _LARGEST)
+    sealed = _SEAL.search(raw)
+    if sealed:
+        body = raw[: sealed.start()]
+        if hashlib.sha256(body).hexdigest().encode() != sealed[1]:
+            raise ConfigError(f"{path}: is not what was written (its digest differs)")
+        raw = body + b"\n}"
+    manifest = parse_json(_KIND, raw, path)
+    for name in manifest.files:
+        if not _inside(name):
+            raise ConfigError(f"{path}: files: {shown(name)} is no file in the checkpoint")
+    if manifest.digests is not None and manifest.digests.keys() != manifest.files.keys():
+        raise ConfigError(f"{path}: digests: are not of the same files as sizes")
+    if manifest.setup and manifest.setup.ranks != manifest.ranks:
+        raise ConfigError(
+            f"{path}: setup.ranks = {manifest.setup.ranks}: and ranks is {manifest.ranks}"
+        )
+    return manifest
+
+
+def _inside(name: str) -> bool:
+    """Return whether a manifest may name this file, as /-separated parts below its folder."""
+    path = PurePosixPath(name)
+    plain = bool(name) and name.isprintable() and str(path) == name and name != MANIFEST
+    return plain and not path.is_absolute() and ".." not in path.parts
 
 
 def installed() -> dict[str, str]:
@@ -113,23 +161,70 @@ def installed() -> dict[str, str]:
 
 
 def incomplete(folder: Path) -> str | None:
-    """Return what a checkpoint lacks, or None if every file is there with its size."""
-    if not folder.is_dir():
+    """Return what a checkpoint lacks or has too much; None if its files are there by their sizes.
+
+    Only names and sizes are looked at, and links are not followed: nothing but the manifest is
+    opened, and that only if the folder holds plain files and folders alone. Whoever can change
+    the folder between this and the load can still exchange a file.
+    """
+    try:
+        kind = folder.lstat().st_mode
+        if stat.S_ISLNK(kind):
+            return "is a symbolic link; give the folder that it leads to"
+        if not stat.S_ISDIR(kind):
+            return "is no folder (a checkpoint is OUT/checkpoints/step-NNNNNNNN)"
+        if not os.path.lexists(folder / MANIFEST):
+            return f"is no checkpoint of FairHuman: {MANIFEST} is missing or broken"
+        found = dict(_walk(folder))
+    except FileNotFoundError:
         return "there is no such folder (a checkpoint is OUT/checkpoints/step-NNNNNNNN)"
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+    odd = next((name for name, entry in found.items() if not stat.S_ISREG(entry.st_mode)), None)
+    if odd is not None:
+        return (
+            f"is not taken: {shown(odd)} is {_kind_of(found[odd].st_mode)}, and a checkpoint holds "
+            "plain files and folders alone"
+        )
     try:
         files = read_manifest(folder).files
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"is no checkpoint of FairHuman: {MANIFEST} is missing or broken"
-    lacking = missing(folder, files)
+    except ConfigError as error:
+        reason = str(error).removeprefix(f"{folder / MANIFEST}: ")
+        return f"is no checkpoint of FairHuman: {MANIFEST} is missing or broken ({reason})"
+    lacking = [name for name in files if name not in found or found[name].st_size != files[name]]
     if lacking:
-        return f"is not whole: {lacking[0]} is missing or has another size than when it was written"
+        return (
+            f"is not whole: {shown(lacking[0], plain=True)} is missing or has another size than "
+            "when it was written"
+        )
+    for name in sorted(found.keys() - files.keys() - {MANIFEST}):
+        if any(fnmatch.fnmatch(name, pattern) for pattern in _OPENED):
+            return f"is not taken: {shown(name)} is not among the files that {MANIFEST} names"
     return None
 
 
 def missing(folder: Path, files: Mapping[str, int]) -> list[str]:
     """Return the files that are not there, or not with their size in bytes."""
-    return [
-        name
-        for name, size in files.items()
-        if not (folder / name).is_file() or (folder / name).stat().st_size != size
-    ]
+    found = dict(_walk(folder))
+    return [name for name in files if name not in found or found[name].st_size != files[name]]
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield all below a folder that is not a folder itself, without following links."""
+    prefixes = [""]
+    while prefixes:
+        prefix = prefixes.pop()
+        with os.scandir(folder / prefix) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    prefixes.append(f"{prefix}{entry.name}/")
+                else:
+                    yield prefix + entry.name, entry.stat(follow_symlinks=False)
+
+
+def _kind_of(mode: int) -> str:
+    if stat.S_ISLNK(mode):
+        return "a symbolic link"
+    if stat.S_ISFIFO(mode):
+        return "a pipe"
+    return "a socket" if stat.S_ISSOCK(mode) else "a device"

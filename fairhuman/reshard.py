@@ -7,7 +7,8 @@ moments do so where a buffer is as it was, and are else quantised anew, in their
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,13 @@ import torch
 from torch import Tensor
 
 from fairhuman import moments
+from fairhuman.common.limited import shown
 from fairhuman.errors import ConfigError
 from fairhuman.layout import Buffer, Layout, buffers_of, overlaps
 from fairhuman.moments import State
+
+UNFIT = (RuntimeError, LookupError, TypeError, ValueError, AttributeError, AssertionError)
+"""What code raises that meets a state of other parts, types or sizes than it expects."""
 
 
 def check_same_model(folder: Path, old: Layout, new: Layout) -> None:
@@ -32,8 +37,9 @@ def check_same_model(folder: Path, old: Layout, new: Layout) -> None:
         there, here = (list(layout.shapes.get(unlike[0], ())) for layout in (old, new))
         raise ConfigError(
             f"{folder}: holds another model than the section model: {len(unlike)} of {len(names)} "
-            f"trained parameters are unlike, such as {unlike[0]} ({there or 'none'} there, "
-            f"{here or 'none'} here); give the model, method and LoRA that the run was started with"
+            f"trained parameters are unlike, such as {shown(unlike[0], plain=True)} "
+            f"({there or 'none'} there, {here or 'none'} here); give the model, method and LoRA "
+            "that the run was started with"
         )
     if old.groups() != new.groups():
         raise ConfigError(
@@ -46,10 +52,14 @@ class OldState:
     """The files of a checkpoint's ranks, opened but not read.
 
     Raises:
-        ConfigError: a file cannot be opened.
+        ConfigError: a file cannot be opened, or is not a rank's of this layout.
     """
 
     def __init__(self, folder: Path, layout: Layout) -> None:
+        with _fitting(folder):
+            self._open(folder, layout)
+
+    def _open(self, folder: Path, layout: Layout) -> None:
         self.folder = folder
         self.layout = layout
         self.places = layout.index()
@@ -112,7 +122,30 @@ def restore(engine: Any, old: OldState) -> None:
     """Put the old state into this rank's buffers, optimizer, schedule and loss scale.
 
     No collective; `layout.publish` must follow. On an error the engine is left half changed.
+
+    Raises:
+        ConfigError: the state is not what its layout says.
     """
+    with _fitting(old.folder):
+        _restore(engine, old)
+
+
+@contextmanager
+def _fitting(folder: Path) -> Iterator[None]:
+    """Say in one line that a state made or changed by hand does not fit its layout."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except UNFIT as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(
+            f"{folder}: its states do not fit its layout ({type(error).__name__}: "
+            f"{shown(first, plain=True)}); resume from another checkpoint"
+        ) from error
+
+
+def _restore(engine: Any, old: OldState) -> None:
     zero = engine.optimizer
     optimizer = zero.optimizer
     for group, saved in zip(optimizer.param_groups, old.param_groups, strict=True):
@@ -187,6 +220,6 @@ def _read(path: Path) -> dict[str, Any]:
     except Exception as error:  # a damaged file raises anything, from pickle to zip
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
-            f"{path}: cannot be read ({first}); resume from another checkpoint"
+            f"{path}: cannot be read ({first[:300]}); resume from another checkpoint"
         ) from error
     return tree

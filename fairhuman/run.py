@@ -24,19 +24,21 @@ from fairhuman.config import Config
 from fairhuman.data.records import Record
 from fairhuman.data.transform import Placement
 from fairhuman.ema import EMA
-from fairhuman.engine import check_engine, deepspeed_config, gathered, make_engine
+from fairhuman.engine import check_engine, gathered, make_engine
 from fairhuman.environment import environment, write_environment
 from fairhuman.errors import ConfigError
 from fairhuman.export.card import write_card
 from fairhuman.fairness.balancer import Balancer
 from fairhuman.log import METRICS, Log
-from fairhuman.manifest import Best, Manifest, Progress, setup_of
+from fairhuman.manifest import Best, Manifest, Progress
 from fairhuman.models.method import frozen_digest, make_method, save
 from fairhuman.models.schedule import zero_terminal_snr
 from fairhuman.models.sdxl import SDXL
 from fairhuman.models.speed import check_speed, set_up
 from fairhuman.pictures import draw, grid
 from fairhuman.report import REPORT, write_report
+from fairhuman.reshard import UNFIT
+from fairhuman.resume import FINAL, Start, find_start
 from fairhuman.runtime import Stop
 from fairhuman.samples import Samples
 from fairhuman.step import Denoising, TrainingStep, make_balancer
@@ -44,14 +46,19 @@ from fairhuman.tracking import check_tracking, trackers
 from fairhuman.validation import Validation
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-FINAL = "final"
 SAMPLES = "samples"
 
 
 class Run:
     """Everything a training loop needs; the same calls on every rank."""
 
-    def __init__(self, config: Config, device: torch.device, overrides: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        config: Config,
+        device: torch.device,
+        overrides: Sequence[str] = (),
+        start: Start | None = None,
+    ) -> None:
         train = config.train
         self.config = config
         self.device = device
@@ -59,15 +66,10 @@ class Run:
         self.first = dist.get_rank() == 0
         check_engine(config)
         on_rank0(functools.partial(check_tracking, config))
-        found = on_rank0(functools.partial(checkpoint.find, self.output, train.resume))
-        setup = setup_of(deepspeed_config(config), config.optimizer.name, dist.get_world_size())
-        manifest = checkpoint.resumable(found, setup) if found else None
-        self.progress = manifest.progress if manifest else Progress()
+        start = start or find_start(config)
+        found, manifest, setup = start.folder, start.manifest, start.setup
+        self.progress = start.progress
         self.samples = Samples(config)
-        best = functools.partial(
-            checkpoint.best_kept, self.output, self.progress.best, train.keep_best
-        )
-        self.progress = replace(self.progress, best=on_rank0(best))
 
         check_speed(config.model, DTYPES[train.precision], device)
         sdxl = SDXL.load(config.model, DTYPES[train.precision], device)
@@ -82,13 +84,14 @@ class Run:
         if config.data.cache:
             sdxl.move_encoders(torch.device("cpu"))  # until samples are drawn
         self.engine = make_engine(config, self.method.module)
-        resharded = checkpoint.load(self.engine, found) if found else False
+        # Its contents were compared with their digests when it was chosen.
+        resharded = checkpoint.load(self.engine, found, verify=False) if found else False
         if found and manifest:
             checkpoint.check_base(found, manifest, self.base, setup)
         self.ema, averaged = _average(self.engine, train.ema_decay, found)
         denoising = Denoising(sdxl, config, device)
         self.step = TrainingStep(self.engine, denoising, make_balancer(config, self.engine))
-        if found:
+        if found and start.keeps_balance:
             _restore_balancer(self.step.balancer, found)
         self.validation = None
         if self.samples.held_out:
@@ -107,6 +110,8 @@ class Run:
                 self.log.say(line)
         if found and manifest and self.log:
             self.log.say(f"resumed from {found} at step {self.progress.step}")
+            for line in start.lines:
+                self.log.say(line)
             if resharded:
                 self.log.say(f"resharded: it was made by {manifest.setup}; this run has {setup}")
             if self.ema and not averaged:
@@ -125,7 +130,9 @@ class Run:
     def save(self, progress: Progress) -> None:
         """Write a checkpoint; all ranks together."""
         keep, state = self.config.train.keep_checkpoints, self.step.balancer.state_dict()
-        checkpoint.save(self.engine, self.output, progress, keep, state, self.ema, self.base)
+        checkpoint.save(
+            self.engine, self.output, progress, keep, state, self.ema, self.base, self.config
+        )
 
     def write(self, record: dict[str, Any], progress: Progress, seconds: float) -> Progress:
         """Log a step, with the validation and the samples that are due after it.
@@ -266,7 +273,7 @@ def _average(engine: Any, decay: float | None, found: Path | None) -> tuple[EMA 
 def _restore_balancer(balancer: Balancer, found: Path) -> None:
     try:
         balancer.load_state_dict(checkpoint.load_balancer(found) or {})
-    except (KeyError, ValueError) as error:
+    except UNFIT as error:
         raise ConfigError(
             f"{found}: the balancer cannot go on from it ({error}); give the objectives and the "
             "fairness.mode of the run that wrote it"

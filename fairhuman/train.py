@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch.distributed as dist
+
 from fairhuman.common.distributed import rank
 from fairhuman.config import Config, load_config
 from fairhuman.errors import OutputError, UserError
@@ -56,16 +58,24 @@ def train(
     Args:
         config: the run's.
         overrides: those of the command line, for the record.
-        prepare: called once the run is built, before its first step.
+        prepare: called once the run is built, before its first step; not where the run is
+            finished already, and nothing is done.
 
     Returns:
         Whether the end was reached.
     """
+    from fairhuman.resume import find_start
     from fairhuman.run import Run
 
     device = init_distributed()
     stop = Stop().install()
-    run = Run(config, device, overrides)
+    start = find_start(config)
+    if start.finished:
+        if rank() == 0:
+            print("\n".join(start.farewell(config)))
+        dist.destroy_process_group()
+        return True
+    run = Run(config, device, overrides, start)
     if prepare:
         prepare(run)
     progress, laps = run.progress, run.step.laps

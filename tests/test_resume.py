@@ -300,19 +300,36 @@ def refused(form: Form, path: Path, model: nn.Module | None = None) -> str:
 
 def break_checkpoints(folder: Path) -> None:
     """One damaged, one with a cut layout, one of before there were layouts."""
-    for name in ("damaged", "cut", "old"):
+    for name in ("damaged", "cut", "old", "flipped"):
         shutil.copytree(checkpoint_of(folder, TWO), folder / name)
+    (flipped,) = (folder / "flipped").rglob("*zero_pp_rank_1_*")
+    content = bytearray(flipped.read_bytes())
+    content[len(content) // 2] ^= 4
+    flipped.write_bytes(content)
+    # What digests do not find: files of before there were any, or with others made by hand.
+    for name in ("damaged", "cut", "old"):
+        without_digests(folder / name)
     (damaged,) = (folder / "damaged").rglob("*zero_pp_rank_1_*")  # the other rank's, not the first
     damaged.write_bytes(b"x" * damaged.stat().st_size)
     cut = json.loads((folder / "cut" / "layout.json").read_text())
     cut["ranks"][1][0][2].pop()
     (folder / "cut" / "layout.json").write_text(json.dumps(cut))
+    manifest = json.loads((folder / "cut" / "manifest.json").read_text())
+    manifest["files"]["layout.json"] = (folder / "cut" / "layout.json").stat().st_size
+    (folder / "cut" / "manifest.json").write_text(json.dumps(manifest))
     (folder / "old" / "layout.json").unlink()
     manifest = json.loads((folder / "old" / "manifest.json").read_text())
     for key in ("setup", "global_batch", "versions"):
         del manifest[key]
     del manifest["files"]["layout.json"]
     (folder / "old" / "manifest.json").write_text(json.dumps(manifest))
+
+
+def without_digests(folder: Path) -> None:
+    """As a FairHuman wrote it that did not yet take digests."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = {key: value for key, value in manifest.items() if not key.startswith("digest")}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def load_broken(folder: Path) -> dict[str, str]:
@@ -330,6 +347,7 @@ def load_broken(folder: Path) -> dict[str, str]:
         "another optimizer": refused(TWO_8BIT, whole),
         "damaged": refused(TWO, folder / "damaged"),
         "damaged, resharded": refused(other_stage, folder / "damaged"),
+        "flipped": refused(TWO, folder / "flipped"),
         "cut layout": refused(other_stage, folder / "cut"),
         "old": refused(TWO, folder / "old"),
     }
@@ -463,6 +481,7 @@ def test_what_cannot_be_loaded_is_one_error_on_every_rank(
         "optimizer.name=AdamW",
         "damaged": "cannot be read (",
         "damaged, resharded": "cannot be read (",
+        "flipped": "_optim_states.pt is not what was written",
         "cut layout": "elements of outer.weight; the checkpoint is broken",
     }
     for results in launched[1]:
