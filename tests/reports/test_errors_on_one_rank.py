@@ -36,23 +36,15 @@ def _raise(error: Exception) -> None:
     raise error
 
 
-def _unpicklable() -> Callable[[], None]:
-    return lambda: None
-
-
-def _on_rank1(work: Callable[[], Any]) -> Any:
-    return work() if dist.get_rank() == 1 else 0
-
-
-def _train(config: Config, sabotage: Callable[[Run], None]) -> int:
-    return int(train(config, prepare=sabotage))
-
-
 def outcomes(work: Callable[[], Any]) -> tuple[str, str]:
     try:
         return "", repr(work())
     except Exception as error:
         return type(error).__name__, str(error)
+
+
+def _unpicklable() -> Callable[[], None]:
+    return lambda: None
 
 
 def raised() -> dict[str, Any]:
@@ -68,11 +60,11 @@ def raised() -> dict[str, Any]:
     }
     found = {}
     for name, error in errors.items():
-        work: Callable[[], Any] = functools.partial(_raise, error) if error else _unpicklable
+        work = functools.partial(_raise, error) if error else lambda: lambda: None
         found[name] = [outcomes(functools.partial(on_rank0, work))]
         if error:
-            of_rank1 = functools.partial(agreed, functools.partial(_on_rank1, work))
-            found[name].append(outcomes(of_rank1))
+            on_rank1 = work if dist.get_rank() == 1 else dist.get_rank
+            found[name].append(outcomes(functools.partial(agreed, on_rank1)))
         dist.barrier()  # all are at the same place again
     return found
 
@@ -151,6 +143,10 @@ RUNS: dict[str, tuple[dict[str, Any], Callable[[Run], None]]] = {
 }
 
 
+def _train(config: Config, sabotage: Callable[[Run], None]) -> int:
+    return int(train(config, prepare=sabotage))
+
+
 def runs(people: str, model: str, folder: str, stage: int, names: list[str]) -> dict[str, Any]:
     found = {}
     for name in names:
@@ -162,9 +158,10 @@ def runs(people: str, model: str, folder: str, stage: int, names: list[str]) -> 
         config = config_of(data, Path(model), Path(folder) / name, **keys)
         config.deepspeed["zero_optimization"]["stage"] = stage
         said = io.StringIO()
+        code: int | str
         with contextlib.redirect_stderr(said):
             try:
-                code: Any = exit_code(functools.partial(_train, config, sabotage), "OUT")
+                code = exit_code(functools.partial(_train, config, sabotage), "OUT")
             except Exception as error:  # a bug: Python would show its traceback
                 code = repr(error)
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
