@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from fairhuman.common.files import first_line
 from fairhuman.common.hub import Named
-from fairhuman.common.images import open_image
+from fairhuman.common.images import open_image, upright_size
 from fairhuman.config import Model
 from fairhuman.errors import OutputError, UserError
 from fairhuman.export.kinds import LORA, file_kind, folder_kind
@@ -285,13 +285,11 @@ def _save(picture: Image.Image, path: Path, texts: Mapping[str, object]) -> None
 
 def _sheet(paths: Sequence[Path]) -> Image.Image:
     """Return a grid of pictures on disk, smaller ones if they are very many."""
-    with Image.open(paths[0]) as first:
-        side = first.size[0]
+    side, _ = upright_size(paths[0])
     side = max(1, min(side, math.isqrt(_MOST_GRID // len(paths))))
     pictures = []
     for path in paths:
-        with Image.open(path) as picture:
-            pictures.append(picture.convert("RGB"))
+        pictures.append(open_image(path))
         if pictures[-1].size[0] > side:
             pictures[-1].thumbnail((side, side))
     return grid(pictures)

@@ -258,8 +258,9 @@ def picture(pipeline: Any) -> np.ndarray[Any, Any]:
 
 
 def _same_picture(pipeline: Any, expected: np.ndarray[Any, Any]) -> None:
-    # The last bit depends on where in memory the weights lie, and files are mapped into it.
-    np.testing.assert_allclose(_draw(pipeline), expected, rtol=0, atol=1e-6)
+    # To a quarter of a grey level: the last bits depend on where in memory the weights lie, and
+    # files are mapped into it. That the weights are the same bits is for `_same_tensors`.
+    np.testing.assert_allclose(_draw(pipeline), expected, rtol=0, atol=2**-10)
 
 
 def _same_tensors(model: nn.Module, other: nn.Module) -> None:
@@ -629,7 +630,7 @@ def test_what_is_there_is_replaced_only_by_force(
     out = tmp_path / "people.safetensors"
     out.write_text("mine")
     words = ["--model", lora[0], "--to", "comfy-lora", "--out", out]
-    assert "is there already" in _refused(capsys, *words)
+    assert "already exists" in _refused(capsys, *words)
     assert out.read_text() == "mine"
     assert main(["export", *map(str, words), "--force"]) == 0
     assert _header(out)["format"] == "pt"

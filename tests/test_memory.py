@@ -112,7 +112,7 @@ def test_a_plan_of_each_method_is_printed(
         (["--gpus", "2", "--config", "{demo}", "{demo}"], "(2 given)"),
         (["--gpus", "2", "--config", "none.yaml"], "none.yaml: there is no such config file"),
         (["--gpus", "2", "--config", "{demo}", "train.stepz=1"], "train.stepz: unknown key"),
-        (["--config", "{demo}", "train.steps=1"], "train.steps=1: overrides go with --gpus"),
+        (["--config", "{demo}", "train.steps=1"], "'train.steps=1': overrides go with --gpus"),
         (["--gpus", "2", "--config", "{demo}", "model.pretrained={empty}"], "model_index.json"),
     ],
 )

@@ -63,7 +63,10 @@ def bound(folder: Path) -> None:
 
 
 def added(name: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes(b"x") and None
+    def add(folder: Path) -> None:
+        (folder / name).write_bytes(b"x")
+
+    return add
 
 
 WRONG: dict[str, Callable[[Path], None]] = {

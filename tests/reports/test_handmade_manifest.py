@@ -131,14 +131,14 @@ def newest(tmp_path: Path) -> Path:
 def test_manifests(name: str, newest: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = newest / "manifest.json"
     tree = json.loads(path.read_text())
-    texts = {
+    texts: dict[str, Any] = {
         "deep": DEEP,
         "digits": json.dumps(tree).replace('"step": 2', '"step": ' + "9" * 5000),
         "bytes": b"\xff\xfe\x00",
         "empty": "",
         "a pipe's": "null",
     }
-    text = json.dumps(MANIFESTS[name](tree)) if name in MANIFESTS else texts[name]
+    text: Any = json.dumps(MANIFESTS[name](tree)) if name in MANIFESTS else texts[name]
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     refused(newest.parents[1], newest, capsys)
 
