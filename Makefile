@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BUILD_FILES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: help install demo test fuzz nightly lint format bench gpu-check check-torch wheel clean
+.PHONY: help install demo test chaos fuzz nightly lint format bench gpu-check check-torch wheel clean
 
 help:
 	@echo "make demo     draw people, make a tiny SDXL, train it on two CPU ranks: 10 minutes"
 	@echo "make test     the test suite"
 	@echo "make fuzz     5,000 configs and overrides, 2,000 data folders at random (FUZZ_SEED=n)"
-	@echo "make nightly  fuzz, then the tests as on older processors, on a machine that is busy: hours"
+	@echo "make chaos    end a run at 100 random moments, resume it, count what was lost (CHAOS='--kills 10')"
+	@echo "make nightly  fuzz and chaos, then the tests as on older processors, on a machine that is busy: hours"
 	@echo "make lint     ruff and mypy"
 	@echo "make bench    microbenchmarks (BENCH='--op gram --quick'), then a step of each mode (STEP='--mode exact')"
 	@echo "make gpu-check  GPU tests, microbenchmarks and SDXL's step, with GPU_PYTHON's packages"
@@ -41,7 +42,10 @@ fuzz: $(STAMP)
 	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-5000} $(BIN)/python -m pytest -s tests/fuzz/fuzz_config.py
 	FUZZ_FOLDERS=$${FUZZ_FOLDERS:-2000} $(BIN)/python -m pytest -s tests/fuzz/fuzz_data.py
 
-nightly: $(STAMP) fuzz
+chaos: $(STAMP)
+	$(BIN)/python tests/chaos/disturb.py $(CHAOS)
+
+nightly: $(STAMP) fuzz chaos
 	PYTHON=$(BIN)/python tests/nightly.sh
 
 lint: $(STAMP)
