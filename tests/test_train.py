@@ -135,8 +135,8 @@ def finished(config: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 def test_a_run_writes_what_it_promises(finished: tuple[Path, str]) -> None:
     output, _ = finished
     assert {path.name for path in output.iterdir()} == {
-        "checkpoints", "config.yaml", "environment.json", "final", "metrics.jsonl", "report.html",
-        "samples", "tensorboard",
+        ".fairhuman.lock", "checkpoints", "config.yaml", "environment.json", "final",
+        "metrics.jsonl", "report.html", "samples", "tensorboard",
     }  # fmt: skip
     assert [p.name for p in sorted((output / "checkpoints").iterdir())] == [
         "step-00000003",
