@@ -641,7 +641,7 @@ def test_mistakes_behind_the_config_are_told_before_training(
     before = sorted(output.rglob("*"))
     mistakes = {
         f"data.root={tmp_path / 'none'}": "there is no such folder",
-        "deepspeed.zero_optimization.overlap_com=true": "zero_optimization.overlap_com = True",
+        "deepspeed.zero_optimization.overlap_com=true": "did you mean overlap_comm?",
         f"model.pretrained={tmp_path / 'none'}": "there is no such folder or file",
         "data.validation=24": "hold out fewer",
         f"train.output_dir={output}": "holds a run already; set train.resume=auto",

@@ -56,6 +56,7 @@ class FolderLock:
         self._key: tuple[int, int] | None = None
         self._descriptor: int | None = None
         with as_output_error(self.folder):
+            self._made = not self.folder.exists()
             self.folder.mkdir(parents=True, exist_ok=True)
             found = os.stat(self.folder)
         key = (found.st_dev, found.st_ino)
@@ -76,11 +77,17 @@ class FolderLock:
         self._held.add(key)
 
     def release(self) -> None:
-        """Give the folder free; a second call does nothing."""
+        """Give the folder free; a second call does nothing.
+
+        A folder that was made for the lock, and holds nothing else, is removed.
+        """
         if self._descriptor is not None and self._key is not None:
             self._held.discard(self._key)
             with suppress(OSError):  # of a lost mount: the lock itself goes with the descriptor
                 self._record(None)
+                if self._made and os.listdir(self.folder) == [LOCK]:
+                    self.path.unlink()
+                    self.folder.rmdir()
             self._close()
 
     def __enter__(self) -> FolderLock:
@@ -106,6 +113,18 @@ class FolderLock:
                 raise OutputError(f"{self.path}: cannot be locked: {error.strerror}") from error
             if holder and _may_run(holder):
                 raise self._refusal(holder, f"; if it runs no more, remove {self.path}") from None
+        if not self._is_there():
+            raise self._refusal({})
+
+    def _is_there(self) -> bool:
+        """Return whether the lock is on the folder's own file, which its last holder may remove."""
+        assert self._descriptor is not None
+        with as_output_error(self.path):
+            mine = os.fstat(self._descriptor)
+        try:
+            return os.path.samestat(mine, os.stat(self.path))
+        except FileNotFoundError:
+            return False
 
     def _record(self, holder: dict[str, Any] | None) -> None:
         """Write who holds it. The old record is cut off last, so that there always is one."""

@@ -116,3 +116,15 @@ def test_without_locks_on_the_file_system_the_record_decides(
     else:
         with pytest.raises(OutputError, match=r"process 1 on another.* remove .*lock"):
             FolderLock(tmp_path, "training")
+
+
+def test_a_folder_that_only_held_the_lock_is_gone_afterwards(tmp_path: Path) -> None:
+    """A run that is refused leaves nothing; what was there before stays."""
+    with FolderLock(tmp_path / "new", "training"):
+        pass
+    with FolderLock(tmp_path / "used", "training"):
+        (tmp_path / "used" / "config.yaml").touch()
+    (tmp_path / "empty").mkdir()
+    with FolderLock(tmp_path / "empty", "training"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "used"]
