@@ -101,8 +101,10 @@ def generate(
     opened = _open_controls(controls, len(prompts), controlnet, adapter)
     quiet()
     settings = _settings(model, config)
+    file = _lora_file(lora) if lora else None
     found = check_model(settings, KEYS)
-    file = _lora_file(lora, found.layout.unet if found.layout else {}) if lora else None
+    if file:
+        _check_lora(file, found.layout.unet if found.layout else {})
     if controlnet:
         check_control(Named("--controlnet", controlnet), "ControlNetModel")
     if adapter:
@@ -331,8 +333,8 @@ def _open_controls(
     return opened * count if len(opened) == 1 else opened
 
 
-def _lora_file(lora: Path, unet: Mapping[str, Any]) -> Path:
-    """Return the file of a LoRA for such a UNet, before the model is loaded."""
+def _lora_file(lora: Path) -> Path:
+    """Return the file of a LoRA, before the model is loaded."""
     if lora.is_dir() and not (lora / WEIGHTS_NAME).is_file() and (found := folder_kind(lora)):
         raise UserError(f"--lora {lora}: is {found}; give a LoRA's folder or file")
     file = lora_file(lora)
@@ -340,7 +342,12 @@ def _lora_file(lora: Path, unet: Mapping[str, Any]) -> Path:
         raise UserError(f"--lora {lora}: there is no such file or folder")
     if file.suffix != ".safetensors":  # diffusers would read a pickled one all the same
         raise UserError(f"--lora {lora}: is no .safetensors file; others can hold code")
-    with open_weights(file) as weights:
+    return file
+
+
+def _check_lora(lora: Path, unet: Mapping[str, Any]) -> None:
+    """Check that a file is a LoRA for such a UNet, before the model is loaded."""
+    with open_weights(lora) as weights:
         kind = file_kind(weights.tensors)
         if kind is None or kind.name != LORA:
             raise UserError(f"--lora {lora}: is {kind or 'no LoRA'}; give a LoRA's folder or file")
@@ -360,7 +367,6 @@ def _lora_file(lora: Path, unet: Mapping[str, Any]) -> Path:
             f"--lora {lora}: does not fit the model: it is of a UNet that reads captions of width "
             f"{min(other)}{of}, and --model's reads {width}"
         )
-    return file
 
 
 def _load_lora(sdxl: SDXL, file: Path, scale: float) -> None:
