@@ -258,7 +258,7 @@ class Optimizer(Section):
     moment per parameter, and betas and eps of its own: ZeRO's flat shards have no rows and columns
     to factor it into, and its rules by a tensor's root mean square (of step and clipping) are off,
     for a shard's would change with the number of ranks."""
-    lr: Annotated[float, Field(gt=0, le=10)] = 1e-5
+    lr: Annotated[float, Field(gt=0, le=1000)] = 1e-5
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: Annotated[float, Field(ge=0, le=1000)] = 1e-2
     """Not applied to norms and biases."""
