@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from fairhuman import moments
 from fairhuman.common.distributed import agreed, on_rank0
+from fairhuman.common.files import PARTIAL, remove, sync_path
 from fairhuman.common.limited import read_limited, shown
 from fairhuman.common.yaml_text import values
 from fairhuman.config import Config
@@ -46,7 +47,6 @@ from fairhuman.reshard import (
 from fairhuman.settings import read_yaml
 
 FOLDER = "checkpoints"
-PARTIAL = ".partial"
 CONFIG = "config.yaml"
 _STEPS = "step-????????"
 _TAG = "deepspeed"
@@ -346,7 +346,7 @@ def mark_best(output: Path, best: Best | None) -> None:
     aside.unlink(missing_ok=True)
     aside.symlink_to(_folder(output, best.step).name)
     os.replace(aside, link)
-    _sync(link.parent)
+    sync_path(link.parent)
 
 
 def resumable(folder: Path, setup: Setup) -> Manifest:
@@ -493,10 +493,10 @@ def _setup(engine: Any) -> Setup:
 def _publish(aside: Path, folder: Path) -> None:
     """Give a checkpoint its name, now that all its files but the manifest are on the disk."""
     for path in [aside / MANIFEST, *(path for path in aside.rglob("*") if path.is_dir()), aside]:
-        _sync(path)
-    _remove(folder)  # the same step again, after a resume from an older checkpoint
+        sync_path(path)
+    remove(folder)  # the same step again, after a resume from an older checkpoint
     os.rename(aside, folder)
-    _sync(folder.parent)
+    sync_path(folder.parent)
 
 
 def _folder(output: Path, step: int) -> Path:
@@ -513,22 +513,6 @@ def _rotate(folder: Path, keep: int, best: Best | None, step: int | None = None)
     last = _folder(folder.parent, step).name if step is not None else "step-99999999"
     for old in sorted(path for path in folder.glob(_STEPS) if path.name <= last)[:-keep]:
         if old != kept:
-            _remove(old)
+            remove(old)
     for partial in folder.glob("step-*" + PARTIAL):
-        _remove(partial)
-
-
-def _remove(path: Path) -> None:
-    """Remove a folder with all that is in it, or a link or file of its name."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        remove(partial)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from fairhuman import checkpoint
+from fairhuman.common.files import PARTIAL
 from fairhuman.common.limited import shown
 from fairhuman.config import Config, load_config
 from fairhuman.engine import deepspeed_config
@@ -81,7 +82,7 @@ def examine(path: Path, config: Path | None = None) -> Checkpoints:
     inside = path / checkpoint.FOLDER
     if inside.is_dir():
         run, folders = path, sorted(inside.glob("step-????????"))
-        unfinished = sorted(inside.glob("*" + checkpoint.PARTIAL))
+        unfinished = sorted(inside.glob("*" + PARTIAL))
     else:
         run, unfinished = Path(os.path.abspath(path)).parent.parent, []
         folders = [path] if path.match("step-????????") or (path / MANIFEST).is_file() else []

@@ -61,7 +61,7 @@ def replacing(path: Path, *, shared: bool = False, sync: bool = True) -> Iterato
                 shutil.rmtree(path)  # os.replace does not replace a folder
             os.replace(aside, path)
             if sync:
-                _sync(path.parent)
+                sync_path(path.parent)
         except BaseException:
             with suppress(OSError):  # the first error is the one to show
                 remove(aside)
@@ -111,11 +111,12 @@ def remove(path: Path) -> None:
 def _sync_tree(path: Path) -> None:
     if path.is_dir():
         for inner in path.rglob("*"):
-            _sync(inner)
-    _sync(path)
+            sync_path(inner)
+    sync_path(path)
 
 
-def _sync(path: Path) -> None:
+def sync_path(path: Path) -> None:
+    """Wait until a file or a folder's entries are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
