@@ -9,6 +9,8 @@ import pytest
 
 # Two ranks need two devices: without this, a machine with one GPU could not run these tests.
 os.environ["DS_ACCELERATOR"] = "cpu"
+# Ranks and pytest's workers share few cores; it is read once, when torch is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 PHOTOGRAPHS = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,38 +10,27 @@ from typing import Any
 
 import torch
 import torch.multiprocessing as mp
+from launch import context, free_port, rank_variables, reseed
 
 
 def run_ranks(function: Callable[..., Any], ranks: int, *args: Any) -> list[Any]:
     """Call `function(*args)` on every rank and return what each rank returned."""
+    method = context().get_start_method()
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_enter, (function, ranks, free_port(), folder, args), nprocs=ranks)
+        entered = (function, ranks, free_port(), folder, args)
+        mp.start_processes(_enter, entered, nprocs=ranks, start_method=method)
         return [
             torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(ranks)
         ]
 
 
-def free_port() -> int:
-    """Return a port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def _enter(
     rank: int, function: Callable[..., Any], ranks: int, port: int, folder: str, args: Any
 ) -> None:
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(ranks),
-        LOCAL_SIZE=str(ranks),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
+    os.environ.update(rank_variables(rank, ranks, port))
     from fairhuman.runtime import init_distributed, quiet
 
+    reseed()
     quiet()
     init_distributed()
     torch.save(function(*args), Path(folder) / f"{rank}.pt")

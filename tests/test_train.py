@@ -2,46 +2,29 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
+import launch
 import psutil
 import pytest
 import torch
+from launch import PATIENCE_S, TRAIN, by_launcher, launcher, start
 from PIL import Image, ImageFilter
-from ranks import free_port, run_ranks
+from ranks import run_ranks
+from runs import CONFIG, command, metrics, repeatable, train
 from safetensors.torch import load_file, save_file
 
 from fairhuman.cli import main
 from fairhuman.common.images import open_image
 from fairhuman.config import held_out_keys
 from fairhuman.data.records import write_metadata
-
-ROOT = Path(__file__).resolve().parents[1]
-TRAIN = ROOT / "fairhuman" / "train.py"
-PATIENCE_S = 300
-# What a clock or the machine decides.
-UNREPEATABLE = ("samples_per_s", "step_time_s", "memory_gib", "time/")
-
-CONFIG = """
-model: {{pretrained: {model}}}
-data: {{root: {people}, resolution: 64, mask_margin: 2, crop: random, flip: true, workers: 0,
-  caption_dropout: 0.2, validation: 4}}
-objectives: {{snr_gamma: 5.0}}
-optimizer: {{name: AdamW8bit, lr: 1.0e-3, warmup_steps: 2}}
-train: {{output_dir: {output}, steps: 6, batch_size: 2, precision: fp32, checkpoint_every: 3,
-  validate_every: 3, sample_every: 0, resume: none}}
-deepspeed: {{zero_optimization: {{stage: 2}}}}
-"""
 
 # Two buckets for the photographs: 152 x 104 and 168 x 96.
 BUCKETS = ["data.buckets=true", "data.bucket_step=8", "data.resolution=128"]
@@ -79,57 +62,14 @@ def norm(tensors: Iterable[torch.Tensor]) -> float:
     return float(torch.cat([tensor.double().reshape(-1) for tensor in tensors]).norm())
 
 
-def environment(**variables: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-
-
-def launcher(ranks: int) -> list[str]:
-    binary = Path(sys.executable).with_name("deepspeed")
-    return [str(binary), "-q", "--num_accelerators", str(ranks), "--master_port", str(free_port())]
-
-
-def command(config: Path, output: Path, overrides: Sequence[str] = ()) -> list[str]:
-    return [str(TRAIN), "--config", str(config), f"train.output_dir={output}", *overrides]
-
-
-def run(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        words,
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
-
-
-def train(config: Path, output: Path, ranks: int, *overrides: str) -> str:
-    start = launcher(ranks) if ranks > 1 else [sys.executable]
-    done = run([*start, *command(config, output, overrides)])
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout + done.stderr
-
-
-def metrics(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-
-
-def repeatable(output: Path) -> list[dict[str, Any]]:
-    return [
-        {key: value for key, value in record.items() if not key.startswith(UNREPEATABLE)}
-        for record in metrics(output)
-    ]
-
-
 @pytest.fixture(scope="module")
 def finished(config: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Six steps on two ranks with ZeRO-2 and AdamW8bit, and what was printed."""
     output = tmp_path_factory.mktemp("finished") / "out"
-    printed = train(
-        config, output, 2, "train.sample_every=6", "train.sample_prompts=[a boy, a girl]"
-    )
-    return output, printed
+    overrides = ["train.sample_every=6", "train.sample_prompts=[a boy, a girl]"]
+    done = by_launcher(command(config, output, overrides), 2)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return output, done.printed
 
 
 def test_a_run_writes_what_it_promises(finished: tuple[Path, str]) -> None:
@@ -413,7 +353,7 @@ def test_a_lora_does_not_resume_on_another_base_of_the_same_shapes(
     file = other / "unet" / "diffusion_pytorch_model.safetensors"
     save_file({key: 1.01 * tensor for key, tensor in load_file(file).items()}, file)
     words = command(config, output, [*options, "train.steps=2", f"model.pretrained={other}"])
-    refused = run([sys.executable, *words])
+    refused = launch.run(words)
     assert refused.returncode == 2
     assert "was trained on another base model" in refused.stderr
     train(config, output, 1, *options, "train.steps=2", f"model.pretrained={copied}")
@@ -626,7 +566,7 @@ def test_real_photographs_train_and_an_absent_face_is_logged(
 
 
 def test_a_config_mistake_is_told_once_without_a_traceback(config: Path, tmp_path: Path) -> None:
-    done = run([*launcher(2), *command(config, tmp_path / "out", ["train.stesp=3"])])
+    done = by_launcher(command(config, tmp_path / "out", ["train.stesp=3"]), 2)
     assert done.returncode == 2
     assert done.stderr.count("train.stesp: unknown key (did you mean steps?)") == 1
     assert "Traceback" not in done.stdout + done.stderr
@@ -648,37 +588,12 @@ def test_mistakes_behind_the_config_are_told_before_training(
         f"train.resume={tmp_path / 'none'}": "there is no such folder (a checkpoint is",
     }
     for override, expected in mistakes.items():
-        done = run([sys.executable, *command(config, tmp_path / "out", [override])])
+        done = launch.run(command(config, tmp_path / "out", [override]))
         assert done.returncode == 2, done.stderr[-2000:]
         assert expected in done.stderr
         assert "Traceback" not in done.stderr
     assert sorted(output.rglob("*")) == before
     assert not (tmp_path / "out").exists()
-
-
-def start_ranks(config: Path, output: Path, ranks: int) -> list[subprocess.Popen[str]]:
-    """Start ranks as a launcher would, all in one process group of their own."""
-    port = str(free_port())
-    processes: list[subprocess.Popen[str]] = []
-    for rank in range(ranks):
-        group = processes[0].pid if processes else 0
-        process = subprocess.Popen(
-            [sys.executable, *command(config, output, ["train.steps=5000", "data.workers=1"])],
-            env=environment(
-                RANK=str(rank),
-                LOCAL_RANK=str(rank),
-                WORLD_SIZE=str(ranks),
-                LOCAL_SIZE=str(ranks),
-                MASTER_ADDR="127.0.0.1",
-                MASTER_PORT=port,
-            ),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            preexec_fn=functools.partial(os.setpgid, 0, group),
-        )
-        processes.append(process)
-    return processes
 
 
 def wait_for_steps(output: Path, count: int) -> None:
@@ -695,16 +610,18 @@ def test_a_signal_to_the_group_writes_a_checkpoint_and_exits_0(
     config: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     output = tmp_path / "out"
-    ranks = start_ranks(config, output, 2)
+    words = command(config, output, ["train.steps=5000", "data.workers=1"])
+    ranks = start(words, 2, own_group=True)
     wait_for_steps(output, 1)
     os.killpg(ranks[0].pid, number)
     os.killpg(ranks[0].pid, number)  # ranks may get it twice
-    printed = [process.communicate(timeout=PATIENCE_S)[0] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], printed
+    done = [rank.wait() for rank in ranks]
+    assert [rank.returncode for rank in done] == [0, 0], done
+    printed = done[0].printed
     last = metrics(output)[-1]["step"]
     assert (output / "checkpoints" / f"step-{last:08d}" / "manifest.json").is_file()
-    assert f"Stopped after step {last} ({number.name})" in printed[0]
-    assert "train.resume=auto" in printed[0]
+    assert f"Stopped after step {last} ({number.name})" in printed
+    assert "train.resume=auto" in printed
     assert (output / "report.html").is_file()
     assert not (output / "final").exists()
 
@@ -715,8 +632,7 @@ def test_no_rank_outlives_a_killed_launcher_and_a_killed_rank_ends_the_job(
     for victim in ("launcher", "rank"):
         output = tmp_path / victim
         job = subprocess.Popen(
-            [*launcher(2), *command(config, output, ["train.steps=5000"])],
-            env=environment(),
+            [*launcher(2), str(TRAIN), *command(config, output, ["train.steps=5000"])],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from launch import run
 from ranks import run_ranks
 from test_resume import GLOBAL_BATCH, OFFLOAD, Form, Net, go, masters
 
@@ -256,15 +255,9 @@ def test_a_finished_run_is_left_as_it_is(people: Path, tiny_model: Path, tmp_pat
     path.write_text(CONFIG.format(model=tiny_model, people=people, output=output))
 
     def train(*overrides: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "fairhuman.train", "--config", str(path), *overrides],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = run(["--config", str(path), *overrides])
         assert done.returncode == 0, done.stderr[-2000:]
-        return done.stdout + done.stderr
+        return done.printed
 
     def contents() -> dict[str, bytes]:
         return {str(p): p.read_bytes() for p in output.rglob("*") if p.is_file()}

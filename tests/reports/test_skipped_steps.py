@@ -6,18 +6,18 @@ import io
 import json
 import math
 import re
-import sys
 from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import launch
 import pytest
 import torch
 from ranks import run_ranks
+from runs import CONFIG, metrics, repeatable
 from small_net import REGIONS, aside, batches, net
 from test_modes import Way
-from test_train import CONFIG, metrics, repeatable, run
 from torch import Tensor
 
 from fairhuman.errors import ConfigError
@@ -263,7 +263,9 @@ def test_a_run_skips_gives_up_after_so_many_in_a_row_and_resumes(
     words = ["--config", str(config), "train.steps=7", "train.max_skips=2", "train.ema_decay=0.9"]
     words += ["optimizer.schedule=linear", "optimizer.warmup_steps=0", "train.resume=auto"]
     words += ["train.checkpoint_every=0", "train.validate_every=5", "fairness.mode=amortized"]
-    done = run([sys.executable, "-c", SPOILT, *words])
+    script = tmp_path / "spoilt.py"
+    script.write_text(SPOILT)
+    done = launch.run(words, script=script)
     assert done.returncode == 3, done.stderr[-3000:]
     told = [line for line in done.stderr.splitlines() if "max_skips" in line]
     assert len(told) == 1
@@ -281,7 +283,7 @@ def test_a_run_skips_gives_up_after_so_many_in_a_row_and_resumes(
     assert rates == pytest.approx([1, 6 / 7, 6 / 7, 5 / 7, 5 / 7])
     check_page(output, "Not finite, and not drawn: whole image at 2, 4, 5")
     before = repeatable(output)
-    done = run([sys.executable, "-m", "fairhuman.train", *words])
+    done = launch.run(words)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Done: 7 steps, 3 of them skipped (gradients not finite)." in done.stdout
     assert repeatable(output)[:5] == before
