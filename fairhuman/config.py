@@ -49,22 +49,24 @@ WandbName = Annotated[Name, StringConstraints(max_length=128)]
 
 
 class Lora(Section):
-    """Low-rank adapters of the UNet, and of the text encoders."""
+    """Low-rank adapters (LoRA) of the UNet, and optionally of the text encoders."""
 
     rank: Annotated[int, Field(ge=1, le=8192)] = 64
+    """Rank of every adapter."""
     alpha: Factor | None = None
-    """The adapters count alpha / rank; null: as the rank, so that they count once."""
+    """LoRA scaling is alpha / rank; null sets alpha = rank (scaling 1)."""
     targets: Annotated[list[Name], Field(min_length=1, max_length=1000)] = [
         "to_q",
         "to_k",
         "to_v",
         "to_out.0",
     ]
-    """The UNet's adapted layers, by the ends of their names: these are all of attention."""
+    """The UNet layers to adapt, given by the ends of their names. The default is every attention
+    projection."""
     text_encoders: bool = False
-    """Adapt attention of both text encoders too, with the same rank and alpha: for words that the
-    model does not know. Captions are then encoded in every step, by encoders that stay on the
-    device."""
+    """Also adapt the attention layers of both text encoders, with the same rank and alpha: for
+    words that the model does not know. Captions are then encoded in every step, by encoders that
+    stay on the device."""
 
 
 class Model(Section):
@@ -72,29 +74,30 @@ class Model(Section):
 
     pretrained: PathText
     """A folder in diffusers' layout, a name on the Hugging Face hub, or a single .safetensors
-    file as ComfyUI and kohya have it."""
+    file as used by ComfyUI and kohya."""
     config: PathText | None = None
-    """Of a single file: an SDXL in diffusers' layout (folder or hub name) whose configs and
+    """For a single file: an SDXL in diffusers' layout (folder or hub name) whose configs and
     tokenizers describe it; null: SDXL base."""
     method: Literal["full", "lora", "controlnet", "t2i_adapter"] = "full"
-    """What is trained: the whole UNet, low-rank adapters beside its weights, or what steers it by
-    control images. The VAE stays as it is, and so do the text encoders but for
+    """What is trained: the whole UNet, low-rank adapters on top of it, or a network that steers it
+    by control images. The VAE is never trained, and the text encoders only with
     lora.text_encoders."""
     lora: Lora = Lora()
-    """For method=lora."""
+    """Settings of method=lora."""
     control: PathText | None = None
-    """The ControlNet or T2I-Adapter to go on from: a folder in diffusers' layout or a hub name.
-    Null starts a new one: a ControlNet as a copy of the UNet's encoder, an adapter at random."""
+    """An existing ControlNet or T2I-Adapter to continue training: a folder in diffusers' layout or
+    a hub name. Null starts a new one: a ControlNet as a copy of the UNet's encoder, an adapter from
+    random weights."""
     vae: PathText | None = None
-    """Another VAE: a folder in diffusers' layout or a hub name."""
+    """A VAE to use in place of the model's own: a folder in diffusers' layout or a hub name."""
     long_captions: Literal["cut", "chunk"] = "cut"
-    """Captions of more than 75 tokens, which is all that SDXL's text encoders read at a time: cut
-    them, or encode them in chunks of 75 tokens as kohya does (max_token_length). With `chunk`
-    every caption of a run has as many chunks as its longest needs, up to caption_chunks; the
-    others end in empty ones."""
+    """What to do with captions of more than 75 tokens, the most that SDXL's text encoders read at
+    a time: cut them, or encode them in chunks of 75 tokens as kohya does (max_token_length). With
+    `chunk` every caption of a run gets as many chunks as the longest one needs, up to
+    caption_chunks; shorter captions are padded with empty chunks."""
     caption_chunks: Annotated[int, Field(ge=2, le=16)] = 3
-    """With long_captions=chunk: the most chunks per caption; what is longer is cut. 3 is kohya's
-    max_token_length=225."""
+    """With long_captions=chunk: the most chunks per caption; the rest is cut. 3 corresponds to
+    kohya's max_token_length=225."""
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
     """What the UNet predicts; null takes it from the model's scheduler."""
     gradient_checkpointing: bool = False
@@ -102,10 +105,10 @@ class Model(Section):
     attention: Literal["sdpa", "xformers"] = "sdpa"
     """torch's scaled_dot_product_attention, or xformers' memory_efficient_attention."""
     compile: bool = False
-    """Compile the transformer blocks by torch.compile: the first steps take minutes more. Not
-    under ZeRO-3, which fetches weights between the layers."""
+    """Compile the transformer blocks with torch.compile: the first steps take minutes longer. Not
+    available under ZeRO-3, which fetches weights between the layers."""
     channels_last: bool = False
-    """Keep activations and frozen kernels in NHWC, which tensor cores' convolutions want."""
+    """Keep activations and frozen kernels in NHWC, the layout that tensor-core convolutions use."""
 
     @property
     def conditioned(self) -> bool:
@@ -119,66 +122,72 @@ class Model(Section):
 
 
 class Data(Section):
-    """What is trained on."""
+    """The training data and how images are cropped, augmented and cached."""
 
     root: PathText
     """A folder with metadata.jsonl (the imagefolder convention)."""
     resolution: Annotated[int, Field(ge=64, le=8192, multiple_of=8)] = 1024
     """Side of the square training image, in pixels."""
     buckets: bool = False
-    """Train every image in the bucket nearest to its aspect ratio, in place of a square: sizes of
-    about the square's area. A step's images are all of one bucket."""
+    """Train every image in the bucket nearest to its aspect ratio instead of a square: sizes of
+    about the square's area. All images of a step are from one bucket, and every image is used
+    equally often."""
     bucket_step: Annotated[int, Field(ge=8, le=8192, multiple_of=8)] = 64
-    """Sides of buckets are multiples of this, in pixels."""
+    """The sides of buckets are multiples of this, in pixels."""
     max_aspect: Annotated[float, Field(ge=1, le=100)] = 2.5
-    """No bucket's longer side is more than this times its shorter; images beyond are cropped."""
+    """A bucket's longer side is at most this times its shorter side; more extreme images are
+    cropped."""
     mask_margin: Annotated[float, Field(ge=0, le=8192)] = 16.0
-    """Boxes are widened by this on each side, in pixels at the training resolution."""
+    """Boxes are widened by this much on each side, in pixels at the training resolution."""
     unannotated: Literal["error", "absent"] = "error"
-    """An image without a region's key: an error, or taken as having no such region."""
+    """An image that lacks a region's key in metadata.jsonl: an error, or treated as having no such
+    region."""
     on_error: Literal["fail", "skip"] = "fail"
     """A sample that cannot be used: stop before training, or leave it out, counted and logged."""
     outside: Literal["error", "allow"] = "error"
-    """Images, masks and control images that are not in data.root: absolute names, names with ..,
-    and links that lead out of it."""
+    """Images, masks and control images outside data.root: absolute names, names with .., and links
+    that lead out of it."""
     crop: Literal["center", "random", "regions"] = "center"
     """`regions` draws among the crops that keep the most faces and hands whole."""
     region_share: Probability | None = None
-    """Share of the samples that show a region, in every batch on average; those are repeated or
-    the others left out for it. Null: as the data set has them."""
+    """Share of the samples that show a region, in every batch on average. To reach it, samples with
+    regions are repeated or the others are left out. Null: as in the data set."""
     flip: bool = False
-    """Mirror half of the samples (image, masks and boxes alike)."""
+    """Mirror half of the samples, with their masks, boxes and control images."""
     caption_dropout: Probability = 0.0
-    """Share of the samples trained without their caption (classifier-free guidance)."""
+    """Share of the samples trained without their caption (for classifier-free guidance)."""
     condition_dropout: Probability = 0.0
     """Share of the samples trained with a black control image (controlnet, t2i_adapter)."""
     validation: Count = 0
     """How many images are held out of training, for train.validate_every."""
     columns: dict[Name, Name] = {}
-    """Other names of metadata.jsonl's keys, by ours: {text: caption, face_mask: mask_face}."""
+    """Your names of metadata.jsonl's keys, by ours: {text: caption, face_mask: mask_face}."""
     workers: Annotated[int, Field(ge=0, le=512)] = 2
-    """Processes per rank that read images; 0 reads in the training process."""
+    """Processes per rank that read images; 0 reads them in the training process."""
     prefetch: Annotated[int, Field(ge=1, le=1000)] = 2
-    """Optimizer steps that each of them reads ahead."""
+    """Optimizer steps that each worker reads ahead."""
     cache: PathText | None = None
-    """A folder for the latents and encoded captions of all that the run will draw, built before
-    its first step; null: none. The VAE and the text encoders then leave the GPU but for samples.
-    Text encoders that are trained stay there, and captions are not kept.
-    Numbers are the same with it and without. Runs may share it, and what is stale is not found.
-    Every crop has its latents: with crop=center there is one per image, or two with flip."""
+    """A folder for the latents and encoded captions of everything that the run will draw, built
+    before its first step; null: none. The VAE and the text encoders then leave the GPU except to
+    draw samples; text encoders that are trained stay, and captions are then not cached. Results are
+    bit-identical with and without the cache. Runs may share it; entries of another image, crop or
+    model are never used. Every crop has its own latents: with crop=center there is one entry per
+    image, or two with flip."""
 
 
 class Objectives(Section):
-    """Which losses there are beside that of the whole image."""
+    """The losses of the regions, next to the loss of the whole image."""
 
     regions: Annotated[list[Name], Field(max_length=7)] = ["face", "hand"]
-    """Each is annotated by boxes under its plural (`faces`) or by a mask (`face_mask`)."""
+    """Each is annotated by boxes under its plural (`faces`) or by a mask (`face_mask`). Any word
+    works."""
     reduction: Literal["image", "region"] = "image"
-    """Divide a region's loss by the image's area (the paper), or by the region's own."""
+    """Divide a region's loss by the image's area, as in the paper, so that a small region has a
+    small loss; or by the region's own area, so that its size does not matter."""
     scale: dict[Name, Factor] = {}
-    """A factor on an objective's loss, by its name."""
+    """Factors on the objectives' losses, by name, such as {hand: 2.0}."""
     snr_gamma: Factor | None = None
-    """Min-SNR weighting of the samples, the same for every objective; null switches it off."""
+    """Min-SNR weighting of the samples, the same for every objective; null turns it off."""
 
     @field_validator("regions")
     @classmethod
@@ -192,27 +201,30 @@ class Objectives(Section):
 
 
 class Noise(Section):
-    """How the latents are noised. What is left as it is here changes nothing of SDXL's own way."""
+    """How the latents are noised. The defaults are SDXL's own way."""
 
     offset: Annotated[float, Field(ge=0, le=100)] = 0.0
-    """Noise offset: shift each channel of a sample's noise by this times a normal number."""
+    """Noise offset: shift each channel of a sample's noise by this times a normal random number."""
     timesteps: Literal["uniform", "logit_normal", "earlier", "later", "range"] = "uniform"
-    """`logit_normal` draws the middle ones more often (SD3); the others draw some `bias` times as
-    often as the rest (diffusers' timestep_bias_strategy): the least or the most noisy
-    `bias_portion`, or `bias_range`."""
+    """`logit_normal` draws the middle timesteps more often (SD3). The others draw some timesteps
+    `bias` times as often as the rest (diffusers' timestep_bias_strategy): the least noisy
+    (`earlier`) or the noisiest (`later`) `bias_portion`, or those of `bias_range`."""
     logit_mean: Annotated[float, Field(ge=-100, le=100)] = 0.0
-    """Of logit_normal: above 0 for more noise."""
+    """Mean of logit_normal; above 0 draws more noise."""
     logit_std: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """Standard deviation of logit_normal."""
     bias: Factor = 2.0
+    """How many times as often the timesteps chosen by `earlier`, `later` or `range` are drawn."""
     bias_portion: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Share of the timesteps that `earlier` and `later` choose."""
     bias_range: tuple[Count, Positive] | None = None
-    """From this timestep to before that one."""
+    """The timesteps that `range` chooses: [first, end], without the end."""
     min_timestep: Count = 0
-    """Draw none below it."""
+    """The least timestep that is drawn."""
     max_timestep: Positive | None = None
-    """Draw only those below it; null: up to the model's last."""
+    """Only timesteps below this are drawn; null: all up to the model's last."""
     zero_terminal_snr: bool = False
-    """Rescale the schedule to end in pure noise (Lin et al. 2023): needs v_prediction, and
+    """Rescale the schedule to end in pure noise (Lin et al. 2023). Needs v_prediction, and
     rescales the saved scheduler too. Min-SNR weights are 0 at pure noise: leave
     objectives.snr_gamma null if the last timesteps are to count."""
 
@@ -221,21 +233,24 @@ class Fairness(Section):
     """How the objectives share a step."""
 
     mode: Literal["exact", "amortized", "sketch", "sum", "global"] = "exact"
-    """`exact` solves for fair weights from K backward passes a step; `amortized` does so now and
-    then, with one backward pass in between; `sketch` solves from sketches of the gradients, in the
-    memory of one; `sum` weighs all alike; `global` is plain fine-tuning."""
+    """`exact` solves for fair weights from one backward pass per objective in every step;
+    `amortized` does so every refresh_every steps, with one backward pass in each step between;
+    `sketch` solves from sketches of the gradients, in the memory of one gradient. To compare with:
+    `sum` weighs all objectives equally, and `global` is plain fine-tuning."""
     alpha: Annotated[float, Field(ge=0.5, le=16.0)] = 2.0
-    """2 is Minimum Potential Delay, 1 proportional fairness (Nash)."""
+    """The fairness exponent: 2 is Minimum Potential Delay, 1 proportional fairness (Nash)."""
     normalize: Literal["ball", "simplex", "none"] = "ball"
-    """Scale of the step: norm train.max_grad_norm, weights that sum to 1, or as solved."""
+    """Length of the step: `ball` gives every step's gradient the norm train.max_grad_norm,
+    `simplex` makes the weights sum to 1 and then clips, `none` leaves the weights as solved."""
     floor: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    """Solve with A + (floor * largest norm)^2 I: a gradient far below that counts for less."""
+    """Solve with A + (floor * largest norm)^2 I, so that a gradient much smaller than the largest
+    one gets less weight."""
     refresh_every: Positive | None = None
     """Steps from one measurement of the gradients to the next; null: 5 in `amortized`, 1 in
-    `sketch`. A step with two objectives that never met before is measured too."""
+    `sketch`. A step in which two objectives meet for the first time is measured too."""
     between: Literal["calibrated", "stale", "ema"] = "calibrated"
-    """The weights of the steps between: with norms that follow the batch, those of the last
-    measurement, or by a moving average of the Gram matrix."""
+    """Where the weights of the steps between measurements come from: the last Gram matrix with
+    norms predicted for this batch, the last one as it was, or a moving average."""
     sketch_size: Annotated[int, Field(ge=64, le=2**20, multiple_of=64)] = 4096
     """Numbers per sketch; the error of a cosine is about 1 / sqrt(sketch_size)."""
 
@@ -256,73 +271,84 @@ class Optimizer(Section):
     name: Literal["AdamW8bit", "PagedAdamW8bit", "AdamW", "Adafactor", "SGD"] = "AdamW8bit"
     """`PagedAdamW8bit` lets CUDA move moments to the CPU's memory and back. `Adafactor` has one
     moment per parameter, and betas and eps of its own: ZeRO's flat shards have no rows and columns
-    to factor it into, and its rules by a tensor's root mean square (of step and clipping) are off,
-    for a shard's would change with the number of ranks."""
+    to factor it into, and its rules based on a tensor's root mean square (step size, clipping) are
+    off, because a shard's would change with the number of ranks."""
     lr: Annotated[float, Field(gt=0, le=1000)] = 1e-5
+    """Learning rate, after warm-up."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """Decay rates of Adam's two moments. SGD and Adafactor do not use them."""
     weight_decay: Annotated[float, Field(ge=0, le=1000)] = 1e-2
-    """Not applied to norms and biases."""
+    """Decoupled weight decay; not applied to norms and biases."""
     eps: Annotated[float, Field(ge=1e-30, le=1)] = 1e-8
+    """Added to Adam's denominator."""
     schedule: Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"] = (
         "constant"
     )
-    """As in diffusers, over train.steps; `polynomial` ends at 1e-7, the others but constant at 0.
-    With another train.steps a resumed run goes on along that schedule."""
+    """As in diffusers, over train.steps. `polynomial` ends at 1e-7, the others except `constant`
+    at 0. A run that is resumed with another train.steps follows the new schedule from there."""
     warmup_steps: Count = 0
+    """Steps over which the learning rate rises from 0."""
     cycles: Positive = 1
-    """Of cosine_with_restarts: how often it comes down."""
+    """For cosine_with_restarts: how many times the rate falls to 0."""
     power: Annotated[float, Field(gt=0, le=100)] = 1.0
-    """Of polynomial; 1 is a straight line."""
+    """For polynomial: its exponent; 1 is a straight line."""
 
 
 class Train(Section):
-    """The run."""
+    """The run: its length, batches, checkpoints, samples and logs."""
 
     output_dir: PathText
+    """The folder that the run writes to, called OUT here. Two runs cannot share it."""
     steps: Positive
-    """Optimizer steps in all."""
+    """Total optimizer steps."""
     batch_size: Batch = 1
     """Samples per rank and micro-batch."""
     gradient_accumulation: Batch = 1
+    """Micro-batches per optimizer step."""
     max_grad_norm: Annotated[float, Field(ge=1e-12, le=1e12)] | None = 1.0
     """The norm to clip to, and the step's norm under fairness.normalize=ball; null: no clipping."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Keep a moving average of the weights, such as 0.9999; null: none. Samples, held-out losses
-    and OUT/final are then the average's. Its first steps decay faster, as in diffusers."""
+    """Keep a moving average of the weights, such as 0.9999, sharded over the ranks; null: none.
+    Samples, held-out losses and OUT/final then use the average. Its first steps decay faster, as in
+    diffusers."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """Type of the weights and activations. Master weights are float32, and so is the VAE."""
     seed: Seed = 0
+    """Seed of noise, timesteps, crops, order, dropout and new weights."""
     checkpoint_every: Count = 500
-    """In steps; 0 writes a checkpoint only at the end and when the run is stopped."""
+    """Write a checkpoint every so many steps; 0: only at the end and when the run is stopped."""
     keep_checkpoints: Positive = 2
+    """How many of the newest checkpoints are kept."""
     max_skips: Positive = 50
-    """A step whose gradients are not finite is skipped: no parameter, no moment of the optimizer
-    and no moving average changes, the learning rate's schedule waits, and the fp16 loss scale is
-    lowered. After so many in a row the run writes a checkpoint and ends with exit code 3."""
+    """A step whose gradients are not finite is skipped: no parameter, optimizer moment or moving
+    average changes, the learning rate's schedule waits, and the fp16 loss scale is lowered. After
+    this many skips in a row the run writes a checkpoint and ends with exit code 3."""
     resume: PathText = "none"
-    """`auto` goes on from the newest complete checkpoint in output_dir (or starts anew where
-    there is none), `none` starts anew, anything else is a checkpoint's folder."""
+    """`auto` continues from the newest complete checkpoint in output_dir, or starts a new run if
+    there is none; `none` starts a new run; anything else is a checkpoint's folder."""
     verify_checkpoints: bool = True
-    """Compare a checkpoint's files with the digests in its manifest before it is resumed from: it
-    is read once more, in shares by all ranks. `auto` passes over a damaged one."""
+    """Before resuming, compare the checkpoint's files with the digests in its manifest. This reads
+    the checkpoint once more, shared among the ranks. `auto` passes over a damaged checkpoint."""
     sample_every: Count = 0
-    """Draw validation pictures every so many steps and at the end; 0: never."""
+    """Draw sample pictures every so many steps and at the end; 0: never."""
     sample_prompts: Annotated[list[Text], Field(max_length=16)] = []
-    """Their prompts; empty takes captions from the data."""
+    """Prompts of the samples; empty takes captions from the data."""
     sample_guidance: Guidance = 5.0
-    """Scale of classifier-free guidance for them; 1: none."""
+    """Scale of classifier-free guidance for the samples; 1: none."""
     validate_every: Count = 0
-    """Measure the held-out images' losses every so many steps and at the end; 0: never. Each as
-    val/loss/NAME, and in the quarters of the timesteps, the least noisy first, as
+    """Measure the held-out images' losses every so many steps and at the end; 0: never. They are
+    logged as val/loss/NAME, and by quarter of the timesteps, the least noisy first, as
     val/loss/NAME/q1 to q4."""
     keep_best: Name | None = None
-    """One of those keys, such as val/loss/hand/q1: a step where it is the lowest so far is saved,
-    whatever checkpoint_every says, and kept beside the newest as OUT/checkpoints/best."""
+    """A held-out loss, such as val/loss/hand/q1. The step where it is lowest so far is saved,
+    whatever checkpoint_every says, and kept as OUT/checkpoints/best in addition to the newest
+    ones."""
     wandb: WandbName | None = None
-    """The project of Weights & Biases that the run is logged to, beside TensorBoard; null: none.
-    The entity, the mode and the like are wandb's own environment variables, such as
-    WANDB_MODE=offline."""
+    """A Weights & Biases project to log to, in addition to TensorBoard; null: none. Entity, mode
+    and so on are set by wandb's own environment variables, such as WANDB_MODE=offline. A resumed
+    run continues the same wandb run."""
     wandb_name: WandbName | None = None
-    """The run's name there; null: one of wandb's making."""
+    """The run's name in wandb; null lets wandb choose one."""
 
 
 class Config(Section):
@@ -336,7 +362,9 @@ class Config(Section):
     optimizer: Optimizer = Optimizer()
     train: Train
     deepspeed: dict[str, Any]
-    """The text of a DeepSpeed config, or the path of one; sizes and precision come from train."""
+    """A DeepSpeed config, or the path of one in JSON: ZeRO stage 1, 2 or 3, offload, bucket sizes.
+    Batch sizes, clipping and precision come from the section train; setting them here is an
+    error."""
 
     def save(self, path: Path) -> None:
         """Write the resolved config, so that training on it repeats the run.

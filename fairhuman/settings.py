@@ -72,7 +72,13 @@ PathText = Annotated[
 class Section(BaseModel):
     """A section of the config: unknown keys are refused, numbers must be finite."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True, strict=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        allow_inf_nan=False,
+        frozen=True,
+        strict=True,
+        use_attribute_docstrings=True,
+    )
 
     @model_validator(mode="before")
     @classmethod

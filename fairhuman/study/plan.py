@@ -33,7 +33,7 @@ class Arm(Section):
     solver: Literal["own", "published"] = "own"
     """`published`: weights by scipy's least_squares, called as the paper's code calls it."""
     variant: bool = False
-    """It is no contender: it varies one choice of another arm, and is told apart in the tables."""
+    """Not a contender: it varies one choice of another arm, and has a table of its own."""
 
 
 class Drawn(Section):
@@ -42,12 +42,13 @@ class Drawn(Section):
     size: Annotated[int, Field(ge=64, le=1024, multiple_of=8)] = 128
     """Side of the pictures, in pixels."""
     count: Annotated[int, Field(ge=32, le=10**6)] = 512
-    """People that the arms train on; as many others have made the tiny SDXL."""
+    """People that the arms train on; the tiny SDXL is fitted to as many others."""
     vae_steps: Positive = 700
+    """Steps in which the tiny SDXL's VAE is fitted, as in `fairhuman demo-model`."""
     unet_steps: Positive = 750
-    """Of the tiny SDXL's fit, as in `fairhuman demo-model`."""
+    """Steps in which its UNet is fitted."""
     judge_steps: Positive = 300
-    """Of the fit of the judge that looks for faces and fingers in the pictures."""
+    """Steps in which the judge is fitted that counts faces and fingers in the pictures."""
 
 
 class Pictures(Section):
@@ -59,7 +60,9 @@ class Pictures(Section):
     """A text file, one prompt per line, of which the first `count` are taken; null: the captions
     of drawn people that no model has seen (needs the section `drawn`)."""
     steps: Annotated[int, Field(ge=1, le=1000)] = 25
+    """Denoising steps per picture."""
     guidance: Guidance = 2.0
+    """Scale of classifier-free guidance; 1: none."""
 
 
 class Study(Section):
@@ -68,9 +71,11 @@ class Study(Section):
     train: PathText
     """The training config that all arms share. Its data and model are replaced by `drawn`."""
     set: Annotated[list[Text], Field(max_length=1000)] = []
-    """Changes to it, for all arms alike."""
+    """Changes to it that all arms share, as `section.key=value`."""
     output_dir: PathText
+    """The folder for runs, tables and the page."""
     arms: Annotated[dict[ArmName, Arm], Field(min_length=2, max_length=1000)]
+    """The ways to train that are compared, by name; at least two."""
     reference: ArmName = "exact"
     """The arm whose compute the others are given in the second comparison."""
     steps: Positive
@@ -80,10 +85,11 @@ class Study(Section):
     measure_every: Positive = 10
     """Steps between two measurements of what is held out."""
     drawn: Drawn | None = None
-    """Null: the config's own data and model."""
+    """Settings of the small case; null: the config's own data and model."""
     pictures: Pictures = Pictures()
+    """Settings of the pictures that are drawn with each trained model."""
     ranks: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Of each run; more than one are started by DeepSpeed's launcher."""
+    """Ranks of each run; more than one are started by DeepSpeed's launcher."""
     jobs: Annotated[int, Field(ge=1, le=1024)] = 1
     """Runs at a time; on GPUs leave it at 1."""
     keep_models: bool = False
