@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BUILD_FILES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: help install demo test chaos fuzz nightly lint format bench gpu-check check-torch wheel clean
+.PHONY: help install demo test chaos fuzz nightly lint format docs bench gpu-check check-torch wheel clean
 
 help:
 	@echo "make demo     draw people, make a tiny SDXL, train it on two CPU ranks: 10 minutes"
@@ -14,6 +14,7 @@ help:
 	@echo "make chaos    end a run at 100 random moments, resume it, count what was lost (CHAOS='--kills 10')"
 	@echo "make nightly  fuzz and chaos, then the tests as on older processors, on a machine that is busy: hours"
 	@echo "make lint     ruff and mypy"
+	@echo "make docs     the documentation, into build/docs"
 	@echo "make bench    microbenchmarks (BENCH='--op gram --quick'), then a step of each mode (STEP='--mode exact')"
 	@echo "make gpu-check  GPU tests, microbenchmarks and SDXL's step, with GPU_PYTHON's packages"
 	@echo "make check-torch TORCH=2.10   the wheel of this tree under another torch"
@@ -24,7 +25,7 @@ install: $(STAMP)
 
 $(STAMP): $(BUILD_FILES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
 	touch $@
 
 demo: $(STAMP)
@@ -56,6 +57,10 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "see build/docs/index.html"
 
 bench: $(STAMP)
 	$(BIN)/python -m fairhuman.kernels.bench $(BENCH)

@@ -6,4 +6,14 @@ The method is Minimum Potential Delay weighting of per-region gradients (arXiv 2
 from fairhuman.fairness.local import fair_backward
 from fairhuman.ops import MPDSolution, combine, gram, region_mse, solve_mpd
 
-__all__ = ["MPDSolution", "combine", "fair_backward", "gram", "region_mse", "solve_mpd"]
+__version__ = "0.2.0"
+
+__all__ = [
+    "MPDSolution",
+    "__version__",
+    "combine",
+    "fair_backward",
+    "gram",
+    "region_mse",
+    "solve_mpd",
+]

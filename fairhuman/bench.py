@@ -292,11 +292,17 @@ def as_markdown(table: Sequence[Cost]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print; returns 2 where the config cannot run."""
-    parser = argparse.ArgumentParser(prog="python -m fairhuman.bench", description=__doc__)
-    parser.add_argument("--size", choices=UNETS, help="default: sdxl on a GPU, else small")
-    parser.add_argument("--mode", action="append", help="may be repeated; default: all")
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser, of which the CLI reference is made too."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fairhuman.bench", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument(
+        "--size", choices=UNETS, help="size of the UNet; default: sdxl on a GPU, else small"
+    )
+    parser.add_argument(
+        "--mode", action="append", help="a mode to time, may be repeated; default: all"
+    )
     parser.add_argument(
         "--steps",
         type=int,
@@ -304,12 +310,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="timed steps of each mode; amortized refreshes every fifth",
     )
     parser.add_argument("--batch", type=int, default=1, help="samples per micro-batch")
-    parser.add_argument("--accumulation", type=int, default=1)
+    parser.add_argument("--accumulation", type=int, default=1, help="micro-batches per step")
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations")
-    parser.add_argument("--deepspeed", default="configs/deepspeed/zero2.json", help="its config")
+    parser.add_argument(
+        "--deepspeed", default="configs/deepspeed/zero2.json", help="the DeepSpeed config"
+    )
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print; returns 2 where the config cannot run."""
+    args = make_parser().parse_args(argv)
     quiet()
     device = init_distributed()
     size = args.size or ("sdxl" if device.type == "cuda" else "small")

@@ -6,7 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from fairhuman.commands import data, machine, models, results
+from fairhuman import __version__
+from fairhuman.commands import configs, data, machine, models, results
 from fairhuman.common.paths import expand_arguments
 from fairhuman.errors import UserError
 
@@ -17,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     2: a mistake of the user's, such as a config that cannot run; 1: `doctor` or
     `inspect --strict` found something wrong.
     """
-    args = _parser().parse_args(argv)
+    args = make_parser().parse_args(argv)
     try:
         expand_arguments(args)
         return args.run(args) or 0
@@ -26,10 +27,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of `fairhuman`, of which the CLI reference is made too."""
     parser = argparse.ArgumentParser(prog="fairhuman", description=__doc__.partition("\n")[0])
+    parser.add_argument("--version", action="version", version=f"fairhuman {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for room in (data, models, results, machine):
+    for room in (data, configs, models, results, machine):
         room.add(commands)
     return parser
 

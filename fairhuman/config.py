@@ -81,7 +81,7 @@ class Model(Section):
     method: Literal["full", "lora", "controlnet", "t2i_adapter"] = "full"
     """What is trained: the whole UNet, low-rank adapters on top of it, or a network that steers it
     by control images. The VAE is never trained, and the text encoders only with
-    lora.text_encoders."""
+    model.lora.text_encoders."""
     lora: Lora = Lora()
     """Settings of method=lora."""
     control: PathText | None = None

@@ -146,14 +146,28 @@ def _thrown_away(config: Config, folder: str) -> Config:
     return config.model_copy(update={"train": train, "fairness": fairness})
 
 
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser, of which the CLI reference is made too."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fairhuman.direction", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("--config", required=True, help="a YAML file; see configs/")
+    parser.add_argument(
+        "--every",
+        type=int,
+        action="append",
+        help="steps between refreshes, may be repeated; default: 2, 5 and 10",
+    )
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="keys to set over the config's"
+    )
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare and print; returns 2 where the config cannot run."""
-    parser = argparse.ArgumentParser(prog="python -m fairhuman.direction", description=__doc__)
-    parser.add_argument("--config", required=True, help="a YAML file; see configs/")
-    parser.add_argument("--every", type=int, action="append", help="n; default: 2, 5 and 10")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    args = parser.parse_args(argv)
+    args = make_parser().parse_args(argv)
     try:
         config = load_config(args.config, args.overrides)
         quiet()

@@ -313,7 +313,7 @@ for ZeRO-1 in the other modes than `exact`, which adds its micro-batches up firs
 
 Compute, in forward passes of one micro-batch (a backward pass counts 2): plain 3, `exact` 7,
 `amortized` 3.8 (3.4 with `refresh_every=10`), `sketch` 9, or 10 per micro-batch where there are
-several. Measured ratios of each mode are in the README.
+several. [Performance](performance.md#a-training-step) has measured ratios.
 """
 
 

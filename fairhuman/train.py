@@ -32,11 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0: at the end, or stopped by a signal; 2: a mistake to be corrected; 3: `train.max_skips`.
     """
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--config", required=True, help="a YAML file; see configs/")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # from the launcher
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    args = parser.parse_args(argv)
+    args = make_parser().parse_args(argv)
 
     def work() -> int:
         config = load_config(args.config, args.overrides)
@@ -45,6 +41,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
     return exit_code(work, "train.output_dir")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the trainer's parser, of which the CLI reference is made too."""
+    parser = argparse.ArgumentParser(
+        prog="deepspeed fairhuman/train.py", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("--config", required=True, help="a YAML file; see configs/")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # from the launcher
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="keys to set over the config's"
+    )
+    return parser
 
 
 def train(

@@ -82,13 +82,21 @@ def _share(part: int, whole: int) -> str:
     return f"{part / whole:.2f} ({part}/{whole})" if whole else "-"
 
 
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser, of which the CLI reference is made too."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fairhuman.annotation.quality",
+        description=(__doc__ or "").partition("\n")[0],
+    )
+    parser.add_argument("--annotations", type=Path, required=True, help="COCO-WholeBody's JSON")
+    parser.add_argument("--images", type=Path, required=True, help="the folder of its images")
+    parser.add_argument("--threshold", type=float, default=0.5, help="least confidence")
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the measurement; returns the exit code."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--annotations", type=Path, required=True, help="COCO-WholeBody's JSON")
-    parser.add_argument("--images", type=Path, required=True, help="the folder of the images")
-    parser.add_argument("--threshold", type=float, default=0.5)
-    args = parser.parse_args(argv)
+    args = make_parser().parse_args(argv)
     try:
         detector = DetectorChoice("mediapipe", {"threshold": args.threshold}).make()
         with tempfile.TemporaryDirectory() as folder:

@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 def add(commands: Any) -> None:
     """Add them to the subparsers of `fairhuman`."""
     data = commands.add_parser("demo-data", help="draw people as a data set")
-    data.add_argument("--out", type=Path, default=Path("demo/people"))
-    data.add_argument("--count", type=int, default=512)
+    data.add_argument("--out", type=Path, default=Path("demo/people"), help="the data set's folder")
+    data.add_argument("--count", type=int, default=512, help="people to draw")
     data.add_argument("--size", type=int, default=128, help="side in pixels")
-    data.add_argument("--seed", type=int, default=0)
+    data.add_argument("--seed", type=int, default=0, help="another seed draws other people")
     data.set_defaults(run=_demo_data)
 
     importer = commands.add_parser("import", help="bring annotations into the data format")
     formats = importer.add_subparsers(required=True, metavar="FORMAT")
     coco = formats.add_parser("coco-wholebody", help="COCO-WholeBody's JSON")
-    coco.add_argument("--annotations", type=Path, required=True)
+    coco.add_argument("--annotations", type=Path, required=True, help="the JSON file")
     coco.add_argument("--images", type=Path, required=True, help="the folder of the images")
     coco.add_argument(
         "--captions", type=Path, help="COCO's captions JSON, or JSON lines: file_name, text"
     )
-    coco.add_argument("--out", type=Path, required=True)
+    coco.add_argument("--out", type=Path, required=True, help="the data set to make")
     coco.set_defaults(run=_import_coco_wholebody)
     openpose = _format(formats, "openpose", "OpenPose's or DWPose's keypoint JSON")
     openpose.add_argument("--keypoints", type=Path, required=True, help="the folder of STEM.json")
@@ -41,7 +41,11 @@ def add(commands: Any) -> None:
     yolo.add_argument("--labels", type=Path, required=True, help="the folder of STEM.txt")
     for region in ("face", "hand"):
         yolo.add_argument(
-            f"--{region}-class", type=int, action="append", default=[], help="may be repeated"
+            f"--{region}-class",
+            type=int,
+            action="append",
+            default=[],
+            help="a class number, may be repeated",
         )
     yolo.set_defaults(run=_import_yolo)
     masks = _format(formats, "masks", "mask images named like their images")
@@ -50,8 +54,8 @@ def add(commands: Any) -> None:
     masks.add_argument("--invert", action="store_true", help="black = region")
     masks.add_argument(
         "--mask-suffix",
-        help="what follows an image's name in its mask's, such as --mask-suffix=-mask; default: "
-        "nothing or -masklabel, and in the images' own folder -masklabel",
+        help="what is appended to an image's name in its mask's, such as --mask-suffix=-mask; "
+        "default: nothing or -masklabel, and in the images' own folder -masklabel",
     )
     masks.set_defaults(run=_import_masks)
 
@@ -61,35 +65,49 @@ def add(commands: Any) -> None:
     exporter.set_defaults(run=_export_annotations)
 
     annotate = commands.add_parser("annotate", help="find faces and hands in a folder of images")
-    annotate.add_argument("folder", type=Path)
+    annotate.add_argument("folder", type=Path, help="a folder of images")
     annotate.add_argument(
-        "--detector", default="mediapipe", help="mediapipe (default), yolo, or yours: module:Class"
+        "--detector",
+        default="mediapipe",
+        help="mediapipe, yolo, or yours as module:Class; default: mediapipe",
     )
     annotate.add_argument("--threshold", type=float, default=0.5, help="least confidence")
-    annotate.add_argument("--face-weights", type=Path, help="for yolo")
-    annotate.add_argument("--hand-weights", type=Path, help="for yolo")
+    annotate.add_argument(
+        "--face-weights", type=Path, help="weights of a YOLO detector, for --detector yolo"
+    )
+    annotate.add_argument(
+        "--hand-weights", type=Path, help="weights of a YOLO detector, for --detector yolo"
+    )
     annotate.add_argument(
         "--trust-weights", action="store_true", help="load pickled weights, which can run code"
     )
     annotate.add_argument(
-        "--force", action="store_true", help="replace the annotations of humans too"
+        "--force", action="store_true", help="also replace annotations that a human edited"
     )
     annotate.add_argument("--jobs", type=int, help="processes; default: one per core")
     annotate.set_defaults(run=_annotate)
 
     inspect = commands.add_parser("inspect", help="write a page that shows what is in a data set")
     inspect.add_argument("folder", type=Path, help="a data set")
-    inspect.add_argument("--out", type=Path, default=Path("inspect.html"))
-    inspect.add_argument("--resolution", type=int, help="default: 1024, or the config's")
-    inspect.add_argument("--limit", type=int, default=300, help="samples on the page")
+    inspect.add_argument("--out", type=Path, default=Path("inspect.html"), help="the page")
     inspect.add_argument(
-        "--train-view", action="store_true", help="show the samples as the trainer has them"
+        "--resolution", type=int, help="of training; default: 1024, or the config's"
+    )
+    inspect.add_argument("--limit", type=int, default=300, help="the most samples on the page")
+    inspect.add_argument(
+        "--train-view", action="store_true", help="show the samples as the trainer sees them"
     )
     inspect.add_argument("--config", type=Path, help="the training config, for --train-view")
-    inspect.add_argument("--epoch", type=int, default=0, help="whose crops --train-view shows")
+    inspect.add_argument(
+        "--epoch", type=int, default=0, help="the epoch whose crops --train-view shows"
+    )
     inspect.add_argument("--strict", action="store_true", help="list mistakes; exit 1 if any")
     inspect.add_argument(
-        "--allow", action="append", default=[], metavar="KIND", help="no mistake for --strict"
+        "--allow",
+        action="append",
+        default=[],
+        metavar="KIND",
+        help="a kind of mistake that --strict lets pass",
     )
     inspect.set_defaults(run=_inspect)
 
@@ -103,7 +121,7 @@ def _format(formats: Any, name: str, title: str) -> argparse.ArgumentParser:
         type=Path,
         help="JSON lines: file_name, text; default: .txt or .caption files next to the images",
     )
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="the data set to make")
     return parser
 
 

@@ -17,7 +17,9 @@ def add(commands: Any) -> None:
     doctor = commands.add_parser(
         "doctor", help="what was built, what the machine has, what each config would use"
     )
-    doctor.add_argument("--config", nargs="+", help="default: those in configs/, if there are any")
+    doctor.add_argument(
+        "--config", nargs="+", help="training configs to check; default: those in configs/"
+    )
     doctor.add_argument(
         "--gpus",
         type=int,
@@ -25,15 +27,20 @@ def add(commands: Any) -> None:
         help="print the memory that --config needs on each of N GPUs, computed without weights",
     )
     doctor.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="of --config, with --gpus"
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help="keys to set over the config's, with --gpus",
     )
     doctor.add_argument(
         "--checkpoint",
         type=Path,
         metavar="DIR",
-        help="look at a checkpoint, or at all in a run's train.output_dir, instead",
+        help="describe a checkpoint, or all of those in a run's train.output_dir, instead",
     )
-    doctor.add_argument("--json", action="store_true", help="for scripts and bug reports")
+    doctor.add_argument(
+        "--json", action="store_true", help="print JSON, for scripts and bug reports"
+    )
     doctor.set_defaults(run=_doctor)
 
 

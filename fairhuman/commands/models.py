@@ -21,20 +21,22 @@ STOPPED = 130
 def add(commands: Any) -> None:
     """Add them to the subparsers of `fairhuman`."""
     model = commands.add_parser("demo-model", help="make a tiny SDXL and fit it to drawn people")
-    model.add_argument("--data", type=Path, default=Path("demo/people"))
-    model.add_argument("--out", type=Path, default=Path("demo/tiny-sdxl"))
-    model.add_argument("--seed", type=int, default=0)
+    model.add_argument("--data", type=Path, default=Path("demo/people"), help="the drawn people")
+    model.add_argument(
+        "--out", type=Path, default=Path("demo/tiny-sdxl"), help="the model's folder"
+    )
+    model.add_argument("--seed", type=int, default=0, help="of the weights and the fit")
     model.set_defaults(run=_demo_model)
 
     generate = commands.add_parser("generate", help="draw pictures with a trained model")
     generate.add_argument("--model", required=True, help="OUT/final, or any SDXL")
-    generate.add_argument("--prompt", action="append", default=[], help="may be repeated")
-    generate.add_argument("--prompts", type=Path, metavar="FILE", help="a text file, one per line")
-    generate.add_argument("--out", type=Path, required=True)
+    generate.add_argument("--prompt", action="append", default=[], help="a prompt, may be repeated")
+    generate.add_argument("--prompts", type=Path, metavar="FILE", help="prompts, one per line")
+    generate.add_argument("--out", type=Path, required=True, help="the folder of the pictures")
     generate.add_argument(
         "--config",
         metavar="FOLDER",
-        help="of a single file: an SDXL in diffusers' layout that describes it; default: SDXL base",
+        help="an SDXL in diffusers' layout that describes a single file; default: SDXL base",
     )
     generate.add_argument("--batch-size", type=int, default=4, help="pictures at a time")
     generate.add_argument("--lora", type=Path, help="OUT/final of a LoRA, or a .safetensors file")
@@ -48,7 +50,7 @@ def add(commands: Any) -> None:
         metavar="IMAGE",
         help="the control image of all pictures; or one each, in their order",
     )
-    generate.add_argument("--lora-scale", type=float, default=1.0, help="how much it counts")
+    generate.add_argument("--lora-scale", type=float, default=1.0, help="factor on the LoRA")
     generate.add_argument("--negative", default="", help="what should not be in the pictures")
     generate.add_argument(
         "--long-prompts",
@@ -57,9 +59,11 @@ def add(commands: Any) -> None:
         help="prompts of more than 75 tokens: read the first 75, or chunks of 75; default: cut",
     )
     generate.add_argument("--count", type=int, default=1, help="pictures per prompt")
-    generate.add_argument("--seed", type=int, default=0)
-    generate.add_argument("--steps", type=int, default=30)
-    generate.add_argument("--guidance", type=float, default=5.0)
+    generate.add_argument("--seed", type=int, default=0, help="of the first picture's noise")
+    generate.add_argument("--steps", type=int, default=30, help="denoising steps")
+    generate.add_argument(
+        "--guidance", type=float, default=5.0, help="scale of classifier-free guidance; 1: none"
+    )
     generate.add_argument("--size", type=int, help="side in pixels; default: the model's own")
     generate.set_defaults(run=_generate)
 
@@ -68,10 +72,16 @@ def add(commands: Any) -> None:
         "--model", type=Path, required=True, help="OUT/final, a LoRA, or a single .safetensors file"
     )
     export.add_argument(
-        "--to", choices=["single-file", "comfy-lora", "diffusers"], required=True, dest="form"
+        "--to",
+        choices=["single-file", "comfy-lora", "diffusers"],
+        required=True,
+        dest="form",
+        help="the form to write",
     )
     export.add_argument("--out", type=Path, required=True, help="the file, or diffusers' folder")
-    export.add_argument("--dtype", choices=["fp16", "bf16", "fp32"], help="default: as it is")
+    export.add_argument(
+        "--dtype", choices=["fp16", "bf16", "fp32"], help="of the weights; default: unchanged"
+    )
     export.add_argument(
         "--config",
         metavar="FOLDER",
@@ -88,7 +98,7 @@ def add(commands: Any) -> None:
     export.add_argument(
         "--allow-pickle", action="store_true", help="read .ckpt, .bin and .pt too (tensors only)"
     )
-    export.add_argument("--force", action="store_true", help="replace --out")
+    export.add_argument("--force", action="store_true", help="replace --out if it exists")
     export.set_defaults(run=_export)
 
 

@@ -13,9 +13,12 @@ from fairhuman.errors import UserError
 def add(commands: Any) -> None:
     """Add them to the subparsers of `fairhuman`."""
     evaluate = commands.add_parser("evaluate", help="measure a folder of pictures")
-    evaluate.add_argument("--images", type=Path, required=True, metavar="FOLDER")
     evaluate.add_argument(
-        "--metrics", help="of hands,faces,fid,kid,clip,hpsv2; default: all that can be computed"
+        "--images", type=Path, required=True, metavar="FOLDER", help="the pictures"
+    )
+    evaluate.add_argument(
+        "--metrics",
+        help="a list such as hands,faces,fid,kid,clip,hpsv2; default: all that can be computed",
     )
     evaluate.add_argument(
         "--reference", type=Path, metavar="FOLDER", help="photographs to compare with: fid, kid"
@@ -38,22 +41,32 @@ def add(commands: Any) -> None:
     evaluate.add_argument(
         "--hpsv2", type=Path, metavar="FILE", help="HPS_v2.1_compressed.pt: hpsv2"
     )
-    evaluate.add_argument("--out", type=Path, metavar="FILE", help="a JSON file")
-    evaluate.add_argument("--seed", type=int, default=0, help="of the bootstrap, and of kid")
-    evaluate.add_argument("--device", help="default: a GPU where there is one")
-    evaluate.add_argument("--batch-size", type=int, default=16)
+    evaluate.add_argument(
+        "--out", type=Path, metavar="FILE", help="write the figures to this JSON file"
+    )
+    evaluate.add_argument("--seed", type=int, default=0, help="of the bootstrap and of kid")
+    evaluate.add_argument(
+        "--device", help="of torch, such as cuda:1; default: a GPU where there is one"
+    )
+    evaluate.add_argument("--batch-size", type=int, default=16, help="pictures at a time")
     evaluate.set_defaults(run=_evaluate)
 
     report = commands.add_parser("report", help="write the page of a run, or of runs compared")
-    report.add_argument("runs", type=Path, nargs="+", metavar="OUT", help="train.output_dir")
     report.add_argument(
-        "--out", type=Path, metavar="FILE", help="default of one run: OUT/report.html"
+        "runs", type=Path, nargs="+", metavar="OUT", help="train.output_dir of a run"
+    )
+    report.add_argument(
+        "--out", type=Path, metavar="FILE", help="the page; default for one run: OUT/report.html"
     )
     report.set_defaults(run=_report)
 
     study = commands.add_parser("study", help="train arms with several seeds, and compare them")
-    study.add_argument("--config", type=Path, required=True, help="see configs/study.yaml")
-    study.add_argument("overrides", nargs="*", metavar="key=value")
+    study.add_argument(
+        "--config", type=Path, required=True, help="a study, such as configs/study.yaml"
+    )
+    study.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="keys to set over the study's"
+    )
     study.set_defaults(run=_study)
 
 

@@ -16,17 +16,29 @@ from fairhuman.kernels.bench.timing import bandwidth, time_in_turn
 OPS = ("solve_mpd", "region_mse", "gram", "combine")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Check, time and report; returns 1 where an operation failed its check."""
-    parser = argparse.ArgumentParser(prog="python -m fairhuman.kernels.bench")
-    parser.add_argument("--op", action="append", choices=OPS, help="may be repeated; default: all")
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser, of which the CLI reference is made too."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fairhuman.kernels.bench", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument(
+        "--op", action="append", choices=OPS, help="an operation, may be repeated; default: all"
+    )
     parser.add_argument("--quick", action="store_true", help="the small sizes alone")
     parser.add_argument("--csv", type=Path, help="append the rows to this file")
     parser.add_argument("--plot", type=Path, metavar="DIR", help="draw one picture per operation")
     parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda")
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        choices=("cpu", "cuda"),
+        help="default: cuda where there is a GPU",
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check, time and report; returns 1 where an operation failed its check."""
+    args = make_parser().parse_args(argv)
     device = torch.device(args.device)
     limit = bandwidth(device)
     print(f"{report.device_name(device)}: {limit / 1e9:.0f} GB/s measured", file=sys.stderr)
