@@ -92,7 +92,7 @@ def _keys(
         yield key, found, name in node.get("required", ())
         if "properties" in found:
             yield from _keys(found, root, f"{key}.")
-        elif "properties" in (items := _resolved(found.get("additionalProperties"), root)):
+        elif "properties" in (items := _resolved(_values_of(found), root)):
             yield from _keys(items, root, f"{key}.NAME.")
 
 
@@ -105,6 +105,11 @@ def _resolved(entry: Any, root: Mapping[str, Any]) -> dict[str, Any]:
     if reference is None:
         return entry
     return {**root["$defs"][reference.rpartition("/")[2]], **entry}
+
+
+def _values_of(node: Mapping[str, Any]) -> Any:
+    """Return the schema of a mapping's values."""
+    return next(iter(node.get("patternProperties", {}).values()), node.get("additionalProperties"))
 
 
 def _options(node: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -127,7 +132,7 @@ def _type(node: Mapping[str, Any]) -> str:
         elif kind == "array":
             found.append(f"list of {names[option['items']['type']]}s".replace("texts", "text"))
         elif kind == "object":
-            inner = option.get("additionalProperties")
+            inner = _values_of(option)
             values = names.get(inner.get("type", ""), "") if isinstance(inner, dict) else ""
             found.append(f"mapping of names to {values}s" if values else "mapping")
         else:
@@ -167,7 +172,7 @@ def _limits(option: Mapping[str, Any]) -> str:
         bounds["minItems"] = "{} entries"
         del bounds["maxItems"]
     found = [text.format(_number(option[key])) for key, text in bounds.items() if key in option]
-    inner = option.get("items", option.get("additionalProperties"))
+    inner = option.get("items", _values_of(option))
     for entry in [inner[0]] if isinstance(inner, list) else [inner] if inner else []:
         if isinstance(entry, dict) and (limits := _limits(entry)):
             found.append(f"each {limits}")

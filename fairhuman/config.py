@@ -94,7 +94,8 @@ class Model(Section):
     """What to do with captions of more than 75 tokens, the most that SDXL's text encoders read at
     a time: cut them, or encode them in chunks of 75 tokens as kohya does (max_token_length). With
     `chunk` every caption of a run gets as many chunks as the longest one needs, up to
-    caption_chunks; shorter captions are padded with empty chunks."""
+    caption_chunks; shorter captions are padded with empty chunks. A run reports how many captions
+    are longer than 75 tokens."""
     caption_chunks: Annotated[int, Field(ge=2, le=16)] = 3
     """With long_captions=chunk: the most chunks per caption; the rest is cut. 3 corresponds to
     kohya's max_token_length=225."""
@@ -344,8 +345,8 @@ class Train(Section):
     whatever checkpoint_every says, and kept as OUT/checkpoints/best in addition to the newest
     ones."""
     wandb: WandbName | None = None
-    """A Weights & Biases project to log to, in addition to TensorBoard; null: none. Entity, mode
-    and so on are set by wandb's own environment variables, such as WANDB_MODE=offline. A resumed
+    """A Weights & Biases project to log to, in addition to TensorBoard; null: none. Needs the extra
+    `wandb`. Entity, mode and so on are set by wandb's own environment variables, such as WANDB_MODE=offline. A resumed
     run continues the same wandb run."""
     wandb_name: WandbName | None = None
     """The run's name in wandb; null lets wandb choose one."""
