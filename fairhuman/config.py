@@ -346,8 +346,8 @@ class Train(Section):
     ones."""
     wandb: WandbName | None = None
     """A Weights & Biases project to log to, in addition to TensorBoard; null: none. Needs the extra
-    `wandb`. Entity, mode and so on are set by wandb's own environment variables, such as WANDB_MODE=offline. A resumed
-    run continues the same wandb run."""
+    `wandb`. Entity, mode and so on are set by wandb's own environment variables, such as
+    WANDB_MODE=offline. A resumed run continues the same wandb run."""
     wandb_name: WandbName | None = None
     """The run's name in wandb; null lets wandb choose one."""
 
