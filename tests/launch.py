@@ -35,7 +35,7 @@ PRELOADED = [
     "transformers.models.clip.modeling_clip",
     "transformers.models.clip.tokenization_clip",
     "torch.utils.tensorboard",
-    "fairhuman.run",
+    "fairhuman.loop",
     "fairhuman.train",
 ]
 
