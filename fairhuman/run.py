@@ -23,6 +23,7 @@ from fairhuman.common.images import open_image
 from fairhuman.config import Config
 from fairhuman.data.records import Record
 from fairhuman.data.transform import Placement
+from fairhuman.disk_space import check_disk, sizes
 from fairhuman.ema import EMA
 from fairhuman.engine import check_engine, gathered, make_engine
 from fairhuman.environment import environment, write_environment
@@ -91,6 +92,8 @@ class Run:
         self.samples.encode(sdxl, self.progress, _say if self.first else None)
         if config.data.cache:
             sdxl.move_encoders(torch.device("cpu"))  # until samples are drawn
+        trained, final = sizes(self.method, config)
+        room = on_rank0(lambda: check_disk(config, trained, final, self.progress.step))
         self.engine = make_engine(config, self.method.module)
         # Its contents were compared with their digests when it was chosen.
         resharded = checkpoint.load(self.engine, found, verify=False) if found else False
@@ -114,7 +117,7 @@ class Run:
         self.log: Log | None = None
         on_rank0(self._start_log)
         if self.log:
-            for line in self.samples.lines():
+            for line in (*room, *self.samples.lines()):
                 self.log.say(line)
         if found and manifest and self.log:
             self.log.say(f"resumed from {found} at step {self.progress.step}")
