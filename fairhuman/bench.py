@@ -25,15 +25,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fairhuman import ops
+from fairhuman.common.files import write_text
 from fairhuman.config import Config, load_config
 from fairhuman.engine import make_engine
-from fairhuman.errors import UserError
 from fairhuman.export.base import UNET
 from fairhuman.fairness.balancer import Sensitivity
 from fairhuman.kernels.bench.report import device_name
 from fairhuman.kernels.bench.timing import PeakMemory
 from fairhuman.objectives import Objectives
-from fairhuman.runtime import init_distributed, quiet
+from fairhuman.runtime import exit_code, init_distributed, quiet
 from fairhuman.step import make_balancer
 from fairhuman.traffic import Traffic
 
@@ -311,31 +311,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     quiet()
+    return exit_code(lambda: _measure(args), f"--json {args.json}")
+
+
+def _measure(args: argparse.Namespace) -> int:
+    """Measure what the command line asks for, and print it."""
     device = init_distributed()
     size = args.size or ("sdxl" if device.type == "cuda" else "small")
-    try:
-        table = list(
-            costs(
-                size,
-                args.mode or MODES,
-                device,
-                steps=args.steps,
-                batch=args.batch,
-                accumulation=args.accumulation,
-                checkpointing=args.checkpointing,
-                deepspeed=args.deepspeed,
-            )
+    table = list(
+        costs(
+            size,
+            args.mode or MODES,
+            device,
+            steps=args.steps,
+            batch=args.batch,
+            accumulation=args.accumulation,
+            checkpointing=args.checkpointing,
+            deepspeed=args.deepspeed,
         )
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    )
     if dist.get_rank() == 0:
         print(
             f"{size}: {table[0].parameters / 1e6:.0f} million parameters, "
             f"{dist.get_world_size()} x {device_name(device)}\n\n{as_markdown(table)}"
         )
         if args.json:
-            args.json.write_text(json.dumps([asdict(cost) for cost in table], indent=2))
+            write_text(args.json, json.dumps([asdict(cost) for cost in table], indent=2))
     dist.destroy_process_group()
     return 0
 

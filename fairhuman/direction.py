@@ -17,13 +17,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fairhuman.config import Config, load_config
-from fairhuman.errors import UserError
 from fairhuman.fairness.amortized import Watch
 from fairhuman.fairness.balancer import Balance, ExactBalancer, Sensitivity, of_gram
 from fairhuman.fairness.countsketch import CountSketch
 from fairhuman.fairness.forecast import Forecast
 from fairhuman.fairness.solve import Solver, cosine
-from fairhuman.runtime import init_distributed, quiet
+from fairhuman.runtime import exit_code, init_distributed, quiet
 
 RULES: tuple[Literal["calibrated", "ema", "stale"], ...] = ("calibrated", "ema", "stale")
 
@@ -154,17 +153,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     args = parser.parse_args(argv)
-    try:
+
+    def work() -> int:
         config = load_config(args.config, args.overrides)
         quiet()
         lines = compare(config, args.every or (2, 5, 10))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    if dist.get_rank() == 0:
-        print("\n".join(lines))
-    dist.destroy_process_group()
-    return 0
+        if dist.get_rank() == 0:
+            print("\n".join(lines))
+        dist.destroy_process_group()
+        return 0
+
+    return exit_code(work, "train.output_dir")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ FROZEN_BYTES = 2 * (123_060_480 + 694_659_840) + 4 * 83_653_863
 """Its text encoders in 16 bits and its VAE in float32, whole on every rank."""
 # Bytes per parameter. 8 bit: two scales per 256. Paged ones as if all were on the device, where
 # they are while there is room. Adafactor: of ZeRO's flat shards, the second moment is not factored.
-_MOMENTS = {
+MOMENT_BYTES = {
     "AdamW8bit": 2 + 8 / 256,
     "PagedAdamW8bit": 2 + 8 / 256,
     "AdamW": 8.0,
@@ -85,7 +85,7 @@ class Plan:
 
     def moment_bytes(self) -> float:
         """Return what the optimizer's moments of these take."""
-        return _MOMENTS[self.optimizer] * self.parameters / self.ranks
+        return MOMENT_BYTES[self.optimizer] * self.parameters / self.ranks
 
     def sum_bytes(self) -> float:
         """Return what BF16_Optimizer takes to keep a whole gradient in float32 between steps."""

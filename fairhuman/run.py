@@ -20,6 +20,7 @@ from fairhuman.closing import closing_lines
 from fairhuman.common.distributed import agreed, on_rank0
 from fairhuman.common.files import as_output_error
 from fairhuman.config import Config
+from fairhuman.disk_space import check_disk, sizes
 from fairhuman.ema import EMA
 from fairhuman.engine import check_engine, gathered, make_engine
 from fairhuman.environment import environment, write_environment
@@ -69,13 +70,14 @@ class Run:
         self.progress = start.progress
         self.samples = Samples(config)
         self._load_model(start)
+        room = self._check_disk()
         self._encode()
         self._make_step(start)
         self.validation = self._make_validation()
         self.pictures = SamplePictures(config, self.sdxl, self.method, self.samples.trained)
         self.batches = self.samples.steps(self.sdxl, self.progress)
         self._open_output(overrides)
-        self._say_where_from(start)
+        self._say_where_from(start, room)
 
     def _load_model(self, start: Start) -> None:
         """Load the base model, and what is trained of it; it must be the checkpoint's base."""
@@ -90,6 +92,10 @@ class Run:
             checkpoint.check_base(start.folder, start.manifest, self.base, start.setup)
         self.method.module.train()
         set_up(self.method.module, config.model)
+
+    def _check_disk(self) -> list[str]:
+        trained, final = sizes(self.method, self.config)
+        return on_rank0(lambda: check_disk(self.config, trained, final, self.progress.step))
 
     def _encode(self) -> None:
         """Fill data.cache, where there is one, after which training needs no encoders."""
@@ -129,11 +135,11 @@ class Run:
         board = trackers(self.output, self.config, start)
         self.log = Log(self.output, self.config.train.steps, start, self.names, board)
 
-    def _say_where_from(self, start: Start) -> None:
-        """Print what there is to know of the data and of the checkpoint."""
+    def _say_where_from(self, start: Start, room: Sequence[str]) -> None:
+        """Print what there is to know of the disk, the data and the checkpoint."""
         if not self.log:
             return
-        for line in self.samples.lines():
+        for line in (*room, *self.samples.lines()):
             self.log.say(line)
         folder, manifest = start.folder, start.manifest
         if not (folder and manifest):

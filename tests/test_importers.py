@@ -83,7 +83,7 @@ def test_coco_s_own_captions_file_works(coco: Path) -> None:
         ("captions.jsonl", "{}\n{}", "captions.jsonl:1: is not a JSON object with file_name"),
         ("annotations.json", "[]", "is not COCO-WholeBody's format"),
         ("annotations.json", "{", "cannot be read as JSON"),
-        ("annotations.json", '{"images": [{}], "annotations": []}', "format: KeyError('id')"),
+        ("annotations.json", '{"images": [{}], "annotations": []}', "format: images[0] lacks 'id'"),
         (
             "annotations.json",
             '{"images": [{"id": 1, "file_name": "../1.jpg"}], "annotations": []}',

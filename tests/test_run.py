@@ -19,7 +19,7 @@ from fairhuman.engine import _schedule, check_engine, make_optimizer
 from fairhuman.errors import ConfigError, DataError
 from fairhuman.log import keep_until
 from fairhuman.manifest import Progress, Setup
-from fairhuman.planning import _MOMENTS
+from fairhuman.planning import MOMENT_BYTES
 from fairhuman.validation import hold_out
 
 SETUP = Setup(2, 2, (), "fp32", "AdamW")
@@ -150,7 +150,7 @@ def test_adafactor_is_its_formula_and_does_not_hang_on_the_cut_into_shards() -> 
             optimizer.step()
         ends.append(torch.cat([shard.detach() for shard in shards]))
         sizes = sum(s["exp_avg_sq"].nbytes for s in optimizer.state.values())
-        assert sizes == 600 * _MOMENTS["Adafactor"]
+        assert sizes == 600 * MOMENT_BYTES["Adafactor"]
     assert torch.equal(*ends)
     torch.testing.assert_close(ends[0].double(), x, rtol=1e-5, atol=1e-6)
 

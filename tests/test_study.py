@@ -15,9 +15,10 @@ import torch
 import yaml
 from scipy import ndimage
 
+from fairhuman.common.lock import FolderLock
 from fairhuman.data.drawn import draw_people
 from fairhuman.data.records import load_records
-from fairhuman.errors import ConfigError, UserError
+from fairhuman.errors import ConfigError, OutputError, UserError
 from fairhuman.fairness.mpd import Status, solve_mpd
 from fairhuman.fairness.solve import Solver, cosine
 from fairhuman.kernels.bench.published import published_weights
@@ -65,6 +66,13 @@ def matrices(count: int, size: float) -> torch.Tensor:
     G = size * torch.randn(count, 3, 20, generator=rng, dtype=torch.float64) / math.sqrt(20)
     G *= torch.tensor([1.0, 0.2, 0.05])[:, None]  # as of a whole image, faces and hands
     return G @ G.mT
+
+
+def test_a_study_that_another_process_runs_is_refused(tmp_path: Path) -> None:
+    with FolderLock(tmp_path / "out", "study"):
+        with pytest.raises(OutputError, match=r"out: is in use by process \d+ on"):
+            study(plan(tmp_path))
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [".fairhuman.lock"]
 
 
 def test_the_published_solver_agrees_with_ours_where_gradients_are_of_size_one() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +82,11 @@ def add(commands: Any) -> None:
     inspect.add_argument("folder", type=Path, help="a data set")
     inspect.add_argument("--out", type=Path, default=Path("inspect.html"))
     inspect.add_argument("--resolution", type=int, help="default: 1024, or the config's")
+    inspect.add_argument(
+        "--model",
+        help="a folder in diffusers' layout, or a name on the hub: count the captions' tokens with "
+        "its tokenizers, as training does",
+    )
     inspect.add_argument("--limit", type=int, default=300, help="samples on the page")
     inspect.add_argument(
         "--train-view", action="store_true", help="show the samples as the trainer has them"
@@ -220,6 +226,7 @@ def _inspect(args: argparse.Namespace) -> int:
     from fairhuman.config import load_config
     from fairhuman.inspection.findings import KINDS
     from fairhuman.inspection.inspect import View, inspect, write_page
+    from fairhuman.models.captions import load_tokenizers
 
     for kind in args.allow:
         if kind not in KINDS:
@@ -231,6 +238,8 @@ def _inspect(args: argparse.Namespace) -> int:
         view = View.of(load_config(args.config, [f"data.root={args.folder}", *sized]), args.epoch)
     else:
         view = View.plain(args.folder, args.resolution or 1024)
+    if args.model:
+        view = replace(view, tokenizers=load_tokenizers(args.model))
     found = inspect(args.folder, view)
     write_page(found, args.out, args.limit)
     print(found.summary())

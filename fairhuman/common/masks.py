@@ -106,7 +106,9 @@ def _of_colour(pixels: Grey, labels: bool) -> Grey | None:
     share = level / np.float32(most)
     for channel in range(3):  # one by one, for memory
         if np.abs(pixels[..., channel] - share * colour[channel]).max() > 2 * NOISE:
-            raise ImageError(f"holds more than one colour on black: {_FIX}")
+            raise ImageError(
+                f"holds more than one colour on black (JPEG makes several of one at edges): {_FIX}"
+            )
     if labels and len(np.unique(level[level > 0])) > 1:
         raise ImageError(f"its palette gives it more than one colour on black: {_FIX}")
     return (share * 255).round().clip(0, 255).astype(np.uint8)

@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from fairhuman.common.files import replacing
 from fairhuman.common.images import ImageError, open_image, open_mask
 from fairhuman.data.regions import Annotation, Box
 from fairhuman.errors import DataError
@@ -376,9 +377,14 @@ def load_records(
 
 
 def write_metadata(root: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write metadata.jsonl whole or not at all."""
-    aside = root / f"{METADATA}.partial"
-    with aside.open("w", encoding="utf-8") as lines:
+    """Write metadata.jsonl whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with (
+        replacing(root / METADATA, sync=False) as aside,
+        aside.open("w", encoding="utf-8") as lines,
+    ):
         for row in rows:
             lines.write(json.dumps(row, ensure_ascii=False) + "\n")
-    os.replace(aside, root / METADATA)

@@ -37,6 +37,10 @@ def parse_fields(texts: Sequence[str]) -> dict[str, str]:
             raise UserError(
                 f"--meta {text!r}: is written key=value; keys are {', '.join(SETTABLE)}"
             )
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"--meta {text!r}: is not UTF-8, as the file's header is") from None
         fields[key] = value
     return fields
 

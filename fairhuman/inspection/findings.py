@@ -26,6 +26,7 @@ KINDS = {
     "overlap": "a region is annotated twice",
     "enlarged": "image is enlarged more than 8 times",
     "caption": "caption is missing or holds control characters",
+    "long": "caption is longer than what is read of it",
     "cut": "region is cut by the crop",
     "none": "no face and no hand",
 }
@@ -112,6 +113,15 @@ def caption_findings(caption: str) -> list[Finding]:
         codes = ", ".join(f"U+{ord(char):04X}" for char in sorted(found)[:5])
         return [Finding("caption", f"the caption holds control characters: {codes}")]
     return []
+
+
+def long_caption(tokens: int, read: int) -> list[Finding]:
+    """Return a finding where a caption has more tokens than are read."""
+    if tokens <= read:
+        return []
+    return [
+        Finding("long", f"the caption has {tokens} tokens, of which {read} are read: shorten it")
+    ]
 
 
 def _enlarged(placement: Placement) -> list[Finding]:

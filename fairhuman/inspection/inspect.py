@@ -23,10 +23,17 @@ from fairhuman.data.records import Entry, Problem, Record, check_entries, read_e
 from fairhuman.data.transform import Placement
 from fairhuman.errors import DataError, UserError
 from fairhuman.inspection import duplicates
-from fairhuman.inspection.findings import Finding, caption_findings, measure, unannotated
+from fairhuman.inspection.findings import (
+    Finding,
+    caption_findings,
+    long_caption,
+    measure,
+    unannotated,
+)
 from fairhuman.inspection.page import render
 from fairhuman.inspection.pictures import annotated, data_uri, trained
 from fairhuman.inspection.samples import Inspection, Sample
+from fairhuman.models.captions import Tokenizers, room, token_counts
 
 REGIONS = ("face", "hand")
 CELL = 8
@@ -43,6 +50,10 @@ class View:
     epoch: int = 0
     train_view: bool = False
     """Show what the trainer's own data set gives instead of the stored images."""
+    tokenizers: Tokenizers | None = None
+    """The model's, to count the tokens of captions."""
+    chunks: int = 1
+    """Of 75 tokens each, in which a caption is read."""
 
     @classmethod
     def plain(cls, root: Path, resolution: int) -> View:
@@ -55,7 +66,14 @@ class View:
     def of(cls, config: Config, epoch: int) -> View:
         """Return the trainer's view under a config, in an epoch."""
         regions = tuple(config.objectives.regions)
-        return cls(config.data, regions, config.train.seed, epoch, train_view=True)
+        return cls(
+            config.data,
+            regions,
+            config.train.seed,
+            epoch,
+            train_view=True,
+            chunks=config.model.most_chunks,
+        )
 
 
 def inspect(root: Path, view: View) -> Inspection:
@@ -78,6 +96,7 @@ def inspect(root: Path, view: View) -> Inspection:
         row = {ours: rows.get(entry.id, {}).get(columns.get(ours, ours)) for ours in _keys(view)}
         look.sample.findings += unannotated(row, view.regions)
         look.sample.findings += caption_findings(entry.text)
+    _mark_long(looked, [entry.text for entry in entries], view)
     _mark_duplicates(looked)
     samples = [look.sample for look in looked]
     for problem in problems:
@@ -142,6 +161,14 @@ def _as_trained(record: Record, view: View) -> str:
     assert batch.pixels is not None  # without a cache
     masks = {region: batch.masks[0, i].numpy() for i, region in enumerate(view.regions)}
     return data_uri(trained(batch.pixels[0].numpy(), masks))
+
+
+def _mark_long(looked: Sequence[_Look], texts: Sequence[str], view: View) -> None:
+    if view.tokenizers is None:
+        return
+    read = room(view.tokenizers, view.chunks)
+    for look, tokens in zip(looked, token_counts(view.tokenizers, texts), strict=True):
+        look.sample.findings += long_caption(tokens, read)
 
 
 def _mark_duplicates(looked: Sequence[_Look]) -> None:

@@ -15,19 +15,25 @@ from typing import Any
 
 from fairhuman.data.importers.common import (
     Imported,
+    at,
     check_out,
     coco_captions,
     counts,
     inside,
+    listed,
     numbers,
     read_json,
     write_data_set,
 )
 from fairhuman.data.importers.orientation import Shape, Size, in_stored_pixels, read_shape
 from fairhuman.data.json_text import short
+from fairhuman.data.records import Problem
 from fairhuman.errors import DataError
 
 PARTS = {"faces": ("face",), "hands": ("lefthand", "righthand")}
+
+_Person = tuple[str, dict[str, Any]]
+"""Where in the file, and what it says."""
 
 
 def import_coco_wholebody(
@@ -50,57 +56,73 @@ def import_coco_wholebody(
     """
     check_out(out, images)
     tree = _read(annotations)
-    persons: dict[int, list[dict[str, Any]]] = defaultdict(list)
     try:
-        for person in tree["annotations"]:
-            persons[person["image_id"]].append(person)
-        listed = _listed(tree["images"])
-        declared = {image["id"]: _declared(image) for image in tree["images"]}
-        there = {key: name for key, name in sorted(listed.items()) if _is_file(images / name)}
-        texts = coco_captions(captions, listed) if captions else dict.fromkeys(listed.values(), "")
-        shapes = {key: _shape(images / name, declared[key]) for key, name in there.items()}
-        stored = in_stored_pixels(
-            list(shapes.values()), [declared[key] for key in shapes], habit=True
-        )
-        rows: list[dict[str, Any]] = []
-        for (key, name), turn in zip(there.items(), stored, strict=True):
-            if name not in texts:
-                raise DataError(f"{captions}: has no caption for {name}")
-            boxes = _boxes(persons[key], shapes[key], turn)
-            rows.append({"file_name": name, "text": texts[name], **boxes})
-    except (KeyError, TypeError) as error:
-        raise DataError(
-            f"{annotations}: is not COCO-WholeBody's format: {type(error).__name__}({error})"[:300]
-        ) from None
+        persons = _persons(tree)
+        names, declared = _names(tree)
     except ValueError as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{annotations}: {error}") from None
-    missing = len(listed) - len(there)
+        raise DataError(f"{annotations}: is not COCO-WholeBody's format: {error}") from None
+    there = {key: name for key, name in names.items() if _is_file(images / name)}
+    texts = coco_captions(captions, names) if captions else dict.fromkeys(names.values(), "")
+    shapes = {key: _shape(images / name, declared[key]) for key, name in there.items()}
+    stored = in_stored_pixels(list(shapes.values()), [declared[key] for key in shapes], habit=True)
+    rows: list[dict[str, Any]] = []
+    for (key, name), turn in zip(there.items(), stored, strict=True):
+        if name not in texts:
+            raise DataError(f"{captions}: has no caption for {name}")
+        try:
+            boxes = _boxes(persons[key], shapes[key], turn)
+        except ValueError as error:
+            raise DataError(f"{annotations}: {error}") from None
+        rows.append({"file_name": name, "text": texts[name], **boxes})
+    missing = len(names) - len(there)
+    strangers = sum(len(of) for key, of in persons.items() if key not in names)
+    stray = Problem(str(annotations), f"{strangers} annotations of images it does not list")
     if not rows:
         raise DataError(f"{images}: holds none of the {missing} images that {annotations} names")
     write_data_set(out, images, rows)
-    return counts(rows, missing=missing)
+    return counts(rows, missing=missing, left_out=[stray] if strangers else [])
 
 
-def _listed(images: list[dict[str, Any]]) -> dict[int, str]:
-    """Return the images' file names by id."""
-    listed: dict[int, str] = {}
-    for image in images:
-        key, given = image["id"], image["file_name"]
-        if not isinstance(given, str) or not given:
-            raise ValueError(f"file_name {short(given)}: must be text")
-        path = PurePosixPath(given)
-        if path.is_absolute() or ".." in path.parts:
-            raise ValueError(f"file_name {short(given)} leads out of the folder")
-        if key in listed:
-            raise ValueError(f"two images have the id {short(key)}")
-        listed[key] = str(path)
-    names = sorted(listed.values())
-    twice = next((a for a, b in pairwise(names) if a == b), None)
+def _persons(tree: dict[str, Any]) -> dict[Any, list[_Person]]:
+    """Return the persons of each image, by its id."""
+    found: dict[Any, list[_Person]] = defaultdict(list)
+    for number, person in enumerate(listed(tree, "annotations")):
+        place = f"annotations[{number}]"
+        with at(place):
+            found[_id(person["image_id"])].append((place, person))
+    return found
+
+
+def _names(tree: dict[str, Any]) -> tuple[dict[Any, str], dict[Any, Size | None]]:
+    """Return the images' file names and their declared sizes, by id, in the order of the ids."""
+    names: dict[Any, str] = {}
+    declared: dict[Any, Size | None] = {}
+    for number, image in enumerate(listed(tree, "images")):
+        with at(f"images[{number}]"):
+            key, name = _id(image["id"]), _file_name(image["file_name"])
+            if key in names:
+                raise ValueError(f"an image before it has the id {short(key)} too")
+            names[key], declared[key] = name, _declared(image)
+    twice = next((a for a, b in pairwise(sorted(names.values())) if a == b), None)
     if twice is not None:
         raise ValueError(f"two images have the file_name {short(twice)}")
-    return listed
+    ordered = sorted(names, key=lambda key: (isinstance(key, str), key))
+    return {key: names[key] for key in ordered}, declared
+
+
+def _id(value: Any) -> int | str:
+    if type(value) not in (int, str):
+        raise ValueError(f"the image's id is {short(value)}: must be a whole number or text")
+    return value
+
+
+def _file_name(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"file_name {short(value)}: must be text")
+    path = PurePosixPath(value)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"file_name {short(value)} leads out of the folder")
+    return str(path)
 
 
 def _declared(image: dict[str, Any]) -> Size | None:
@@ -109,8 +131,7 @@ def _declared(image: dict[str, Any]) -> Size | None:
         return None
     if not all(type(side) is int and side > 0 for side in (width, height)):
         raise ValueError(
-            f"image {short(image['file_name'])}: width {short(width)} and height {short(height)} "
-            "must be whole numbers above 0"
+            f"width {short(width)} and height {short(height)} must be whole numbers above 0"
         )
     return (width, height)
 
@@ -121,7 +142,8 @@ def _shape(path: Path, declared: Size | None) -> Shape:
         assert declared is not None
         raise DataError(
             f"{path}: is {shape.stored[0]} x {shape.stored[1]} px, and its annotations are for "
-            f"{declared[0]} x {declared[1]}: give the images that were annotated"
+            f"{short(declared[0], 20)} x {short(declared[1], 20)}: give the images that were "
+            "annotated"
         )
     return shape
 
@@ -133,30 +155,37 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _boxes(persons: list[dict[str, Any]], shape: Shape, turn: bool) -> dict[str, list[list[float]]]:
+def _boxes(persons: list[_Person], shape: Shape, turn: bool) -> dict[str, list[list[float]]]:
     found: dict[str, list[list[float]]] = {key: [] for key in PARTS}
-    for person in persons:
-        if person.get("iscrowd"):
-            continue
-        for key, parts in PARTS.items():
-            for part in parts:
-                if not _valid(person, part):
-                    continue
-                box = numbers(person[f"{part}_box"], f"{part}_box", 4)
-                # Cut before it is turned: a box far outside would lose its digits.
-                cut = inside(box, shape.stored if turn else shape.upright)
-                if cut:
-                    found[key].append(shape.turned_box(cut) if turn else cut)
-    return {
-        key: [[round(value, 2) for value in box] for box in boxes] for key, boxes in found.items()
-    }
+    for place, person in persons:
+        with at(place):
+            if _flag("iscrowd", person.get("iscrowd", 0)):
+                continue
+            for key, parts in PARTS.items():
+                boxes = [
+                    _box(person, part, shape, turn) for part in parts if _is_valid(person, part)
+                ]
+                found[key] += [box for box in boxes if box]
+    return found
 
 
-def _valid(person: dict[str, Any], part: str) -> bool:
-    valid = person[f"{part}_valid"]
-    if valid not in (0, 1):  # as numbers or as booleans
-        raise ValueError(f"{part}_valid = {short(valid)}: must be true or false")
-    return bool(valid)
+def _box(person: dict[str, Any], part: str, shape: Shape, turn: bool) -> list[float] | None:
+    box = numbers(person[f"{part}_box"], f"{part}_box", 4)
+    # Cut before it is turned: a box far outside would lose its digits.
+    cut = inside(box, shape.stored if turn else shape.upright)
+    if cut is None:
+        return None
+    return [round(value, 2) for value in (shape.turned_box(cut) if turn else cut)]
+
+
+def _is_valid(person: dict[str, Any], part: str) -> bool:
+    return _flag(f"{part}_valid", person[f"{part}_valid"])
+
+
+def _flag(key: str, value: Any) -> bool:
+    if value not in (0, 1):  # as numbers or as booleans
+        raise ValueError(f"{key} = {short(value)}: must be true or false")
+    return bool(value)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fairhuman.annotation.geometry import clip
-from fairhuman.common.files import reason
+from fairhuman.common.files import first_line, reason
 from fairhuman.data.captions import CaptionFiles
 from fairhuman.data.folder import find_images
 from fairhuman.data.json_text import JsonError, parse, parse_lines, short
@@ -123,6 +123,41 @@ def counts(rows: Sequence[Mapping[str, Any]], **more: Any) -> Imported:
     """Return what rows hold, with further fields of `Imported`."""
     faces, hands = (sum(len(row.get(key, ())) for row in rows) for key in ("faces", "hands"))
     return Imported(len(rows), faces, hands, **more)
+
+
+@contextmanager
+def at(place: str) -> Iterator[None]:
+    """Say of what a JSON tree lacks, or has of another type, where in the tree it is.
+
+    Args:
+        place: such as "annotations[3]".
+
+    Raises:
+        ValueError: the body met something that is not as the format has it; one line.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except KeyError as error:
+        raise ValueError(f"{place} lacks {short(error.args[0])}") from None
+    except (TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{place}: {first_line(error)[:200]}") from None
+
+
+def listed(tree: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    """Return the objects that a JSON tree has under a key.
+
+    Raises:
+        ValueError: it has no list of objects there.
+    """
+    items = tree.get(key)
+    if not isinstance(items, list):
+        raise ValueError(f"{key}: must be a list of objects")
+    for number, item in enumerate(items):
+        if not isinstance(item, dict):
+            raise ValueError(f"{key}[{number}]: is {short(item)}, not an object")
+    return items
 
 
 def inside(box: Sequence[float], size: tuple[int, int]) -> list[float] | None:
@@ -262,9 +297,11 @@ def coco_captions(path: Path, names: Mapping[int, str]) -> dict[str, str]:
         return caption_lines(path)
     found: dict[str, str] = {}
     try:
-        for caption in tree["annotations"]:
-            if caption["image_id"] in names:
-                found.setdefault(names[caption["image_id"]], caption["caption"].strip())
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: is not COCO's captions format: {short(error)}") from None
+        for number, caption in enumerate(listed(tree, "annotations")):
+            with at(f"annotations[{number}]"):
+                key, text = caption["image_id"], caption["caption"].strip()
+                if key in names:
+                    found.setdefault(names[key], text)
+    except ValueError as error:
+        raise DataError(f"{path}: is not COCO's captions format: {error}") from None
     return found

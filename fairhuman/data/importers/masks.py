@@ -164,12 +164,12 @@ def _masks(
 
 def _checked(path: Path, image: Path, name: str, region: str, shape: Shape, invert: bool) -> _Mask:
     """Return a mask; refuse it where it does not fit its image."""
-    if path.samefile(image):
-        raise DataError(f"{path}: is the image itself, not its mask")
     try:
         mask = open_mask(path)
     except ImageError as error:
         raise DataError(f"{path}: {error}") from None
+    if path.samefile(image):
+        raise DataError(f"{path}: is the image itself, not its mask")
     own = read_shape(path).orientation != 1
     if mask.size != shape.upright and (own or mask.size != shape.stored):
         raise DataError(

@@ -13,6 +13,7 @@ read; where the canvas has the shape of the image as it is stored, they are turn
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,19 @@ from fairhuman.annotation.geometry import around
 from fairhuman.data.importers.common import (
     FAR,
     Imported,
+    at,
     check_out,
     counts,
     images_by_stem,
     inside,
+    listed,
     numbers,
     read_json,
     texts,
     write_data_set,
 )
 from fairhuman.data.importers.orientation import Shape, in_stored_pixels, read_shape
+from fairhuman.data.json_text import short
 from fairhuman.errors import DataError
 
 # Where COCO-WholeBody's 133 keypoints hold a face and the two hands.
@@ -42,6 +46,8 @@ OPENPOSE = {
     "left": "hand_left_keypoints_2d",
     "right": "hand_right_keypoints_2d",
 }
+# What the list of people is called.
+_PEOPLE = ("people", "instances", "instance_info", "predictions")
 PARTS = {"faces": ("face",), "hands": ("left", "right")}
 
 # Fewer sure keypoints than these say where a corner of a face or hand is, not where it is.
@@ -146,18 +152,20 @@ def _people(path: Path) -> tuple[tuple[float, float] | None, list[dict[str, Poin
                 tree = tree[0]
             elif all(isinstance(item, dict) and "keypoints" in item for item in tree):
                 tree = {"instances": tree}
-        people = next(
-            tree[key]
-            for key in ("people", "instances", "instance_info", "predictions")
-            if key in tree
-        )
-        sides = (tree.get("canvas_width"), tree.get("canvas_height"))
-        return _canvas(sides), [_parts(person) for person in people]
-    except (StopIteration, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        detail = f": {str(error)[:120]}" if str(error) else ""
+        if not isinstance(tree, dict):
+            raise ValueError(f"it holds {short(tree)}, not an object")
+        key = next((key for key in _PEOPLE if key in tree), None)
+        if key is None:
+            raise ValueError(f"it has none of {', '.join(_PEOPLE)}")
+        people = []
+        for number, person in enumerate(listed(tree, key)):
+            with at(f"{key}[{number}]"):
+                people.append(_parts(person))
+        return _canvas((tree.get("canvas_width"), tree.get("canvas_height"))), people
+    except ValueError as error:
         raise DataError(
             f"{path}: holds no keypoints of OpenPose (`people`) or of COCO-WholeBody "
-            f"(`keypoints`, 133 of them){detail}"
+            f"(`keypoints`, 133 of them): {error}"
         ) from None
 
 
@@ -178,22 +186,39 @@ def _parts(person: dict[str, Any]) -> dict[str, Points]:
         return {part: points[place] for part, place in WHOLEBODY.items()}
     if not any(key in person for key in (*OPENPOSE.values(), "pose_keypoints_2d")):
         raise ValueError("a person has none of OpenPose's keys")
-    return {part: _points(person[key]) for part, key in OPENPOSE.items() if person.get(key)}
+    return {
+        part: _points(person[key], key=key) for part, key in OPENPOSE.items() if person.get(key)
+    }
 
 
-def _points(values: Any, scores: Any = None) -> Points:
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim == 1:
+def _points(values: Any, scores: Any = None, key: str = "keypoints") -> Points:
+    array = _array(values, key)
+    if array.ndim == 1 and len(array) % 3 == 0:
         array = array.reshape(-1, 3)
     if array.ndim != 2 or array.shape[1] not in (2, 3):
-        raise ValueError(f"keypoints of shape {array.shape}")
+        raise ValueError(f"{key}: has the shape {list(array.shape)}, not [N, 3]")
     if (np.abs(array[np.isfinite(array)]) > FAR).any():
-        raise ValueError("a keypoint is in no picture")
+        raise ValueError(f"{key}: a keypoint is in no picture")
     if scores is not None:
-        return np.column_stack([array[:, :2], np.asarray(scores, dtype=np.float64)])
+        found = _array(scores, "keypoint_scores")
+        if found.shape != (len(array),):
+            raise ValueError(f"keypoint_scores: has the shape {list(found.shape)}")
+        return np.column_stack([array[:, :2], found])
     if array.shape[1] == 2:
         return np.column_stack([array, np.ones(len(array))])
     return array
+
+
+def _array(values: Any, key: str) -> NDArray[np.float64]:
+    """Return nested lists of numbers as an array; null, as some tools write it, is NaN."""
+    flat = values
+    while isinstance(flat, list) and flat and isinstance(flat[0], list):
+        flat = list(chain.from_iterable(row if isinstance(row, list) else [row] for row in flat))
+    if not isinstance(flat, list) or not all(
+        value is None or type(value) in (int, float) for value in flat
+    ):
+        raise ValueError(f"{key}: must be a list of numbers")  # numpy would read text as numbers
+    return np.asarray(values, dtype=np.float64)
 
 
 def _box(points: Points, least: int, confidence: float, shape: Shape) -> list[float] | None:
