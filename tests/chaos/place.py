@@ -59,6 +59,9 @@ class Job(Protocol):
     def printed(self) -> str:
         """Return what all have printed."""
 
+    def close(self) -> None:
+        """Remove what it has printed; it has ended."""
+
 
 class Forked:
     """Ranks without a launcher, in a process group of their own."""
@@ -99,6 +102,10 @@ class Forked:
     def printed(self) -> str:
         return "\n".join(rank.printed() for rank in self.ranks)
 
+    def close(self) -> None:
+        for rank in self.ranks:
+            rank.wait()
+
 
 class Launched:
     """Ranks of `deepspeed fairhuman/train.py …`, as a user starts them."""
@@ -131,6 +138,9 @@ class Launched:
 
     def printed(self) -> str:
         return self._log.read_text(errors="replace")
+
+    def close(self) -> None:
+        self.launcher.wait()
 
 
 @dataclass
@@ -192,15 +202,24 @@ class Place:
 
     def start(self, descriptors: int | None = None) -> Forked:
         """Start the ranks without a launcher."""
+        self._forget()
         job = Forked(self._words(), self._root / "phase", descriptors)
         self.jobs.append(job)
         return job
 
     def launch(self) -> Launched:
         """Start DeepSpeed's launcher."""
+        self._forget()
         job = Launched(self._words(), self.config, self._root / "launched.log")
         self.jobs.append(job)
         return job
+
+    def _forget(self) -> None:
+        """Forget jobs without a process: their numbers may be given to others."""
+        over = [job for job in self.jobs if not job.family()]
+        for job in over:
+            job.close()
+            self.jobs.remove(job)
 
     def _words(self) -> list[str]:
         return ["--config", str(self.config)]
@@ -237,6 +256,7 @@ class Place:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(left, timeout=30)
+        self._forget()
         return bool(left)
 
     def _left(self) -> list[psutil.Process]:

@@ -64,7 +64,7 @@ def terminate(scene: Scene, rank: int | None, phase: str | None = None) -> Probl
     running = job.phase() not in ("", "start")
     job.send(signal.SIGTERM, rank)
     problems = _ends(scene, job)
-    if running and any(job.codes()):
+    if running and any(job.codes()) and "Done:" not in job.printed():
         problems.append(f"exit codes {job.codes()} after SIGTERM: {_tail(job)}")
     return problems + (_unsaved(scene) if running else [])
 
