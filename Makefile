@@ -33,8 +33,10 @@ demo: $(STAMP)
 	PATH="$(abspath $(BIN)):$$PATH" DS_ACCELERATOR=cpu deepspeed --quiet --num_accelerators 2 \
 		fairhuman/train.py --config configs/demo.yaml
 
+# One worker per core; a file's tests stay together, for they share runs.
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 # Each file reads FUZZ_EXAMPLES and FUZZ_SEED; what failed is kept in .hypothesis/, and is tried
 # first in the next run.

@@ -96,7 +96,7 @@ def save(
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
 
-    def write_own(failed: list[Exception]) -> dict[str, str]:
+    def write_own(failed: list[Exception]) -> None:
         with writes():
             if failed:
                 raise failed[0]
@@ -108,7 +108,9 @@ def save(
                     torch.save(balancer, aside / _BALANCER)
                 if config:
                     config.save(aside / CONFIG)
-            # Its own files are still in this machine's memory.
+
+    def digest_own() -> dict[str, str]:
+        with writes():  # its own files, which are still in this machine's memory
             return digests(aside, _own_files(aside, dist.get_rank()))
 
     def finish(found: Mapping[str, str]) -> None:
@@ -134,7 +136,10 @@ def save(
             engine.save_checkpoint(
                 str(aside), tag=_TAG, save_latest=False, exclude_frozen_parameters=True
             )
-        mine = agreed(lambda: write_own(failed))
+        agreed(lambda: write_own(failed))
+        # Only when all have written: safetensors writes to a file of a passing name first, which
+        # another rank would take for its own.
+        mine = agreed(digest_own)
         parts: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(parts, mine)
         on_rank0(lambda: finish({name: value for part in parts for name, value in part.items()}))

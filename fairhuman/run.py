@@ -9,27 +9,24 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from PIL import Image
 
 from fairhuman import checkpoint
+from fairhuman.closing import closing_lines
 from fairhuman.common.distributed import agreed, on_rank0
-from fairhuman.common.files import as_output_error, replacing
-from fairhuman.common.images import open_image
+from fairhuman.common.files import as_output_error
 from fairhuman.config import Config
-from fairhuman.data.records import Record
-from fairhuman.data.transform import Placement
 from fairhuman.ema import EMA
 from fairhuman.engine import check_engine, gathered, make_engine
 from fairhuman.environment import environment, write_environment
 from fairhuman.errors import ConfigError, OutputError, UserError
 from fairhuman.export.card import write_card
 from fairhuman.fairness.balancer import Balancer
-from fairhuman.log import METRICS, Log
+from fairhuman.log import Log
 from fairhuman.manifest import Best, Manifest, Progress
 from fairhuman.models.check import check_model
 from fairhuman.models.method import frozen_digest, make_method, save
@@ -37,18 +34,18 @@ from fairhuman.models.schedule import zero_terminal_snr
 from fairhuman.models.sdxl import SDXL
 from fairhuman.models.speed import check_speed, set_up
 from fairhuman.output import check_cache, check_writable
-from fairhuman.pictures import draw, grid
-from fairhuman.report import REPORT, write_report
+from fairhuman.report import write_report
 from fairhuman.reshard import UNFIT
 from fairhuman.resume import FINAL, Start, find_start
 from fairhuman.runtime import Stop
+from fairhuman.sample_pictures import FOLDER as SAMPLES
+from fairhuman.sample_pictures import SamplePictures
 from fairhuman.samples import Samples
 from fairhuman.step import Denoising, TrainingStep, make_balancer
 from fairhuman.tracking import check_tracking, trackers
 from fairhuman.validation import Validation
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-SAMPLES = "samples"
 
 
 class Run:
@@ -61,75 +58,95 @@ class Run:
         overrides: Sequence[str] = (),
         start: Start | None = None,
     ) -> None:
-        train = config.train
         self.config = config
         self.device = device
-        self.output = Path(train.output_dir)
+        self.output = Path(config.train.output_dir)
         self.first = dist.get_rank() == 0
         self.failed: Exception | None = None
         """What went wrong on this rank in a step; the step's end tells all."""
-        on_rank0(functools.partial(check_writable, self.output))
-        if config.data.cache:
-            check_cache(Path(config.data.cache))
-        check_engine(config)
-        agreed(lambda: check_model(config.model))
-        on_rank0(functools.partial(check_tracking, config))
+        _check_before_loading(config)
         start = start or find_start(config)
-        found, manifest, setup = start.folder, start.manifest, start.setup
         self.progress = start.progress
         self.samples = Samples(config)
+        self._load_model(start)
+        self._encode()
+        self._make_step(start)
+        self.validation = self._make_validation()
+        self.pictures = SamplePictures(config, self.sdxl, self.method, self.samples.trained)
+        self.batches = self.samples.steps(self.sdxl, self.progress)
+        self._open_output(overrides)
+        self._say_where_from(start)
 
-        check_speed(config.model, DTYPES[train.precision], device)
-        sdxl = agreed(lambda: SDXL.load(config.model, DTYPES[train.precision], device))
+    def _load_model(self, start: Start) -> None:
+        """Load the base model, and what is trained of it; it must be the checkpoint's base."""
+        config, dtype = self.config, DTYPES[self.config.train.precision]
+        check_speed(config.model, dtype, self.device)
+        self.sdxl = agreed(lambda: SDXL.load(config.model, dtype, self.device))
         if config.noise.zero_terminal_snr:
-            zero_terminal_snr(sdxl)
-        self.sdxl = sdxl
-        self.method = agreed(lambda: make_method(sdxl, config.model, train.seed))
+            zero_terminal_snr(self.sdxl)
+        self.method = agreed(lambda: make_method(self.sdxl, config.model, config.train.seed))
         self.base = frozen_digest(self.method.module)
+        if start.folder and start.manifest:
+            checkpoint.check_base(start.folder, start.manifest, self.base, start.setup)
         self.method.module.train()
         set_up(self.method.module, config.model)
-        self.samples.encode(sdxl, self.progress, _say if self.first else None)
-        if config.data.cache:
-            sdxl.move_encoders(torch.device("cpu"))  # until samples are drawn
+
+    def _encode(self) -> None:
+        """Fill data.cache, where there is one, after which training needs no encoders."""
+        self.samples.encode(self.sdxl, self.progress, _say if self.first else None)
+        if self.config.data.cache:
+            self.sdxl.move_encoders(torch.device("cpu"))  # until samples are drawn
+
+    def _make_step(self, start: Start) -> None:
+        """Make the engine, the moving average and the balancer, as they were in the checkpoint."""
+        config, folder = self.config, start.folder
         self.engine = make_engine(config, self.method.module)
         # Its contents were compared with their digests when it was chosen.
-        resharded = checkpoint.load(self.engine, found, verify=False) if found else False
-        if found and manifest:
-            checkpoint.check_base(found, manifest, self.base, setup)
-        self.ema, averaged = _average(self.engine, train.ema_decay, found)
-        denoising = Denoising(sdxl, config, device)
-        self.step = TrainingStep(self.engine, denoising, make_balancer(config, self.engine))
-        if found and start.keeps_balance:
-            agreed(functools.partial(_restore_balancer, self.step.balancer, found))
-        self.validation = None
-        if self.samples.held_out:
-            measured = self.samples.measured(sdxl)
-            self.validation = Validation(measured, denoising, train.batch_size)
-        self.names = denoising.objectives.names
-        self.examples = agreed(lambda: _examples(self.samples.trained, config))
+        self._resharded = bool(folder and checkpoint.load(self.engine, folder, verify=False))
+        self.ema, self._averaged_before = _average(self.engine, config.train.ema_decay, folder)
+        self.denoising = Denoising(self.sdxl, config, self.device)
+        self.names = self.denoising.objectives.names
         self.global_batch = self.samples.global_batch
-        self.batches = self.samples.steps(sdxl, self.progress)
-        made_with = environment(device, overrides, self.progress.step)
-        on_rank0(functools.partial(_start_output, self.output, config, made_with))
+        self.step = TrainingStep(self.engine, self.denoising, make_balancer(config, self.engine))
+        if folder and start.keeps_balance:
+            agreed(functools.partial(_restore_balancer, self.step.balancer, folder))
+
+    def _make_validation(self) -> Validation | None:
+        if not self.samples.held_out:
+            return None
+        measured = self.samples.measured(self.sdxl)
+        return Validation(measured, self.denoising, self.config.train.batch_size)
+
+    def _open_output(self, overrides: Sequence[str]) -> None:
+        """Write the run's first files and open its log, on rank 0."""
+        made_with = environment(self.device, overrides, self.progress.step)
+        on_rank0(functools.partial(_start_output, self.output, self.config, made_with))
         self.log: Log | None = None
         on_rank0(self._start_log)
-        if self.log:
-            for line in self.samples.lines():
-                self.log.say(line)
-        if found and manifest and self.log:
-            self.log.say(f"resumed from {found} at step {self.progress.step}")
-            for line in start.lines:
-                self.log.say(line)
-            if resharded:
-                self.log.say(f"resharded: it was made by {manifest.setup}; this run has {setup}")
-            if self.ema and not averaged:
-                self.log.say(f"{found} holds no moving average: it starts from the weights there")
-            self._report_batch(manifest)
 
     def _start_log(self) -> None:
         start = self.progress.step
         board = trackers(self.output, self.config, start)
         self.log = Log(self.output, self.config.train.steps, start, self.names, board)
+
+    def _say_where_from(self, start: Start) -> None:
+        """Print what there is to know of the data and of the checkpoint."""
+        if not self.log:
+            return
+        for line in self.samples.lines():
+            self.log.say(line)
+        folder, manifest = start.folder, start.manifest
+        if not (folder and manifest):
+            return
+        self.log.say(f"resumed from {folder} at step {self.progress.step}")
+        for line in start.lines:
+            self.log.say(line)
+        if self._resharded:
+            made, setup = manifest.setup, start.setup
+            self.log.say(f"resharded: it was made by {made}; this run has {setup}")
+        if self.ema and not self._averaged_before:
+            self.log.say(f"{folder} holds no moving average: it starts from the weights there")
+        self._report_batch(manifest)
 
     def due(self, every: int, step: int) -> bool:
         """Return whether something that comes every so many steps, and at the end, is due."""
@@ -206,7 +223,7 @@ class Run:
         on_rank0(self._close_log)
         on_rank0(functools.partial(write_report, self.output))
         if self.first and problem is None:
-            print("\n".join(_where_to_look(self.config, done, progress, stop)))
+            print("\n".join(closing_lines(self.config, done, progress, stop)))
         dist.barrier()
         dist.destroy_process_group()
         if problem:
@@ -257,23 +274,7 @@ class Run:
             on_rank0(functools.partial(self._save_samples, step))
 
     def _save_samples(self, step: int) -> None:
-        with self.sdxl.encoders_on(self.device):
-            pictures = self._quietly(
-                lambda: draw(
-                    self.method.pipeline,
-                    [example.prompt for example in self.examples],
-                    controls=[example.control for example in self.examples if example.control],
-                    seed=self.config.train.seed,
-                    size=self.config.data.resolution,
-                    guidance=self.config.train.sample_guidance,
-                    least_chunks=self.sdxl.chunks,
-                    most_chunks=self.sdxl.most_chunks,
-                )
-            )
-        sheet = grid(pictures)
-        path = self.output / SAMPLES / f"step-{step:08d}.png"
-        with replacing(path, sync=False) as aside:
-            sheet.save(aside, "png")
+        sheet = self._quietly(lambda: self.pictures.write(self.output, step, self.device))
         if self.log:
             self.log.picture("samples", np.asarray(sheet), step)
 
@@ -285,6 +286,16 @@ class Run:
                 "train.batch_size x train.gradient_accumulation); the data go on from sample "
                 f"{self.progress.samples_seen}"
             )
+
+
+def _check_before_loading(config: Config) -> None:
+    """Check all that can be checked before a model, a data set or a checkpoint is read."""
+    on_rank0(functools.partial(check_writable, Path(config.train.output_dir)))
+    if config.data.cache:
+        check_cache(Path(config.data.cache))
+    check_engine(config)
+    agreed(lambda: check_model(config.model))
+    on_rank0(functools.partial(check_tracking, config))
 
 
 def _average(engine: Any, decay: float | None, found: Path | None) -> tuple[EMA | None, bool]:
@@ -316,69 +327,6 @@ def _start_output(output: Path, config: Config, made_with: dict[str, Any]) -> No
         (output / SAMPLES).mkdir(parents=True, exist_ok=True)
         config.save(output / "config.yaml")
     write_environment(output, made_with)
-
-
-class _Example(NamedTuple):
-    """What a sample picture is drawn from."""
-
-    prompt: str
-    control: Image.Image | None
-
-
-def _examples(records: Sequence[Record], config: Config, count: int = 4) -> list[_Example]:
-    """Return the prompts, or captions from all over the data, and control images from there."""
-    prompts = config.train.sample_prompts
-    count = len(prompts) or min(count, len(records))
-    places = np.linspace(0, len(records) - 1, count).astype(int)
-    size = (config.data.resolution, config.data.resolution)
-    rng = np.random.default_rng(0)
-    examples = []
-    for index, record in enumerate(records[place] for place in places):
-        control = None
-        if record.conditioning:
-            placement = Placement.draw(record.size, size, rng)
-            control = placement.image(open_image(record.conditioning))
-        examples.append(_Example(prompts[index] if prompts else record.text, control))
-    return examples
-
-
-def _where_to_look(config: Config, done: bool, progress: Progress, stop: Stop) -> list[str]:
-    output = Path(config.train.output_dir)
-    if not done:
-        return [
-            f"Stopped after step {progress.step}{_skips(progress)} "
-            f"({stop.reason or 'another rank was told'}); the checkpoint is written.",
-            "Go on with the same command and train.resume=auto",
-        ]
-    best = progress.best
-    final = output / FINAL
-    trained = f"  the model       {final}   (diffusers; `fairhuman generate --model …`)"
-    if config.model.method != "full":
-        name, flag = {
-            "lora": ("LoRA", "--lora …"),
-            "controlnet": ("ControlNet", "--controlnet … --control IMAGE"),
-            "t2i_adapter": ("T2I-Adapter", "--adapter … --control IMAGE"),
-        }[config.model.method]
-        words = f"`fairhuman generate --model {config.model.pretrained} {flag}`"
-        trained = f"  the {name:<11} {final}   (diffusers; {words})"
-    return [
-        f"Done: {progress.step} steps{_skips(progress)}.",
-        trained,
-        *(
-            [f"  the best        step {best.step}: {best.metric} = {best.value:.6g}"]
-            if best
-            else []
-        ),
-        f"  the pictures    {output / SAMPLES}",
-        f"  the report      {output / REPORT}",
-        f"  the numbers     {output / METRICS}, or: tensorboard --logdir {output}",
-    ]
-
-
-def _skips(progress: Progress) -> str:
-    if not progress.skipped:
-        return ""
-    return f", {progress.skipped} of them skipped (gradients not finite)"
 
 
 def _peak_memory_gib(device: torch.device) -> float:

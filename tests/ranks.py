@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.multiprocessing as mp
-from launch import context, free_port, rank_variables, reseed
+from launch import context, enter_fork, free_port, rank_variables
 
 
 def run_ranks(function: Callable[..., Any], ranks: int, *args: Any) -> list[Any]:
@@ -30,7 +30,7 @@ def _enter(
     os.environ.update(rank_variables(rank, ranks, port))
     from fairhuman.runtime import init_distributed, quiet
 
-    reseed()
+    enter_fork()
     quiet()
     init_distributed()
     torch.save(function(*args), Path(folder) / f"{rank}.pt")

@@ -19,7 +19,6 @@ from fairhuman.errors import ConfigError
 from fairhuman.generate import generate, read_prompts
 from fairhuman.runtime import exit_code, quiet
 from fairhuman.study.published import PublishedSolver
-from fairhuman.train import train
 
 if TYPE_CHECKING:
     from fairhuman.run import Run
@@ -93,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> int:
         config = load_config(args.config)
         quiet()
+        from fairhuman.loop import train
+
         whole = train(config, prepare=lambda run: prepare(run, args.published))
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # there is no step to finish any more
         if whole and args.prompts and rank() == 0:

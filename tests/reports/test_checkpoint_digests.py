@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,22 @@ def launch(output: Path) -> dict[str, Any]:
     import torch.distributed as dist
 
     from fairhuman import checkpoint
+    from fairhuman.ema import EMA
     from fairhuman.engine import make_engine
     from fairhuman.errors import ConfigError
-    from fairhuman.manifest import Progress
+    from fairhuman.manifest import Progress, read_manifest
     from fairhuman.resume import find_start
+
+    class SlowEMA(EMA):
+        """Whose file has a passing name for a while on rank 1, as safetensors writes it."""
+
+        def save(self, folder: Path) -> None:
+            passing = folder / ".tmpXYZ"
+            if dist.get_rank() == 1:
+                passing.write_bytes(b"half")
+                time.sleep(1)
+                passing.unlink()
+            super().save(folder)
 
     config = CASE.config()
     train = config.train.model_copy(update={"output_dir": str(output), "resume": "auto"})
@@ -57,6 +70,9 @@ def launch(output: Path) -> dict[str, Any]:
         for step in (1, 2)
     )
     assert find_start(config).folder == second
+    ema = SlowEMA(engine, 0.9)
+    signed = checkpoint.save(engine, output / "slow", Progress(1, 6, 0), 9, ema=ema)
+    listed = set(read_manifest(signed).digests or ())
     missed, loaded = [], []
     for number, where in enumerate(flips(second)):
         dist.barrier()
@@ -88,7 +104,13 @@ def launch(output: Path) -> dict[str, Any]:
         started_over = "yes"
     except ConfigError as error:
         started_over = str(error)
-    return {"missed": missed, "loaded": loaded, "whole": whole, "all damaged": started_over}
+    return {
+        "missed": missed,
+        "loaded": loaded,
+        "whole": whole,
+        "all damaged": started_over,
+        "listed": listed,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +123,12 @@ def test_no_flipped_bit_is_resumed_from(launched: list[dict[str, Any]]) -> None:
         assert found["missed"] == []
         assert found["loaded"] == []
         assert found["whole"]
+
+
+def test_only_finished_files_are_digested(launched: list[dict[str, Any]]) -> None:
+    for found in launched:
+        assert {"ema_rank_0.safetensors", "ema_rank_1.safetensors"} <= found["listed"]
+        assert ".tmpXYZ" not in found["listed"]
 
 
 def test_where_all_are_damaged_the_run_does_not_start_over(launched: list[dict[str, Any]]) -> None:

@@ -20,9 +20,9 @@ from ranks import run_ranks
 from fairhuman.common.distributed import PeerError, agreed, on_rank0
 from fairhuman.config import Config
 from fairhuman.errors import ConfigError, DataError, OutputError, UserError
+from fairhuman.loop import train
 from fairhuman.run import Run
 from fairhuman.runtime import exit_code
-from fairhuman.train import train
 
 
 class OddError(UserError):

@@ -241,8 +241,9 @@ def test_a_bf16_check_that_is_switched_off_is_refused(tmp_path: Path) -> None:
 # A run whose images of steps 2, 4 and 5 turn to NaN on their way: it skips and then gives up.
 SPOILT = """
 import sys
-import fairhuman.train as program
-whole = program.train
+from fairhuman import loop
+from fairhuman.train import main
+whole = loop.train
 def spoil(run):
     def batches(plain):
         for step, parts in enumerate(plain, start=1):
@@ -250,8 +251,8 @@ def spoil(run):
                 part.pixels.fill_(float("nan"))
             yield parts
     run.batches = batches(run.batches)
-program.train = lambda config, overrides: whole(config, overrides, prepare=spoil)
-sys.exit(program.main(sys.argv[1:]))
+loop.train = lambda config, overrides: whole(config, overrides, prepare=spoil)
+sys.exit(main(sys.argv[1:]))
 """
 
 
