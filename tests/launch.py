@@ -221,6 +221,8 @@ def _run_script(
     if descriptors is not None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
     os.environ.update(variables)
+    # Else its own children, such as a DataLoader's workers, came from a server of their own.
+    multiprocessing.set_start_method(None, force=True)
     sys.argv = words
     enter_fork()
     runpy.run_path(words[0], run_name="__main__")
