@@ -88,7 +88,7 @@ class Samples:
         return still(self.held_out, self.config, sdxl.cell, self._cache)
 
     def steps(self, sdxl: SDXL, progress: Progress) -> Generator[list[Batch], None, None]:
-        """Yield this rank's micro-batches of each step to come, without end; see `dataset.steps`."""
+        """Yield this rank's micro-batches of each step to come, without end, as `dataset.steps`."""
         train, data = self.config.train, self.config.data
         sampler = StepSampler(
             self.stream,
