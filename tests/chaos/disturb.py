@@ -10,6 +10,7 @@ within a minute, without a traceback. The ways take turns in random order.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import random
 import signal
@@ -58,6 +59,7 @@ def chaos(
     seed: int,
     patience: float,
     ways: Sequence[str] | None = None,
+    seconds: float = math.inf,
     say: Callable[[str], None] = print,
 ) -> Found:
     """Disturb runs until there were so many disturbances, and compare what they come to.
@@ -67,6 +69,7 @@ def chaos(
         seed: of their order and moments.
         patience: seconds from a disturbance to the end of all ranks.
         ways: their names, in their order; None: all, shuffled.
+        seconds: begin no other disturbance after so many.
         say: told how it goes.
     """
     found = Found()
@@ -88,6 +91,9 @@ def chaos(
             place.clear()
             say(f"the undisturbed run takes {scene.duration:.0f} s; seed {seed}")
             for name in _order([way for way in ways or known if way in known], kills, rng, ways):
+                if time.monotonic() - started > seconds:
+                    say(f"the time is up after {found.kills} of {kills} disturbances")
+                    break
                 _disturb(scene, name, known[name], expected, found, say)
             problem = _to_the_end(place, patience + 600)
             if problem:
@@ -173,12 +179,13 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100, help="disturbances")
     parser.add_argument("--seed", type=int, default=0, help="of their order and moments")
     parser.add_argument("--patience", type=float, default=HANGS_S, help="seconds until it hangs")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no other after that")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the disk is unmounted
     # As tests/conftest.py has it: the ranks need no GPU, and share few cores.
     os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ["OMP_NUM_THREADS"] = "1"
-    found = chaos(args.kills, args.seed, args.patience)
+    found = chaos(args.kills, args.seed, args.patience, seconds=60 * args.minutes)
     print("\n".join(found.lines()))
     return 1 if found.problems else 0
 

@@ -117,8 +117,9 @@ def full_disk(scene: Scene) -> Problems | None:
     return problems
 
 
-def kill_launched(scene: Scene, part: str) -> Problems | None:
+def kill_launched(scene: Scene, *parts: str) -> Problems | None:
     """SIGKILL to the launcher ("runner"), to its process on the node ("launch"), or to a "rank"."""
+    part = scene.rng.choice(parts)
     job = scene.place.launch()
     before = scene.place.newest_checkpoint()
     if not _launched(scene, job):
@@ -212,8 +213,7 @@ WAYS: dict[str, Way] = {
     **{f"SIGSTOP and SIGCONT to rank {rank}": partial(pause, rank=rank) for rank in (0, 1)},
     **{f"SIGSTOP and SIGKILL to rank {rank}": partial(freeze, rank=rank) for rank in (0, 1)},
     "few file descriptors": few_descriptors,
-    "SIGKILL to the launcher": partial(kill_launched, part="runner"),
-    "SIGKILL to the launcher's process on the node": partial(kill_launched, part="launch"),
-    "SIGKILL to a rank of the launcher": partial(kill_launched, part="rank"),
+    "SIGKILL to the launcher": lambda scene: kill_launched(scene, "runner", "launch"),
+    "SIGKILL to a rank of the launcher": lambda scene: kill_launched(scene, "rank"),
 }
 ON_A_SMALL_DISK: dict[str, Way] = {"a full disk": full_disk}
