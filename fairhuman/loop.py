@@ -65,8 +65,16 @@ def _train(
         dist.destroy_process_group()
         return True
     run = Run(config, device, overrides, start)
-    if prepare:
-        prepare(run)
+    try:
+        if prepare:
+            prepare(run)
+        return _loop(config, run, stop)
+    finally:
+        run.close()
+
+
+def _loop(config: Config, run: Run, stop: Stop) -> bool:
+    device = run.device
     progress, laps = run.progress, run.step.laps
     in_a_row = 0
     while progress.step < config.train.steps:

@@ -45,10 +45,18 @@ def claim(folder: Path, key: str, purpose: str) -> FolderLock | None:
             held.append(FolderLock(folder, purpose))
         except OutputError as error:
             raise OutputError(f"{key} = {str(folder)[:200]!r}: {error}") from error
+        _remove_probes(folder)
 
     on_rank0(lock)
     check_shared(folder, key)
     return held[0] if held else None
+
+
+def _remove_probes(folder: Path) -> None:
+    """Remove what a process that was killed while it looked has left in a folder that is ours."""
+    for place in (folder, *(folder / name for name in _FOLDERS)):
+        for probe in place.glob(f"{_PROBE}.*"):
+            probe.unlink(missing_ok=True)
 
 
 def check_cache(folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import resource
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from fairhuman.closing import closing_lines
 from fairhuman.common.distributed import agreed, on_rank0
 from fairhuman.common.files import as_output_error
 from fairhuman.config import Config
+from fairhuman.data.dataset import Batch
 from fairhuman.disk_space import check_disk, sizes
 from fairhuman.ema import EMA
 from fairhuman.engine import check_engine, gathered, make_engine
@@ -75,7 +76,8 @@ class Run:
         self._make_step(start)
         self.validation = self._make_validation()
         self.pictures = SamplePictures(config, self.sdxl, self.method, self.samples.trained)
-        self.batches = self.samples.steps(self.sdxl, self.progress)
+        self._reading = self.samples.steps(self.sdxl, self.progress)
+        self.batches: Iterator[list[Batch]] = self._reading
         self._open_output(overrides)
         self._say_where_from(start, room)
 
@@ -153,6 +155,10 @@ class Run:
         if self.ema and not self._averaged_before:
             self.log.say(f"{folder} holds no moving average: it starts from the weights there")
         self._report_batch(manifest)
+
+    def close(self) -> None:
+        """End the workers that read the data."""
+        self._reading.close()
 
     def due(self, every: int, step: int) -> bool:
         """Return whether something that comes every so many steps, and at the end, is due."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 import torch.distributed as dist
@@ -87,8 +87,8 @@ class Samples:
         """Return what is held out, as it is measured."""
         return still(self.held_out, self.config, sdxl.cell, self._cache)
 
-    def steps(self, sdxl: SDXL, progress: Progress) -> Iterator[list[Batch]]:
-        """Yield this rank's micro-batches of each step to come, without end."""
+    def steps(self, sdxl: SDXL, progress: Progress) -> Generator[list[Batch], None, None]:
+        """Yield this rank's micro-batches of each step to come, without end, as `dataset.steps`."""
         train, data = self.config.train, self.config.data
         sampler = StepSampler(
             self.stream,

@@ -12,6 +12,7 @@ import gc
 import multiprocessing
 import os
 import random
+import resource
 import runpy
 import socket
 import subprocess
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,15 +87,25 @@ class Rank:
     """One running process of the trainer."""
 
     def __init__(
-        self, script: Path, words: Sequence[str], variables: Mapping[str, str], group: int | None
+        self,
+        script: Path,
+        words: Sequence[str],
+        variables: Mapping[str, str],
+        group: int | None,
+        descriptors: int | None,
     ) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._files = [Path(self._folder.name) / name for name in ("stdout", "stderr")]
-        arguments = ([str(script), *words], dict(variables), [str(f) for f in self._files], group)
+        files = [str(file) for file in self._files]
+        arguments = ([str(script), *words], dict(variables), files, group, descriptors)
         self.process = context().Process(target=_run_script, args=arguments)
         self.process.start()
         assert self.process.pid is not None
         self.pid = self.process.pid
+
+    def printed(self) -> str:
+        """Return what it has printed until now."""
+        return "".join(file.read_text(errors="replace") for file in self._files)
 
     def wait(self, timeout: float = PATIENCE_S) -> Done:
         """Wait for its end; kills it, and fails, after so many seconds."""
@@ -115,6 +127,7 @@ def start(
     variables: Mapping[str, str] | None = None,
     own_group: bool = False,
     script: Path = TRAIN,
+    descriptors: int | None = None,
 ) -> list[Rank]:
     """Start the ranks of one run of `fairhuman/train.py words…`.
 
@@ -124,14 +137,24 @@ def start(
         variables: further environment variables.
         own_group: put them into a process group of their own, which is the first one's pid.
         script: another script in its place.
+        descriptors: how many files each may have open.
     """
     port = free_port()
     started: list[Rank] = []
     for rank in range(ranks):
         own = {**(rank_variables(rank, ranks, port) if ranks > 1 else {}), **(variables or {})}
         group = (started[0].pid if started else 0) if own_group else None
-        started.append(Rank(script, words, own, group))
+        started.append(Rank(script, words, own, group, descriptors))
+        if group == 0:
+            _wait_for_group(started[0])
     return started
+
+
+def _wait_for_group(first: Rank) -> None:
+    """Wait until the group is there that the others are to join."""
+    with suppress(ProcessLookupError):
+        while os.getpgid(first.pid) != first.pid and first.process.is_alive():
+            time.sleep(0.005)
 
 
 def run(words: Sequence[str], ranks: int = 1, script: Path = TRAIN, **variables: str) -> Done:
@@ -183,7 +206,11 @@ def enter_fork() -> None:
 
 
 def _run_script(
-    words: list[str], variables: dict[str, str], files: list[str], group: int | None
+    words: list[str],
+    variables: dict[str, str],
+    files: list[str],
+    group: int | None,
+    descriptors: int | None,
 ) -> None:
     for descriptor, file in enumerate(files, start=1):
         opened = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -191,7 +218,11 @@ def _run_script(
         os.close(opened)
     if group is not None:
         os.setpgid(0, group)
+    if descriptors is not None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
     os.environ.update(variables)
+    # Else its own children, such as a DataLoader's workers, came from a server of their own.
+    multiprocessing.set_start_method(None, force=True)
     sys.argv = words
     enter_fork()
     runpy.run_path(words[0], run_name="__main__")

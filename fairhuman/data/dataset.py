@@ -206,6 +206,8 @@ def steps(
 ) -> Iterator[list[Batch]]:
     """Yield this rank's micro-batches of each optimizer step, without end.
 
+    The workers end when the generator is closed, or fails.
+
     Args:
         people: the samples.
         sampler: draws them.
@@ -224,9 +226,15 @@ def steps(
         prefetch_factor=prefetch if workers else None,
         worker_init_fn=_outlive_signals,
     )
+    batches: Any = iter(loader)
     try:
-        for batch in loader:
+        for batch in batches:
             yield batch.split(sampler.batch_size)
     except DataError as error:
         # A worker's error comes with its traceback; the last line says what is wrong.
         raise DataError(str(error).strip().rpartition("DataError: ")[2]) from None
+    finally:
+        # Left to the process's exit, which waits for them after a signal that they ignore, they
+        # would keep it for ever. An error's traceback keeps them from being collected before.
+        if workers:
+            batches._shutdown_workers()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import TypeVar
 
 from fairhuman.common.files import first_line
@@ -12,7 +12,7 @@ T = TypeVar("T")
 _SHARED_MEMORY = ("shared memory", "torch_shm", "</torch_", "Bus error", "file_descriptor")
 
 
-def from_workers(loader: Iterable[T]) -> Iterator[T]:
+def from_workers(loader: Iterable[T]) -> Generator[T, None, None]:
     """Yield what a DataLoader does.
 
     A worker's error arrives with its whole traceback in its message, and a full /dev/shm, through

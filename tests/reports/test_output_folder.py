@@ -53,6 +53,9 @@ def test_ranks_with_folders_of_their_own_are_refused_in_a_line(tmp_path: Path) -
     """As on two machines that share no disk: relative paths from two working directories."""
     for rank in "01":
         (tmp_path / rank).mkdir()
+    for place in (tmp_path / "0" / "out", tmp_path / "0" / "out" / "checkpoints"):
+        place.mkdir()
+        (place / ".fairhuman.probe.0123").touch()  # left by a run that was killed as it looked
     first, second = run_ranks(functools.partial(claims, str(tmp_path)), 2)
     assert first == second
     for line, key in zip(first, ("train.output_dir = 'out'", "data.cache = 'cache'"), strict=True):
