@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fairhuman import checkpoint
 from fairhuman.common.files import PARTIAL
-from fairhuman.common.limited import shown
+from fairhuman.common.quoting import shown_key
 from fairhuman.config import Config, load_config
 from fairhuman.engine import deepspeed_config
 from fairhuman.errors import ConfigError
@@ -123,7 +123,7 @@ def _report(folder: Path, config: Config | None) -> Report:
         return report
     report.holds = _holds(folder, manifest)
     report.problems += [
-        f"{shown(name, plain=True)} is missing or has another size than when it was written"
+        f"{shown_key(name)} is missing or has another size than when it was written"
         for name in gone[:_SHOWN]
     ]
     if gone[_SHOWN:]:

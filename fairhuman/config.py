@@ -14,7 +14,7 @@ import yaml
 from pydantic import Field, StringConstraints, field_validator
 
 from fairhuman.common.files import write_text
-from fairhuman.common.json_text import parse_json
+from fairhuman.common.json_text import parse_config
 from fairhuman.common.quoting import shown, shown_key
 from fairhuman.common.text_files import read_small
 from fairhuman.common.yaml_text import NULLS, Plain
@@ -386,7 +386,7 @@ def _resolve_deepspeed(tree: dict[str, Any]) -> None:
 def _read_deepspeed(path: str) -> dict[str, Any]:
     name = f"deepspeed = {shown(str(path))}"
     try:
-        tree = parse_json(read_small(Path(path), "file"), shown_key(path))
+        tree = parse_config(read_small(Path(path), "file"), shown_key(path))
     except ConfigError as error:
         problem = str(error).removeprefix(f"{shown_key(path)}: ")
         raise ConfigError(f"{name}: {problem}") from None

@@ -18,7 +18,9 @@ import torch.distributed as dist
 from pydantic import Field, TypeAdapter
 from torch import Tensor
 
-from fairhuman.common.limited import STRICT, Natural, parse_json, read_limited, shown
+from fairhuman.common.json_text import STRICT, Natural, parse_as
+from fairhuman.common.quoting import shown, shown_key
+from fairhuman.common.text_files import read_limited
 from fairhuman.errors import ConfigError
 
 LAYOUT = "layout.json"
@@ -76,7 +78,7 @@ class Layout:
             if found[name] != numel:
                 raise ConfigError(
                     f"{LAYOUT}: has {found[name]} of the {numel} elements of "
-                    f"{shown(name, plain=True)}; the checkpoint is broken"
+                    f"{shown_key(name)}; the checkpoint is broken"
                 )
 
     def groups(self) -> dict[str, int]:
@@ -134,7 +136,7 @@ def read_layout(folder: Path) -> Layout | None:
     path = folder / LAYOUT
     if not path.exists():
         return None
-    file = parse_json(_KIND, read_limited(path, _LARGEST), path)
+    file = parse_as(_KIND, read_limited(path, _LARGEST), path)
     for index, buffers in enumerate(file.ranks):
         for group, numel, pieces in buffers:
             if group > 1:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fairhuman import moments
-from fairhuman.common.limited import shown
+from fairhuman.common.quoting import shown_key
 from fairhuman.errors import ConfigError
 from fairhuman.layout import Buffer, Layout, buffers_of, overlaps
 from fairhuman.moments import State
@@ -37,7 +37,7 @@ def check_same_model(folder: Path, old: Layout, new: Layout) -> None:
         there, here = (list(layout.shapes.get(unlike[0], ())) for layout in (old, new))
         raise ConfigError(
             f"{folder}: holds another model than the section model: {len(unlike)} of {len(names)} "
-            f"trained parameters are unlike, such as {shown(unlike[0], plain=True)} "
+            f"trained parameters are unlike, such as {shown_key(unlike[0])} "
             f"({there or 'none'} there, {here or 'none'} here); give the model, method and LoRA "
             "that the run was started with"
         )
@@ -141,7 +141,7 @@ def _fitting(folder: Path) -> Iterator[None]:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
             f"{folder}: its states do not fit its layout ({type(error).__name__}: "
-            f"{shown(first, plain=True)}); resume from another checkpoint"
+            f"{shown_key(first)}); resume from another checkpoint"
         ) from error
 
 

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from fairhuman.common.quoting import shown
 from fairhuman.data.importers.common import (
     Imported,
     check_out,
@@ -24,7 +25,6 @@ from fairhuman.data.importers.common import (
     write_data_set,
 )
 from fairhuman.data.importers.orientation import Shape, Size, in_stored_pixels, read_shape
-from fairhuman.data.json_text import short
 from fairhuman.errors import DataError
 
 PARTS = {"faces": ("face",), "hands": ("lefthand", "righthand")}
@@ -89,17 +89,17 @@ def _listed(images: list[dict[str, Any]]) -> dict[int, str]:
     for image in images:
         key, given = image["id"], image["file_name"]
         if not isinstance(given, str) or not given:
-            raise ValueError(f"file_name {short(given)}: must be text")
+            raise ValueError(f"file_name {shown(given)}: must be text")
         path = PurePosixPath(given)
         if path.is_absolute() or ".." in path.parts:
-            raise ValueError(f"file_name {short(given)} leads out of the folder")
+            raise ValueError(f"file_name {shown(given)} leads out of the folder")
         if key in listed:
-            raise ValueError(f"two images have the id {short(key)}")
+            raise ValueError(f"two images have the id {shown(key)}")
         listed[key] = str(path)
     names = sorted(listed.values())
     twice = next((a for a, b in pairwise(names) if a == b), None)
     if twice is not None:
-        raise ValueError(f"two images have the file_name {short(twice)}")
+        raise ValueError(f"two images have the file_name {shown(twice)}")
     return listed
 
 
@@ -109,7 +109,7 @@ def _declared(image: dict[str, Any]) -> Size | None:
         return None
     if not all(type(side) is int and side > 0 for side in (width, height)):
         raise ValueError(
-            f"image {short(image['file_name'])}: width {short(width)} and height {short(height)} "
+            f"image {shown(image['file_name'])}: width {shown(width)} and height {shown(height)} "
             "must be whole numbers above 0"
         )
     return (width, height)
@@ -155,7 +155,7 @@ def _boxes(persons: list[dict[str, Any]], shape: Shape, turn: bool) -> dict[str,
 def _valid(person: dict[str, Any], part: str) -> bool:
     valid = person[f"{part}_valid"]
     if valid not in (0, 1):  # as numbers or as booleans
-        raise ValueError(f"{part}_valid = {short(valid)}: must be true or false")
+        raise ValueError(f"{part}_valid = {shown(valid)}: must be true or false")
     return bool(valid)
 
 

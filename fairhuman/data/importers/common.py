@@ -12,9 +12,10 @@ from typing import Any
 
 from fairhuman.annotation.geometry import clip
 from fairhuman.common.files import reason
+from fairhuman.common.json_text import JsonError, parse, parse_lines
+from fairhuman.common.quoting import shown
 from fairhuman.data.captions import CaptionFiles
 from fairhuman.data.folder import find_images
-from fairhuman.data.json_text import JsonError, parse, parse_lines, short
 from fairhuman.data.records import METADATA, SHOWN, Problem, write_metadata
 from fairhuman.errors import DataError, OutputError
 
@@ -145,7 +146,7 @@ def numbers(value: Any, key: str, count: int) -> list[float]:
         or any(isinstance(n, bool) or not isinstance(n, int | float) for n in value)
         or not all(abs(n) <= FAR for n in value)  # also refuses NaN
     ):
-        raise ValueError(f"{key} = {short(value)}: must be {count} numbers in pixels")
+        raise ValueError(f"{key} = {shown(value)}: must be {count} numbers in pixels")
     return [float(n) for n in value]
 
 
@@ -241,7 +242,7 @@ def caption_lines(path: Path) -> dict[str, str]:
                 f"{path}:{number}: is not a JSON object with file_name and text{detail}"
             )
         if name in found:
-            raise DataError(f"{path}:{number}: {short(name)} has a caption on an earlier line")
+            raise DataError(f"{path}:{number}: {shown(name)} has a caption on an earlier line")
         found[name] = text
     return found
 
@@ -266,5 +267,5 @@ def coco_captions(path: Path, names: Mapping[int, str]) -> dict[str, str]:
             if caption["image_id"] in names:
                 found.setdefault(names[caption["image_id"]], caption["caption"].strip())
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: is not COCO's captions format: {short(error)}") from None
+        raise DataError(f"{path}: is not COCO's captions format: {shown(error)}") from None
     return found
