@@ -16,8 +16,10 @@ import torch.distributed as dist
 
 from fairhuman import moments
 from fairhuman.common.distributed import agreed, on_rank0
-from fairhuman.common.files import PARTIAL, remove, sync_path
-from fairhuman.common.limited import read_limited, shown
+from fairhuman.common.error_text import first_line
+from fairhuman.common.files import PARTIAL, remove, replacing, sync_path
+from fairhuman.common.quoting import shown_key
+from fairhuman.common.text_files import read_limited
 from fairhuman.common.yaml_text import values
 from fairhuman.config import Config
 from fairhuman.digests import differing, digests, share
@@ -150,10 +152,9 @@ def _writes(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into RuntimeError
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise OutputError(
-            f"{folder}: the checkpoint could not be written{_free(folder)} ({reason}); the "
-            "checkpoints before it are whole"
+            f"{folder}: the checkpoint could not be written{_free(folder)} ({first_line(error)}); "
+            "the checkpoints before it are whole"
         ) from error
 
 
@@ -276,7 +277,7 @@ def damage(folder: Path, rank: int = 0, ranks: int = 1) -> str | None:
     if not wrong:
         return None
     more = f", and {len(wrong) - 1} more" if wrong[1:] else ""
-    return f"is damaged: {shown(wrong[0], plain=True)} is not what was written{more}"
+    return f"is damaged: {shown_key(wrong[0])} is not what was written{more}"
 
 
 def damage_on_ranks(folder: Path) -> str | None:
@@ -339,13 +340,11 @@ def mark_best(output: Path, best: Best | None) -> None:
     between the checkpoint and the link has the old link, to a checkpoint that still is there.
     """
     link = output / FOLDER / _BEST
-    aside = link.with_name(_BEST + PARTIAL)
     if best is None:
         link.unlink(missing_ok=True)
         return
-    aside.unlink(missing_ok=True)
-    aside.symlink_to(_folder(output, best.step).name)
-    os.replace(aside, link)
+    with replacing(link, sync=False) as aside:  # to sync a link is to sync what it leads to
+        aside.symlink_to(_folder(output, best.step).name)
     sync_path(link.parent)
 
 
@@ -477,8 +476,7 @@ def _load_as_is(engine: Any, folder: Path, ranks: int) -> None:
             frozen = any(not p.requires_grad for p in engine.module.parameters())
             path, _ = engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=not frozen)
     except UNFIT as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"{folder}: DeepSpeed cannot load it: {first}") from error
+        raise ConfigError(f"{folder}: DeepSpeed cannot load it: {first_line(error)}") from error
     if path is None:
         raise ConfigError(f"{folder}: DeepSpeed found no checkpoint in it")
     moments.page(engine.optimizer.optimizer)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fairhuman import moments
+from fairhuman.common.error_text import first_line
 from fairhuman.common.quoting import shown_key
 from fairhuman.errors import ConfigError
 from fairhuman.layout import Buffer, Layout, buffers_of, overlaps
@@ -138,10 +139,9 @@ def _fitting(folder: Path) -> Iterator[None]:
     except ConfigError:
         raise
     except UNFIT as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
             f"{folder}: its states do not fit its layout ({type(error).__name__}: "
-            f"{shown_key(first)}); resume from another checkpoint"
+            f"{shown_key(first_line(error))}); resume from another checkpoint"
         ) from error
 
 
@@ -218,8 +218,7 @@ def _read(path: Path) -> dict[str, Any]:
                 path, map_location="cpu", mmap=True, weights_only=True
             )
     except Exception as error:  # a damaged file raises anything, from pickle to zip
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
-            f"{path}: cannot be read ({first[:300]}); resume from another checkpoint"
+            f"{path}: cannot be read ({first_line(error)}); resume from another checkpoint"
         ) from error
     return tree

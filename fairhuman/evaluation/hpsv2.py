@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fairhuman.common.error_text import first_line
 from fairhuman.errors import UserError
 from fairhuman.evaluation.alignment import Clip, load_tokenizer, said
 from fairhuman.evaluation.figures import Measured
@@ -114,8 +115,9 @@ def load_hpsv2(weights: Path, tokenizer: str, device: torch.device) -> Clip:
         network: Any = CLIPModel(CLIPConfig(**config))
         network.load_state_dict(parameters)
     except (RuntimeError, LookupError, TypeError, pickle.UnpicklingError, EOFError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"--hpsv2 {weights}: is no HPS_v2.1_compressed.pt: {first}") from None
+        raise UserError(
+            f"--hpsv2 {weights}: is no HPS_v2.1_compressed.pt: {first_line(error)}"
+        ) from None
     words = load_tokenizer(tokenizer, config["text_config"]["vocab_size"])
     return Clip(network, words, lambda images: torch.stack([*map(framed, images)]), device)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
+from fairhuman.common.files import write_text
 from fairhuman.config import Config
-from fairhuman.export.writer import written_aside
 from fairhuman.places import on_the_hub, without_places
 
 _WHAT = {
@@ -79,8 +79,7 @@ def write_card(
         prompts=prompts,
         instance_prompt=instance_prompt,
     )
-    with written_aside(path, force=True) as aside:
-        aside.write_text(text, encoding="utf-8")
+    write_text(path, text)
     return path
 
 

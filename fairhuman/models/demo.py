@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from fairhuman.common.files import write_text
 from fairhuman.common.images import open_image
 from fairhuman.data.records import load_records
 from fairhuman.models.fit import UNET_STEPS, VAE_STEPS, fit_unet, fit_vae
@@ -63,4 +64,4 @@ def make_demo_model(
         time_ids = torch.tensor([side, side, 0.0, 0.0, side, side])
         fit_unet(sdxl, pixels, captions, time_ids, steps=unet_steps, seed=seed, progress=progress)
     save(Full(sdxl), out)
-    stamp.write_text(json.dumps(wanted), encoding="utf-8")
+    write_text(stamp, json.dumps(wanted))

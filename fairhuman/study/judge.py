@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fairhuman.common.files import write_text
+from fairhuman.common.files import replacing, write_text
 from fairhuman.data.drawn import DrawnSample, draw_person, sample_rng
 
 FACE, HAND, TIP = range(3)
@@ -94,7 +94,8 @@ def make_judge(path: Path, size: int, steps: int) -> Judge:
         torch.manual_seed(SEED)
         judge = Judge()
     _fit(judge, drawn(SEED, TAUGHT, size), steps)
-    save_file(judge.state_dict(), path)
+    with replacing(path) as aside:
+        save_file(judge.state_dict(), aside)
     write_text(stamp, json.dumps(wanted))
     return judge.eval()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fairhuman.annotation.geometry import clip
-from fairhuman.common.files import reason
+from fairhuman.common.error_text import reason
 from fairhuman.common.json_text import JsonError, parse, parse_lines
 from fairhuman.common.quoting import shown
 from fairhuman.data.captions import CaptionFiles
