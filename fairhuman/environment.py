@@ -18,9 +18,9 @@ import torch
 import torch.distributed as dist
 
 from fairhuman.common.files import write_text
+from fairhuman.common.run_folder import ENVIRONMENT
 from fairhuman.places import overrides_without_places
 
-ENVIRONMENT = "environment.json"
 PACKAGES = (
     "fairhuman",
     "torch",

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from fairhuman.common.json_text import STRICT, Natural, parse_as
 from fairhuman.common.quoting import shown, shown_key
+from fairhuman.common.run_folder import LAYOUT
 from fairhuman.common.text_files import read_limited
 from fairhuman.errors import ConfigError
 
-LAYOUT = "layout.json"
 # Of thousands of parameters on thousands of ranks.
 _LARGEST = 256 << 20
 

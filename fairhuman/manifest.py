@@ -18,11 +18,11 @@ from pydantic import Field, TypeAdapter
 
 from fairhuman.common.json_text import STRICT, Name, Natural, parse_as
 from fairhuman.common.quoting import shown, shown_key
+from fairhuman.common.run_folder import CHECKPOINTS, MANIFEST
 from fairhuman.common.text_files import read_limited
 from fairhuman.digests import HEX
 from fairhuman.errors import ConfigError
 
-MANIFEST = "manifest.json"
 _VERSIONS = ("fairhuman", "torch", "deepspeed", "bitsandbytes")
 # Of thousands of ranks.
 _LARGEST = 32 << 20
@@ -174,12 +174,12 @@ def incomplete(folder: Path) -> str | None:
         if stat.S_ISLNK(kind):
             return "is a symbolic link; give the folder that it leads to"
         if not stat.S_ISDIR(kind):
-            return "is no folder (a checkpoint is OUT/checkpoints/step-NNNNNNNN)"
+            return f"is no folder (a checkpoint is OUT/{CHECKPOINTS}/step-NNNNNNNN)"
         if not os.path.lexists(folder / MANIFEST):
             return f"is no checkpoint of FairHuman: {MANIFEST} is missing or broken"
         found = dict(_walk(folder))
     except FileNotFoundError:
-        return "there is no such folder (a checkpoint is OUT/checkpoints/step-NNNNNNNN)"
+        return f"there is no such folder (a checkpoint is OUT/{CHECKPOINTS}/step-NNNNNNNN)"
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
     odd = next((name for name, entry in found.items() if not stat.S_ISREG(entry.st_mode)), None)

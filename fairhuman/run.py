@@ -20,6 +20,7 @@ from fairhuman import checkpoint
 from fairhuman.common.distributed import agreed, on_rank0
 from fairhuman.common.files import as_output_error, replacing
 from fairhuman.common.images import open_image
+from fairhuman.common.run_folder import CONFIG, FINAL, METRICS, REPORT, SAMPLES, samples_sheet
 from fairhuman.config import Config
 from fairhuman.data.records import Record
 from fairhuman.data.transform import Placement
@@ -29,7 +30,7 @@ from fairhuman.environment import environment, write_environment
 from fairhuman.errors import ConfigError, OutputError, UserError
 from fairhuman.export.card import write_card
 from fairhuman.fairness.balancer import Balancer
-from fairhuman.log import METRICS, Log
+from fairhuman.log import Log
 from fairhuman.manifest import Best, Manifest, Progress
 from fairhuman.models.check import check_model
 from fairhuman.models.method import frozen_digest, make_method, save
@@ -38,9 +39,9 @@ from fairhuman.models.sdxl import SDXL
 from fairhuman.models.speed import check_speed, set_up
 from fairhuman.output import check_cache, check_writable
 from fairhuman.pictures import draw, grid
-from fairhuman.report import REPORT, write_report
+from fairhuman.report import write_report
 from fairhuman.reshard import UNFIT
-from fairhuman.resume import FINAL, Start, find_start
+from fairhuman.resume import Start, find_start
 from fairhuman.runtime import Stop
 from fairhuman.samples import Samples
 from fairhuman.step import Denoising, TrainingStep, make_balancer
@@ -48,7 +49,6 @@ from fairhuman.tracking import check_tracking, trackers
 from fairhuman.validation import Validation
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-SAMPLES = "samples"
 
 
 class Run:
@@ -271,7 +271,7 @@ class Run:
                 )
             )
         sheet = grid(pictures)
-        path = self.output / SAMPLES / f"step-{step:08d}.png"
+        path = samples_sheet(self.output, step)
         with replacing(path, sync=False) as aside:
             sheet.save(aside, "png")
         if self.log:
@@ -314,7 +314,7 @@ def _say(line: str) -> None:
 def _start_output(output: Path, config: Config, made_with: dict[str, Any]) -> None:
     with as_output_error(output):
         (output / SAMPLES).mkdir(parents=True, exist_ok=True)
-        config.save(output / "config.yaml")
+        config.save(output / CONFIG)
     write_environment(output, made_with)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from fairhuman.common.files import write_text
+from fairhuman.common.run_folder import CARD
 from fairhuman.config import Config
 from fairhuman.places import on_the_hub, without_places
 
@@ -71,7 +72,7 @@ def write_card(
     Raises:
         OutputError: it cannot be written.
     """
-    path = folder / "README.md"
+    path = folder / CARD
     text = card_text(
         config,
         name=folder.resolve().name,

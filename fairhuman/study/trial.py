@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from fairhuman.common.distributed import on_rank0, rank
 from fairhuman.common.files import replacing, write_text
+from fairhuman.common.run_folder import FINAL
 from fairhuman.config import Config, load_config
 from fairhuman.errors import ConfigError
 from fairhuman.generate import generate, read_prompts
@@ -71,7 +72,7 @@ def draw(
 
 def trained(config: Config) -> tuple[str, Path | None]:
     """Return the model that a run has trained, and its LoRA, as `generate` takes them."""
-    final = Path(config.train.output_dir) / "final"
+    final = Path(config.train.output_dir) / FINAL
     if config.model.method == "lora":
         return config.model.pretrained, final
     return str(final), None
