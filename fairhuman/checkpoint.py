@@ -30,6 +30,7 @@ from fairhuman.common.run_folder import (
     checkpoint_folder,
 )
 from fairhuman.common.text_files import read_limited
+from fairhuman.common.units import GIB
 from fairhuman.common.yaml_text import values
 from fairhuman.config import Config
 from fairhuman.digests import differing, digests, share
@@ -166,7 +167,7 @@ def _free(folder: Path) -> str:
     """Return how much room the disk has, in words; nothing where it does not tell."""
     there = next((path for path in folder.parents if path.exists()), None)
     try:
-        return f" with {shutil.disk_usage(there or '/').free / 2**30:.2f} GiB of disk free"
+        return f" with {shutil.disk_usage(there or '/').free / GIB:.2f} GiB of disk free"
     except OSError:
         return ""
 
@@ -314,7 +315,8 @@ def _newest_or_none(output: Path, damaged: Collection[Path]) -> Path | None:
         raise ConfigError(
             f"train.resume = 'auto': none of the {len(there)} checkpoints in "
             f"{output / CHECKPOINTS} can be resumed from; the newest, {there[0].name}, {problem}. "
-            "Bring one back from a copy, or choose another train.output_dir to start from the beginning"
+            "Bring one back from a copy, or choose another train.output_dir to start from the "
+            "beginning"
         )
     return found
 

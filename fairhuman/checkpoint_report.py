@@ -11,6 +11,7 @@ from fairhuman import checkpoint
 from fairhuman.common.files import PARTIAL
 from fairhuman.common.quoting import shown_key
 from fairhuman.common.run_folder import CHECKPOINTS, CONFIG, MANIFEST, STEPS
+from fairhuman.common.units import GIB
 from fairhuman.config import Config, load_config
 from fairhuman.engine import deepspeed_config
 from fairhuman.errors import ConfigError
@@ -22,7 +23,6 @@ from fairhuman.manifest import (
     setup_of,
 )
 
-_GIB = 1 << 30
 _SHOWN = 5  # missing files, of the hundreds that a large run may have
 
 
@@ -151,7 +151,7 @@ def _holds(folder: Path, manifest: Manifest) -> dict[str, str]:
         "samples": str(progress.samples_seen),
         "skipped": f"{progress.skipped} steps",
         "made by": str(setup) if setup else f"{manifest.ranks} ranks; the rest was not recorded",
-        "size": f"{size / _GIB:.2f} GiB in {len(manifest.files) + 1} files",
+        "size": f"{size / GIB:.2f} GiB in {len(manifest.files) + 1} files",
     }
     if manifest.global_batch:
         holds["global batch"] = f"{manifest.global_batch} samples"

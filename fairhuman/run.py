@@ -21,6 +21,7 @@ from fairhuman.common.distributed import agreed, on_rank0
 from fairhuman.common.files import as_output_error, replacing
 from fairhuman.common.images import open_image
 from fairhuman.common.run_folder import CONFIG, FINAL, METRICS, REPORT, SAMPLES, samples_sheet
+from fairhuman.common.units import DTYPES, GIB
 from fairhuman.config import Config
 from fairhuman.data.records import Record
 from fairhuman.data.transform import Placement
@@ -47,8 +48,6 @@ from fairhuman.samples import Samples
 from fairhuman.step import Denoising, TrainingStep, make_balancer
 from fairhuman.tracking import check_tracking, trackers
 from fairhuman.validation import Validation
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Run:
@@ -384,5 +383,5 @@ def _skips(progress: Progress) -> str:
 def _peak_memory_gib(device: torch.device) -> float:
     """Return the most memory this rank has used: the GPU's, or the process's on a CPU."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
+        return torch.cuda.max_memory_allocated(device) / GIB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -17,8 +17,6 @@ from fairhuman.common.files import as_output_error, replacing
 from fairhuman.errors import OutputError, UserError
 from fairhuman.export.weights import DTYPE_NAMES, Source
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-
 _HASH = "modelspec.hash_sha256"
 _NO_HASH = "0x" + "0" * 64
 
