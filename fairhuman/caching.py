@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from fairhuman.common.distributed import agreed
+from fairhuman.common.units import GIB
 from fairhuman.data.cache import Cache, digests, is_whole, write
 from fairhuman.data.dataset import People
 from fairhuman.data.order import Draw
@@ -99,7 +100,7 @@ def fill(
         needed += sdxl.prompt_bytes() * len(captions)
         agreed(lambda: _check_room(cache.folder, needed))
         if say:
-            say(f"{said}, {len(lacking)} of them to build ({needed / 2**30:.2f} GiB)")
+            say(f"{said}, {len(lacking)} of them to build ({needed / GIB:.2f} GiB)")
         mine = slice(dist.get_rank(), None, dist.get_world_size())
         texts = {path: captions[path] for path in sorted(captions)[mine]}
         images = _Images(wanted, {path: latents[path] for path in sorted(latents)[mine]})
@@ -209,7 +210,7 @@ def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ConfigError(
-            f"data.cache = {str(folder)!r}: needs {needed / 2**30:.2f} GiB more, and its disk has "
-            f"{free / 2**30:.2f}; use another disk, data.crop=center (one crop per image), or no "
+            f"data.cache = {str(folder)!r}: needs {needed / GIB:.2f} GiB more, and its disk has "
+            f"{free / GIB:.2f}; use another disk, data.crop=center (one crop per image), or no "
             "cache"
         )

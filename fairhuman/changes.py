@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from fairhuman.common.limited import shown
+from fairhuman.common.quoting import cut
 from fairhuman.config import Config
 from fairhuman.errors import ConfigError
 from fairhuman.manifest import Progress
@@ -162,7 +162,7 @@ def _plain(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    return shown("null" if value is None else _json(value), plain=True)
+    return cut("null" if value is None else _json(value))
 
 
 def _json(value: Any) -> str:

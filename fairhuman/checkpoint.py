@@ -16,8 +16,21 @@ import torch.distributed as dist
 
 from fairhuman import moments
 from fairhuman.common.distributed import agreed, on_rank0
-from fairhuman.common.files import PARTIAL, remove, sync_path
-from fairhuman.common.limited import read_limited, shown
+from fairhuman.common.error_text import first_line
+from fairhuman.common.files import PARTIAL, remove, replacing, sync_path
+from fairhuman.common.quoting import shown_key
+from fairhuman.common.run_folder import (
+    BALANCER,
+    BEST,
+    CHECKPOINTS,
+    CONFIG,
+    MANIFEST,
+    METRICS,
+    STEPS,
+    checkpoint_folder,
+)
+from fairhuman.common.text_files import read_limited
+from fairhuman.common.units import GIB
 from fairhuman.common.yaml_text import values
 from fairhuman.config import Config
 from fairhuman.digests import differing, digests, share
@@ -25,7 +38,6 @@ from fairhuman.ema import EMA
 from fairhuman.errors import ConfigError, OutputError
 from fairhuman.layout import layout_of, publish, read_layout
 from fairhuman.manifest import (
-    MANIFEST,
     Best,
     Manifest,
     Progress,
@@ -46,12 +58,7 @@ from fairhuman.reshard import (
 )
 from fairhuman.settings import read_yaml
 
-FOLDER = "checkpoints"
-CONFIG = "config.yaml"
-_STEPS = "step-????????"
 _TAG = "deepspeed"
-_BALANCER = "balancer.pt"
-_BEST = "best"
 # Far more than they ever have; a config is text, a balancer's state a few numbers per objective.
 _LARGEST_CONFIG = _LARGEST_BALANCER = 1 << 20
 _OF_RANK = re.compile(r"(?:zero_pp_rank|ema_rank)_([0-9]+)")
@@ -85,7 +92,7 @@ def save(
     Raises:
         OutputError: a rank could not write.
     """
-    folder = _folder(output, progress.step)
+    folder = checkpoint_folder(output, progress.step)
     aside = folder.with_name(folder.name + PARTIAL)
     layout = layout_of(engine)
     setup = _setup(engine)
@@ -105,7 +112,7 @@ def save(
             if dist.get_rank() == 0:
                 layout.write(aside)
                 if balancer:
-                    torch.save(balancer, aside / _BALANCER)
+                    torch.save(balancer, aside / BALANCER)
                 if config:
                     config.save(aside / CONFIG)
 
@@ -127,7 +134,7 @@ def save(
             ).write(aside)
             _publish(aside, folder)
             mark_best(output, progress.best)
-            _rotate(output / FOLDER, keep, progress.best, progress.step)
+            _rotate(output / CHECKPOINTS, keep, progress.best, progress.step)
 
     try:
         on_rank0(begin)
@@ -155,10 +162,9 @@ def _writes(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into RuntimeError
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise OutputError(
-            f"{folder}: the checkpoint could not be written{_free(folder)} ({reason}); the "
-            "checkpoints before it are whole"
+            f"{folder}: the checkpoint could not be written{_free(folder)} ({first_line(error)}); "
+            "the checkpoints before it are whole"
         ) from error
 
 
@@ -166,7 +172,7 @@ def _free(folder: Path) -> str:
     """Return how much room the disk has, in words; nothing where it does not tell."""
     there = next((path for path in folder.parents if path.exists()), None)
     try:
-        return f" with {shutil.disk_usage(there or '/').free / 2**30:.2f} GiB of disk free"
+        return f" with {shutil.disk_usage(there or '/').free / GIB:.2f} GiB of disk free"
     except OSError:
         return ""
 
@@ -219,7 +225,7 @@ def find(output: Path, resume: str, damaged: Collection[Path] = ()) -> Path | No
     if resume == "auto":
         return _newest_or_none(output, damaged)
     if resume == "none":
-        if (output / "metrics.jsonl").exists() or newest(output):
+        if (output / METRICS).exists() or newest(output):
             raise ConfigError(
                 f"train.output_dir = {str(output)!r}: holds a run already; set train.resume=auto "
                 "to go on with it, or choose another folder"
@@ -245,7 +251,7 @@ def newest(output: Path, damaged: Collection[Path] = ()) -> Path | None:
 
 def folders(output: Path) -> list[Path]:
     """Return all checkpoints of a run, sound or not, the newest first."""
-    return sorted((output / FOLDER).glob(_STEPS), reverse=True)
+    return sorted((output / CHECKPOINTS).glob(STEPS), reverse=True)
 
 
 def unsound(folder: Path) -> str | None:
@@ -281,7 +287,7 @@ def damage(folder: Path, rank: int = 0, ranks: int = 1) -> str | None:
     if not wrong:
         return None
     more = f", and {len(wrong) - 1} more" if wrong[1:] else ""
-    return f"is damaged: {shown(wrong[0], plain=True)} is not what was written{more}"
+    return f"is damaged: {shown_key(wrong[0])} is not what was written{more}"
 
 
 def damage_on_ranks(folder: Path) -> str | None:
@@ -312,16 +318,17 @@ def _newest_or_none(output: Path, damaged: Collection[Path]) -> Path | None:
     if found is None and there:
         problem = unsound(there[0]) or "is damaged: its contents are not what was written"
         raise ConfigError(
-            f"train.resume = 'auto': none of the {len(there)} checkpoints in {output / FOLDER} can "
-            f"be resumed from; the newest, {there[0].name}, {problem}. Bring one back from a copy, "
-            "or choose another train.output_dir to start from the beginning"
+            f"train.resume = 'auto': none of the {len(there)} checkpoints in "
+            f"{output / CHECKPOINTS} can be resumed from; the newest, {there[0].name}, {problem}. "
+            "Bring one back from a copy, or choose another train.output_dir to start from the "
+            "beginning"
         )
     return found
 
 
 def best_target(folder: Path) -> Path:
     """Return the checkpoint that a run's own link to its best one leads to; others as they are."""
-    if folder.name != _BEST or not folder.is_symlink():
+    if folder.name != BEST or not folder.is_symlink():
         return folder
     target = os.readlink(folder)
     return folder.with_name(target) if re.fullmatch(r"step-\d{8}", target) else folder
@@ -332,7 +339,7 @@ def best_kept(output: Path, best: Best | None, metric: str | None) -> Best | Non
 
     It is not where the run goes on in another folder, or from before the best was reached.
     """
-    if best is None or best.metric != metric or incomplete(_folder(output, best.step)):
+    if best is None or best.metric != metric or incomplete(checkpoint_folder(output, best.step)):
         return None
     return best
 
@@ -343,14 +350,12 @@ def mark_best(output: Path, best: Best | None) -> None:
     It can be made anew from the newest manifest, which is the record: a run that is killed
     between the checkpoint and the link has the old link, to a checkpoint that still is there.
     """
-    link = output / FOLDER / _BEST
-    aside = link.with_name(_BEST + PARTIAL)
+    link = output / CHECKPOINTS / BEST
     if best is None:
         link.unlink(missing_ok=True)
         return
-    aside.unlink(missing_ok=True)
-    aside.symlink_to(_folder(output, best.step).name)
-    os.replace(aside, link)
+    with replacing(link, sync=False) as aside:  # to sync a link is to sync what it leads to
+        aside.symlink_to(checkpoint_folder(output, best.step).name)
     sync_path(link.parent)
 
 
@@ -438,7 +443,7 @@ def load_balancer(folder: Path) -> dict[str, Any] | None:
     Raises:
         ConfigError: it is no such state: a few small float tensors and counts, by name.
     """
-    path = folder / _BALANCER
+    path = folder / BALANCER
     if not path.exists():
         return None
     read_limited(path, _LARGEST_BALANCER)
@@ -482,8 +487,7 @@ def _load_as_is(engine: Any, folder: Path, ranks: int) -> None:
             frozen = any(not p.requires_grad for p in engine.module.parameters())
             path, _ = engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=not frozen)
     except UNFIT as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"{folder}: DeepSpeed cannot load it: {first}") from error
+        raise ConfigError(f"{folder}: DeepSpeed cannot load it: {first_line(error)}") from error
     if path is None:
         raise ConfigError(f"{folder}: DeepSpeed found no checkpoint in it")
     moments.page(engine.optimizer.optimizer)
@@ -504,19 +508,15 @@ def _publish(aside: Path, folder: Path) -> None:
     sync_path(folder.parent)
 
 
-def _folder(output: Path, step: int) -> Path:
-    return output / FOLDER / f"step-{step:08d}"
-
-
 def _rotate(folder: Path, keep: int, best: Best | None, step: int | None = None) -> None:
     """Drop the oldest checkpoints up to a step.
 
     Those after it were passed over as damaged, and must not count in place of good ones. They are
     dropped when the run has come that far again.
     """
-    kept = _folder(folder.parent, best.step) if best else None
-    last = _folder(folder.parent, step).name if step is not None else "step-99999999"
-    for old in sorted(path for path in folder.glob(_STEPS) if path.name <= last)[:-keep]:
+    kept = checkpoint_folder(folder.parent, best.step) if best else None
+    last = checkpoint_folder(folder.parent, step).name if step is not None else "step-99999999"
+    for old in sorted(path for path in folder.glob(STEPS) if path.name <= last)[:-keep]:
         if old != kept:
             remove(old)
     for partial in folder.glob("step-*" + PARTIAL):

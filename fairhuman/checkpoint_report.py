@@ -9,12 +9,13 @@ from pathlib import Path
 
 from fairhuman import checkpoint
 from fairhuman.common.files import PARTIAL
-from fairhuman.common.limited import shown
+from fairhuman.common.quoting import shown_key
+from fairhuman.common.run_folder import CHECKPOINTS, CONFIG, MANIFEST, STEPS
+from fairhuman.common.units import GIB
 from fairhuman.config import Config, load_config
 from fairhuman.engine import deepspeed_config
 from fairhuman.errors import ConfigError
 from fairhuman.manifest import (
-    MANIFEST,
     Manifest,
     installed,
     missing,
@@ -22,7 +23,6 @@ from fairhuman.manifest import (
     setup_of,
 )
 
-_GIB = 1 << 30
 _SHOWN = 5  # missing files, of the hundreds that a large run may have
 
 
@@ -79,19 +79,19 @@ def examine(path: Path, config: Path | None = None) -> Checkpoints:
         ConfigError: there is neither in the folder, or the config cannot be read.
     """
     path = checkpoint.best_target(path)
-    inside = path / checkpoint.FOLDER
+    inside = path / CHECKPOINTS
     if inside.is_dir():
-        run, folders = path, sorted(inside.glob("step-????????"))
+        run, folders = path, sorted(inside.glob(STEPS))
         unfinished = sorted(inside.glob("*" + PARTIAL))
     else:
         run, unfinished = Path(os.path.abspath(path)).parent.parent, []
-        folders = [path] if path.match("step-????????") or (path / MANIFEST).is_file() else []
+        folders = [path] if path.match(STEPS) or (path / MANIFEST).is_file() else []
     if not path.is_dir() or not (folders or unfinished):
         raise ConfigError(
-            f"{path}: holds no checkpoint; give OUT/{checkpoint.FOLDER}/step-NNNNNNNN, or OUT, the "
+            f"{path}: holds no checkpoint; give OUT/{CHECKPOINTS}/step-NNNNNNNN, or OUT, the "
             "train.output_dir of a run"
         )
-    config = config or (run / "config.yaml" if (run / "config.yaml").is_file() else None)
+    config = config or (run / CONFIG if (run / CONFIG).is_file() else None)
     plan = load_config(config) if config else None
     reports = {folder: _report(folder, plan) for folder in folders}
     taken = _taken(run, reports)
@@ -123,7 +123,7 @@ def _report(folder: Path, config: Config | None) -> Report:
         return report
     report.holds = _holds(folder, manifest)
     report.problems += [
-        f"{shown(name, plain=True)} is missing or has another size than when it was written"
+        f"{shown_key(name)} is missing or has another size than when it was written"
         for name in gone[:_SHOWN]
     ]
     if gone[_SHOWN:]:
@@ -151,7 +151,7 @@ def _holds(folder: Path, manifest: Manifest) -> dict[str, str]:
         "samples": str(progress.samples_seen),
         "skipped": f"{progress.skipped} steps",
         "made by": str(setup) if setup else f"{manifest.ranks} ranks; the rest was not recorded",
-        "size": f"{size / _GIB:.2f} GiB in {len(manifest.files) + 1} files",
+        "size": f"{size / GIB:.2f} GiB in {len(manifest.files) + 1} files",
     }
     if manifest.global_batch:
         holds["global batch"] = f"{manifest.global_batch} samples"

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fairhuman.common.run_folder import FINAL, METRICS, REPORT, SAMPLES
 from fairhuman.config import Config
-from fairhuman.log import METRICS
 from fairhuman.manifest import Progress
-from fairhuman.report import REPORT
-from fairhuman.resume import FINAL
 from fairhuman.runtime import Stop
-from fairhuman.sample_pictures import FOLDER as SAMPLES
 
 
 def closing_lines(config: Config, done: bool, progress: Progress, stop: Stop) -> list[str]:

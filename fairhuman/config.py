@@ -14,12 +14,13 @@ import yaml
 from pydantic import Field, StringConstraints, field_validator
 
 from fairhuman.common.files import write_text
-from fairhuman.common.json_text import parse_json
+from fairhuman.common.json_text import parse_config
 from fairhuman.common.quoting import shown, shown_key
 from fairhuman.common.text_files import read_small
 from fairhuman.common.yaml_text import NULLS, Plain
 from fairhuman.deepspeed_section import deepspeed_problems
 from fairhuman.errors import ConfigError
+from fairhuman.fairness.mpd import MAX_ALPHA, MIN_ALPHA
 from fairhuman.settings import (
     Name,
     PathText,
@@ -224,7 +225,7 @@ class Fairness(Section):
     """`exact` solves for fair weights from K backward passes a step; `amortized` does so now and
     then, with one backward pass in between; `sketch` solves from sketches of the gradients, in the
     memory of one; `sum` weighs all alike; `global` is plain fine-tuning."""
-    alpha: Annotated[float, Field(ge=0.5, le=16.0)] = 2.0
+    alpha: Annotated[float, Field(ge=MIN_ALPHA, le=MAX_ALPHA)] = 2.0
     """2 is Minimum Potential Delay, 1 proportional fairness (Nash)."""
     normalize: Literal["ball", "simplex", "none"] = "ball"
     """Scale of the step: norm train.max_grad_norm, weights that sum to 1, or as solved."""
@@ -386,7 +387,7 @@ def _resolve_deepspeed(tree: dict[str, Any]) -> None:
 def _read_deepspeed(path: str) -> dict[str, Any]:
     name = f"deepspeed = {shown(str(path))}"
     try:
-        tree = parse_json(read_small(Path(path), "file"), shown_key(path))
+        tree = parse_config(read_small(Path(path), "file"), shown_key(path))
     except ConfigError as error:
         problem = str(error).removeprefix(f"{shown_key(path)}: ")
         raise ConfigError(f"{name}: {problem}") from None

@@ -23,6 +23,7 @@ from fairhuman.fairness.countsketch import CountSketch
 from fairhuman.fairness.forecast import Forecast
 from fairhuman.fairness.solve import Solver, cosine
 from fairhuman.runtime import exit_code, init_distributed, quiet
+from fairhuman.step import make_solver
 
 RULES: tuple[Literal["calibrated", "ema", "stale"], ...] = ("calibrated", "ema", "stale")
 
@@ -115,12 +116,8 @@ def compare(config: Config, every: Sequence[int]) -> list[str]:
     device = init_distributed()
     with tempfile.TemporaryDirectory() as folder:
         run = Run(_thrown_away(config, folder), device)
-        fairness = config.fairness
-        solver = Solver(
-            fairness.alpha, fairness.normalize, config.train.max_grad_norm, fairness.floor
-        )
         comparison = Comparison(
-            run.engine, solver, len(run.names), every, config.fairness.sketch_size
+            run.engine, make_solver(config), len(run.names), every, config.fairness.sketch_size
         )
         run.step.balancer = comparison
         for _ in range(config.train.steps):

@@ -7,31 +7,20 @@ import platform
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 
 import psutil
 import torch
 
 from fairhuman import _C
+from fairhuman.common.units import GIB
+from fairhuman.common.versions import PACKAGES, version
 from fairhuman.config import Config, load_config
 from fairhuman.errors import ConfigError
 from fairhuman.fairness.mpd import solves_on
 from fairhuman.models.check import check_model
 from fairhuman.runtime import quiet
 
-PACKAGES = (
-    "torch",
-    "triton",
-    "diffusers",
-    "transformers",
-    "deepspeed",
-    "bitsandbytes",
-    "xformers",
-    "mediapipe",
-    "wandb",
-)
-_GIB = 1 << 30
 CUDA = torch.device("cuda")
 REFUSED = "cannot run, see problems"
 
@@ -93,18 +82,15 @@ def _installation(report: Report) -> None:
         "fairhuman": f"{info['version']}, Python {platform.python_version()}",
         "fairhuman._C": f"{info['compiler']}, {cuda}",
     }
-    for name in PACKAGES:
-        try:
-            report.packages[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            report.packages[name] = "not installed"
+    for name in (*PACKAGES, "mediapipe", "wandb"):
+        report.packages[name] = version(name) or "not installed"
 
 
 def _machine(report: Report) -> None:
     memory = psutil.virtual_memory()
     report.machine["CPU"] = (
-        f"{len(os.sched_getaffinity(0))} cores, {memory.total / _GIB:.0f} GiB of memory, "
-        f"{memory.available / _GIB:.0f} available"
+        f"{len(os.sched_getaffinity(0))} cores, {memory.total / GIB:.0f} GiB of memory, "
+        f"{memory.available / GIB:.0f} available"
     )
     nvcc = shutil.which("nvcc")
     report.machine["nvcc"] = nvcc or "not on the PATH"
@@ -122,8 +108,8 @@ def _machine(report: Report) -> None:
         card = torch.cuda.get_device_properties(index)
         free, _ = torch.cuda.mem_get_info(index)
         report.machine[f"GPU {index}"] = (
-            f"{card.name}, sm_{card.major}{card.minor}, {card.total_memory / _GIB:.0f} GiB, "
-            f"{free / _GIB:.0f} free"
+            f"{card.name}, sm_{card.major}{card.minor}, {card.total_memory / GIB:.0f} GiB, "
+            f"{free / GIB:.0f} free"
         )
         if card.major < 8:
             report.problems.append(

@@ -111,7 +111,7 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": train.batch_size,
         "gradient_accumulation_steps": train.gradient_accumulation,
         "gradient_clipping": 0.0 if clips_itself else train.max_grad_norm,
-        "zero_allow_untested_optimizer": True,  # bitsandbytes' optimizers; tests/test_step.py
+        "zero_allow_untested_optimizer": True,  # bitsandbytes' optimizers
         "steps_per_print": None,
         "fp16": {**config.deepspeed.get("fp16", {}), "enabled": train.precision == "fp16"},
         "bf16": {

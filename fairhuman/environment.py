@@ -10,7 +10,6 @@ import platform
 import subprocess
 from collections import Counter
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +17,11 @@ import torch
 import torch.distributed as dist
 
 from fairhuman.common.files import write_text
+from fairhuman.common.run_folder import ENVIRONMENT
+from fairhuman.common.versions import PACKAGES, version
 from fairhuman.places import overrides_without_places
 
-ENVIRONMENT = "environment.json"
-PACKAGES = (
-    "fairhuman",
-    "torch",
-    "triton",
-    "diffusers",
-    "transformers",
-    "peft",
-    "accelerate",
-    "deepspeed",
-    "bitsandbytes",
-    "xformers",
-    "numpy",
-)
+_PACKAGES = ("fairhuman", *PACKAGES, "peft", "accelerate", "numpy")
 
 
 def environment(device: torch.device, overrides: Sequence[str], step: int) -> dict[str, Any]:
@@ -55,7 +43,7 @@ def environment(device: torch.device, overrides: Sequence[str], step: int) -> di
         "cuda": torch.version.cuda,
         "commit": commit(Path(__file__).parent),
         "overrides": overrides_without_places(overrides),
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "packages": {name: found for name in _PACKAGES if (found := version(name))},
     }
 
 
@@ -82,13 +70,6 @@ def commit(package: Path) -> str | None:
 def _git(folder: Path, *words: str) -> str:
     command = ["git", "-C", str(folder), *words]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _device_name(device: torch.device) -> str:

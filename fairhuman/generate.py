@@ -15,7 +15,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pydantic import ValidationError
 
-from fairhuman.common.files import first_line
+from fairhuman.common.error_text import first_line
+from fairhuman.common.files import replacing
 from fairhuman.common.hub import Named
 from fairhuman.common.images import open_image, upright_size
 from fairhuman.config import Model
@@ -271,18 +272,13 @@ def _save(picture: Image.Image, path: Path, texts: Mapping[str, object]) -> None
     info = PngInfo()
     for key, value in texts.items():
         info.add_itxt(key, str(value))
-    aside = path.with_name(f"{path.name}.partial")
     try:
-        try:
+        with replacing(path, sync=False) as aside:
             picture.save(aside, "png", pnginfo=info)
             if path.exists():
-                raise OutputError(f"{path}: was written meanwhile; choose another --out")
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
-    except OSError as error:
-        why = error.strerror or first_line(error)
-        raise OutputError(f"{path}: cannot be written: {why}; those before it are kept") from None
+                raise UserError(f"{path}: was written meanwhile; choose another --out")
+    except OutputError as error:
+        raise OutputError(f"{error}; those before it are kept") from None
 
 
 def _sheet(paths: Sequence[Path]) -> Image.Image:

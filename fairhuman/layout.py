@@ -18,10 +18,13 @@ import torch.distributed as dist
 from pydantic import Field, TypeAdapter
 from torch import Tensor
 
-from fairhuman.common.limited import STRICT, Natural, parse_json, read_limited, shown
+from fairhuman.common.json_text import STRICT, Natural, parse_as
+from fairhuman.common.quoting import shown, shown_key
+from fairhuman.common.run_folder import LAYOUT
+from fairhuman.common.text_files import read_limited
 from fairhuman.errors import ConfigError
+from fairhuman.fairness.zero.kinds import Kind, kind_of
 
-LAYOUT = "layout.json"
 # Of thousands of parameters on thousands of ranks.
 _LARGEST = 256 << 20
 
@@ -76,7 +79,7 @@ class Layout:
             if found[name] != numel:
                 raise ConfigError(
                     f"{LAYOUT}: has {found[name]} of the {numel} elements of "
-                    f"{shown(name, plain=True)}; the checkpoint is broken"
+                    f"{shown_key(name)}; the checkpoint is broken"
                 )
 
     def groups(self) -> dict[str, int]:
@@ -134,7 +137,7 @@ def read_layout(folder: Path) -> Layout | None:
     path = folder / LAYOUT
     if not path.exists():
         return None
-    file = parse_json(_KIND, read_limited(path, _LARGEST), path)
+    file = parse_as(_KIND, read_limited(path, _LARGEST), path)
     for index, buffers in enumerate(file.ranks):
         for group, numel, pieces in buffers:
             if group > 1:
@@ -163,7 +166,7 @@ def layout_of(engine: Any) -> Layout:
     dist.all_gather_object(ranks, [buffer for buffer, _ in buffers_of(engine)])
     shapes = {
         engine.param_names[p]: tuple(p.ds_shape if hasattr(p, "ds_shape") else p.shape)
-        for group in _kind(engine).groups
+        for group in _buffers(engine).groups
         for p in group
     }
     return Layout(shapes, ranks)
@@ -171,7 +174,7 @@ def layout_of(engine: Any) -> Layout:
 
 def buffers_of(engine: Any) -> list[tuple[Buffer, Tensor]]:
     """Return this rank's flat buffers of float32 master weights, with what lies where."""
-    kind = _kind(engine)
+    kind = _buffers(engine)
     find = _parted_pieces if kind.parted else _grouped_pieces
     return [
         (
@@ -201,7 +204,7 @@ def _grouped_pieces(engine: Any, index: int, p: Tensor) -> Piece:
     Told by where its weights are: DeepSpeed's own map (`_hp_mapping`) goes by another order under
     round_robin_gradients.
     """
-    flat = _kind(engine).flats[index]
+    flat = _buffers(engine).flats[index]
     place = (p.data_ptr() - flat.data_ptr()) // flat.element_size()
     size = flat.numel() // dist.get_world_size()
     mine = dist.get_rank() * size
@@ -211,7 +214,7 @@ def _grouped_pieces(engine: Any, index: int, p: Tensor) -> Piece:
 
 def publish(engine: Any) -> None:
     """Give the weights that the model computes with what the master weights hold; a collective."""
-    zero, kind = engine.optimizer, _kind(engine)
+    zero, kind = engine.optimizer, _buffers(engine)
     if not kind.parted:
         zero.update_lp_params()
         return
@@ -227,7 +230,7 @@ def publish(engine: Any) -> None:
     zero.checkpoint_event_epilogue()
 
 
-class _Kind(NamedTuple):
+class _Buffers(NamedTuple):
     masters: list[Tensor]
     """This rank's float32 weights, flat."""
     flats: list[Tensor]
@@ -238,23 +241,20 @@ class _Kind(NamedTuple):
     """Whether each parameter is parted over the ranks (ZeRO-3), not each group."""
 
 
-def _kind(engine: Any) -> _Kind:
+def _buffers(engine: Any) -> _Buffers:
     import deepspeed
-    from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
-    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
-    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
-    zero = engine.optimizer
-    if type(zero) is DeepSpeedZeroOptimizer:
-        return _Kind(
+    zero, found = engine.optimizer, kind_of(engine)
+    if found is Kind.STAGE12:
+        return _Buffers(
             zero.single_partition_of_fp32_groups, zero.bit16_groups_flat, zero.bit16_groups, False
         )
-    if type(zero) is BF16_Optimizer:
-        return _Kind(
+    if found is Kind.BF16:
+        return _Buffers(
             zero.fp32_groups_flat_partition, zero.bf16_groups_flat, zero.bf16_groups, False
         )
-    if type(zero) is DeepSpeedZeroOptimizer_Stage3:
-        return _Kind(
+    if found is Kind.STAGE3:
+        return _Buffers(
             zero.fp32_partitioned_groups_flat,
             zero.fp16_partitioned_groups_flat,
             zero.fp16_groups,

@@ -15,10 +15,10 @@ from typing import Any
 from tqdm import tqdm
 
 from fairhuman.common.files import as_output_error, write_text
+from fairhuman.common.run_folder import METRICS
 from fairhuman.fairness.balancer import Balance
 from fairhuman.tracking import Tracker
 
-METRICS = "metrics.jsonl"
 NOT_FINITE = "not_finite"
 """The key of a step's keys whose numbers were NaN or infinite; only where there are such."""
 

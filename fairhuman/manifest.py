@@ -16,11 +16,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
-from fairhuman.common.limited import STRICT, Name, Natural, parse_json, read_limited, shown
+from fairhuman.common.json_text import STRICT, Name, Natural, parse_as
+from fairhuman.common.quoting import shown, shown_key
+from fairhuman.common.run_folder import CHECKPOINTS, MANIFEST
+from fairhuman.common.text_files import read_limited
 from fairhuman.digests import HEX
 from fairhuman.errors import ConfigError
 
-MANIFEST = "manifest.json"
 _VERSIONS = ("fairhuman", "torch", "deepspeed", "bitsandbytes")
 # Of thousands of ranks.
 _LARGEST = 32 << 20
@@ -135,7 +137,7 @@ def read_manifest(folder: Path) -> Manifest:
         if hashlib.sha256(body).hexdigest().encode() != sealed[1]:
             raise ConfigError(f"{path}: is not what was written (its digest differs)")
         raw = body + b"\n}"
-    manifest = parse_json(_KIND, raw, path)
+    manifest = parse_as(_KIND, raw, path)
     for name in manifest.files:
         if not _inside(name):
             raise ConfigError(f"{path}: files: {shown(name)} is no file in the checkpoint")
@@ -172,12 +174,12 @@ def incomplete(folder: Path) -> str | None:
         if stat.S_ISLNK(kind):
             return "is a symbolic link; give the folder that it leads to"
         if not stat.S_ISDIR(kind):
-            return "is no folder (a checkpoint is OUT/checkpoints/step-NNNNNNNN)"
+            return f"is no folder (a checkpoint is OUT/{CHECKPOINTS}/step-NNNNNNNN)"
         if not os.path.lexists(folder / MANIFEST):
             return f"is no checkpoint of FairHuman: {MANIFEST} is missing or broken"
         found = dict(_walk(folder))
     except FileNotFoundError:
-        return "there is no such folder (a checkpoint is OUT/checkpoints/step-NNNNNNNN)"
+        return f"there is no such folder (a checkpoint is OUT/{CHECKPOINTS}/step-NNNNNNNN)"
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
     odd = next((name for name, entry in found.items() if not stat.S_ISREG(entry.st_mode)), None)
@@ -194,7 +196,7 @@ def incomplete(folder: Path) -> str | None:
     lacking = [name for name in files if name not in found or found[name].st_size != files[name]]
     if lacking:
         return (
-            f"is not whole: {shown(lacking[0], plain=True)} is missing or has another size than "
+            f"is not whole: {shown_key(lacking[0])} is missing or has another size than "
             "when it was written"
         )
     for name in sorted(found.keys() - files.keys() - {MANIFEST}):

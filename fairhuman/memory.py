@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fairhuman.activations import Activations, count
+from fairhuman.common.units import DTYPES, GIB
 from fairhuman.config import Config
 from fairhuman.engine import zero_config
-from fairhuman.export.writer import DTYPES
 from fairhuman.fairness.countsketch import CHUNK
 from fairhuman.models.empty import empty_sdxl
 from fairhuman.planning import Plan
@@ -21,7 +21,6 @@ CARDS = (24, 40, 48, 80, 141)
 """Memory of common GPUs, in GiB."""
 SPARE = 0.1
 """Share of a GPU's memory that is left to what is not counted."""
-_GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Memory:
 
     def fits(self) -> dict[int, str]:
         """Say of each of the CARDS whether the peak fits: `yes`, `tight` or `no`."""
-        peak = self.total(self.peak) / _GIB
+        peak = self.total(self.peak) / GIB
         return {
             card: "yes" if peak <= (1 - SPARE) * card else "tight" if peak <= card else "no"
             for card in CARDS
@@ -69,10 +68,10 @@ class Memory:
             f"GiB on each of {self.gpus} GPUs" if self.gpus > 1 else "GiB on one GPU", self.phases
         )
         yield ""
-        yield f"the most: {self.total(self.peak) / _GIB:.1f} GiB, in phase {self.peak!r}"
+        yield f"the most: {self.total(self.peak) / GIB:.1f} GiB, in phase {self.peak!r}"
         if self.host:
-            parts = ", ".join(f"{name} {size / _GIB:.1f}" for name, size in self.host.items())
-            yield f"on the host, for each GPU: {sum(self.host.values()) / _GIB:.1f} GiB ({parts})"
+            parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in self.host.items())
+            yield f"on the host, for each GPU: {sum(self.host.values()) / GIB:.1f} GiB ({parts})"
         cards = ", ".join(f"{card} GiB {fit}" for card, fit in self.fits().items())
         yield f"fits, with {SPARE:.0%} to spare: {cards}"
         yield (
@@ -259,7 +258,7 @@ def _table(title: str, phases: Mapping[str, Mapping[str, float]]) -> Iterator[st
     width = max(len(title), *map(len, columns[0]))
     yield f"{title:<{width}}" + "".join(f"{phase:>12}" for phase in phases)
     for name in columns[0]:
-        cells = [f"{parts[name] / _GIB:>12.2f}" if parts[name] else " " * 12 for parts in columns]
+        cells = [f"{parts[name] / GIB:>12.2f}" if parts[name] else " " * 12 for parts in columns]
         yield f"{name:<{width}}{''.join(cells)}".rstrip()
-    totals = "".join(f"{sum(parts.values()) / _GIB:>12.2f}" for parts in columns)
+    totals = "".join(f"{sum(parts.values()) / GIB:>12.2f}" for parts in columns)
     yield f"{'in all':<{width}}{totals}"

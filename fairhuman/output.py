@@ -13,12 +13,11 @@ from pathlib import Path
 from fairhuman.common.distributed import agreed, on_rank0, rank
 from fairhuman.common.files import as_output_error
 from fairhuman.common.lock import FolderInUseError, FolderLock
+from fairhuman.common.run_folder import CHECKPOINTS, FILES, FINAL, FOLDERS
 from fairhuman.errors import ConfigError, OutputError
 
-_FOLDERS = ("checkpoints", "final", "samples", "tensorboard")
-_FILES = ("config.yaml", "environment.json", "metrics.jsonl", "report.html", "wandb_id.txt")
 _PROBE = ".fairhuman.probe"
-_DEEPEST = f"checkpoints/step-00000000.partial/deepspeed/{'x' * 64}"
+_DEEPEST = f"{CHECKPOINTS}/step-00000000.partial/deepspeed/{'x' * 64}"
 _PATIENCE_S = 3.0
 """For a network's file system to show a file that another machine has made."""
 
@@ -54,7 +53,7 @@ def claim(folder: Path, key: str, purpose: str) -> FolderLock | None:
 
 def _remove_probes(folder: Path) -> None:
     """Remove what a process that was killed while it looked has left in a folder that is ours."""
-    for place in (folder, *(folder / name for name in _FOLDERS)):
+    for place in (folder, *(folder / name for name in FOLDERS)):
         for probe in place.glob(f"{_PROBE}.*"):
             probe.unlink(missing_ok=True)
 
@@ -131,8 +130,8 @@ def check_writable(output: Path) -> None:
     Raises:
         OutputError: something is, one line for each.
     """
-    problems = [problem for name in _FOLDERS if (problem := _of_folder(output / name))]
-    problems += [problem for name in _FILES if (problem := _of_file(output / name))]
+    problems = [problem for name in FOLDERS if (problem := _of_folder(output / name))]
+    problems += [problem for name in FILES if (problem := _of_file(output / name))]
     with as_output_error(f"train.output_dir = {str(output)[:200]!r}", "its path is too long"):
         (output / _DEEPEST).exists() or os.path.lexists(output / _DEEPEST)
     if problems:
@@ -142,7 +141,7 @@ def check_writable(output: Path) -> None:
 def _of_folder(path: Path) -> str | None:
     if not os.path.lexists(path):
         return None
-    if not path.is_dir() or (path.name == "final" and path.is_symlink()):
+    if not path.is_dir() or (path.name == FINAL and path.is_symlink()):
         return f"{path} is in the way of a folder; move it away"
     probe = path / f"{_PROBE}.{secrets.token_hex(8)}"
     try:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fairhuman.common.pixels import to_image
 from fairhuman.models import captions
 
 DRAWN = 4
@@ -103,8 +104,7 @@ def decode(vae: Any, latents: Tensor) -> list[Image.Image]:
     pictures = []
     for latent in latents.split(1):  # at 1024 px each takes gigabytes in float32
         decoded = vae.decode(latent).sample[0]
-        values = ((decoded.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        pictures.append(Image.fromarray(values.permute(1, 2, 0).cpu().numpy()))
+        pictures.append(to_image(decoded))
     return pictures
 
 

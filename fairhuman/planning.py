@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from fairhuman.common.units import GIB
+
 Mode = Literal["global", "sum", "exact", "amortized", "sketch"]
 MODES: tuple[Mode, ...] = ("global", "exact", "amortized", "sketch")
 
@@ -34,7 +36,6 @@ _SCRATCH = {"AdamW8bit": 0, "PagedAdamW8bit": 0, "AdamW": 1, "Adafactor": 2, "SG
 # Elements: DeepSpeed's defaults of what its engine all-reduces and its ZeRO-3 steps at a time.
 _ALL_REDUCED = 500_000_000
 _SUB_GROUP = 1_000_000_000
-_GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -241,11 +242,11 @@ def page() -> str:
     """Return docs/planning.md: SDXL's UNet on 1, 8, 64 and 512 GPUs, in Markdown."""
     offload = Plan(SDXL_PARAMETERS, 1, 2, "sketch", offload_optimizer=True)
     return _PAGE.format(
-        frozen=FROZEN_BYTES / _GIB,
-        exact_rows=4 * 3 * SDXL_PARAMETERS / _GIB,
+        frozen=FROZEN_BYTES / GIB,
+        exact_rows=4 * 3 * SDXL_PARAMETERS / GIB,
         tables="\n\n".join(_table(stage) for stage in (2, 3)),
-        offload_device=offload.device_bytes() / _GIB,
-        offload_host=offload.host_bytes() / _GIB,
+        offload_device=offload.device_bytes() / GIB,
+        offload_host=offload.host_bytes() / GIB,
     )
 
 
@@ -266,7 +267,7 @@ def _table(stage: Literal[2, 3]) -> str:
                 plan.device_bytes(),
                 plan.sent_bytes(),
             )
-            figures = " | ".join(f"{part / _GIB:.1f}" for part in parts)
+            figures = " | ".join(f"{part / GIB:.1f}" for part in parts)
             lines.append(f"| {ranks} | {mode} | {figures} |")
     return "\n".join(lines)
 
@@ -277,6 +278,7 @@ _PAGE = """\
 What full fine-tuning of SDXL's UNet (2.567 billion parameters) asks of each GPU, in bf16 with
 AdamW8bit, three objectives and one micro-batch per step. Computed by `python -m fairhuman.planning`
 from formulas that the tests hold against the tensors and the collectives of running engines
+
 (two CPU ranks, ZeRO-1, 2 and 3); nothing on this page was measured on a GPU.
 
 All figures are GiB of one rank. To them come {frozen:.1f} GiB for the frozen text encoders and the

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from fairhuman import moments
-from fairhuman.common.limited import shown
+from fairhuman.common.error_text import first_line
+from fairhuman.common.quoting import shown_key
 from fairhuman.errors import ConfigError
 from fairhuman.layout import Buffer, Layout, buffers_of, overlaps
 from fairhuman.moments import State
@@ -37,7 +38,7 @@ def check_same_model(folder: Path, old: Layout, new: Layout) -> None:
         there, here = (list(layout.shapes.get(unlike[0], ())) for layout in (old, new))
         raise ConfigError(
             f"{folder}: holds another model than the section model: {len(unlike)} of {len(names)} "
-            f"trained parameters are unlike, such as {shown(unlike[0], plain=True)} "
+            f"trained parameters are unlike, such as {shown_key(unlike[0])} "
             f"({there or 'none'} there, {here or 'none'} here); give the model, method and LoRA "
             "that the run was started with"
         )
@@ -138,10 +139,9 @@ def _fitting(folder: Path) -> Iterator[None]:
     except ConfigError:
         raise
     except UNFIT as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
             f"{folder}: its states do not fit its layout ({type(error).__name__}: "
-            f"{shown(first, plain=True)}); resume from another checkpoint"
+            f"{shown_key(first_line(error))}); resume from another checkpoint"
         ) from error
 
 
@@ -218,8 +218,7 @@ def _read(path: Path) -> dict[str, Any]:
                 path, map_location="cpu", mmap=True, weights_only=True
             )
     except Exception as error:  # a damaged file raises anything, from pickle to zip
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
-            f"{path}: cannot be read ({first[:300]}); resume from another checkpoint"
+            f"{path}: cannot be read ({first_line(error)}); resume from another checkpoint"
         ) from error
     return tree

@@ -12,13 +12,11 @@ import torch.distributed as dist
 from fairhuman import checkpoint
 from fairhuman.changes import Changes, changes
 from fairhuman.common.distributed import on_rank0
+from fairhuman.common.run_folder import CARD, CHECKPOINTS, FINAL, MANIFEST, REPORT
 from fairhuman.config import Config
 from fairhuman.engine import deepspeed_config
 from fairhuman.errors import ConfigError
-from fairhuman.manifest import MANIFEST, Manifest, Progress, Setup, setup_of
-from fairhuman.report import REPORT
-
-FINAL = "final"
+from fairhuman.manifest import Manifest, Progress, Setup, setup_of
 
 
 @dataclass(frozen=True)
@@ -124,12 +122,12 @@ def finished(output: Path, folder: Path, progress: Progress, steps: int) -> bool
 
     OUT/final's card and the report are the last, and newer than the checkpoint of the last step.
     """
-    inside = folder.resolve().parent == (output / checkpoint.FOLDER).resolve()
+    inside = folder.resolve().parent == (output / CHECKPOINTS).resolve()
     if progress.step < steps or not inside:
         return False
     try:
         before = (folder / MANIFEST).stat().st_mtime_ns
-        after = (output / FINAL / "README.md", output / REPORT)
+        after = (output / FINAL / CARD, output / REPORT)
         return all(path.stat().st_mtime_ns >= before for path in after)
     except OSError:
         return False

@@ -19,6 +19,8 @@ from fairhuman import checkpoint
 from fairhuman.closing import closing_lines
 from fairhuman.common.distributed import agreed, on_rank0
 from fairhuman.common.files import as_output_error
+from fairhuman.common.run_folder import CONFIG, FINAL, SAMPLES
+from fairhuman.common.units import DTYPES, GIB
 from fairhuman.config import Config
 from fairhuman.data.dataset import Batch
 from fairhuman.disk_space import check_disk, sizes
@@ -38,16 +40,13 @@ from fairhuman.models.speed import check_speed, set_up
 from fairhuman.output import check_cache, check_writable
 from fairhuman.report import write_report
 from fairhuman.reshard import UNFIT
-from fairhuman.resume import FINAL, Start, find_start
+from fairhuman.resume import Start, find_start
 from fairhuman.runtime import Stop
-from fairhuman.sample_pictures import FOLDER as SAMPLES
 from fairhuman.sample_pictures import SamplePictures
 from fairhuman.samples import Samples
 from fairhuman.step import Denoising, TrainingStep, make_balancer
 from fairhuman.tracking import check_tracking, trackers
 from fairhuman.validation import Validation
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Run:
@@ -337,12 +336,12 @@ def _say(line: str) -> None:
 def _start_output(output: Path, config: Config, made_with: dict[str, Any]) -> None:
     with as_output_error(output):
         (output / SAMPLES).mkdir(parents=True, exist_ok=True)
-        config.save(output / "config.yaml")
+        config.save(output / CONFIG)
     write_environment(output, made_with)
 
 
 def _peak_memory_gib(device: torch.device) -> float:
     """Return the most memory this rank has used: the GPU's, or the process's on a CPU."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
+        return torch.cuda.max_memory_allocated(device) / GIB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from fairhuman.common import distributed
 from fairhuman.common.distributed import PeerError, peer_lost, rank
-from fairhuman.common.files import first_line, reason
+from fairhuman.common.error_text import first_line, reason
 from fairhuman.errors import OutputError, UserError
 
 # How long a rank may go on after its launcher is gone: enough for most steps' ends.

@@ -14,14 +14,13 @@ from PIL import Image
 from fairhuman.common.distributed import agreed
 from fairhuman.common.files import replacing
 from fairhuman.common.images import open_image
+from fairhuman.common.run_folder import samples_sheet
 from fairhuman.config import Config
 from fairhuman.data.records import Record
 from fairhuman.data.transform import Placement
 from fairhuman.models.method import Method
 from fairhuman.models.sdxl import SDXL
 from fairhuman.pictures import draw, grid
-
-FOLDER = "samples"
 
 
 class SamplePictures:
@@ -59,7 +58,7 @@ class SamplePictures:
                 most_chunks=self.sdxl.most_chunks,
             )
         sheet = grid(pictures)
-        with replacing(output / FOLDER / f"step-{step:08d}.png", sync=False) as aside:
+        with replacing(samples_sheet(output, step), sync=False) as aside:
             sheet.save(aside, "png")
         return sheet
 

@@ -208,6 +208,12 @@ class TrainingStep:
         return losses.detach().double()
 
 
+def make_solver(config: Config) -> Solver:
+    """Return the solver with a run's settings."""
+    fairness = config.fairness
+    return Solver(fairness.alpha, fairness.normalize, config.train.max_grad_norm, fairness.floor)
+
+
 def make_balancer(config: Config, engine: Any) -> Balancer:
     """Return what `fairness.mode` names."""
     fairness = config.fairness
@@ -216,7 +222,7 @@ def make_balancer(config: Config, engine: Any) -> Balancer:
         return FixedBalancer(engine, [1.0] * count)
     if fairness.mode == "global":
         return FixedBalancer(engine, [1.0] + [0.0] * (count - 1))
-    solver = Solver(fairness.alpha, fairness.normalize, config.train.max_grad_norm, fairness.floor)
+    solver = make_solver(config)
     if fairness.mode == "exact":
         return ExactBalancer(engine, solver)
     forecast = Forecast(count, fairness.between, fairness.every)

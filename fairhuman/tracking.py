@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fairhuman.common.files import as_output_error, write_text
+from fairhuman.common.run_folder import TENSORBOARD, WANDB_ID
 from fairhuman.config import Config
 from fairhuman.errors import ConfigError
 
 _FLOAT32_MAX = 3.4028234663852886e38
-WANDB_ID = "wandb_id.txt"
 
 
 class Tracker(Protocol):
@@ -79,7 +79,7 @@ class TensorBoard:
         from torch.utils.tensorboard.writer import SummaryWriter
 
         _quiet_writer_thread()
-        self.path = output / "tensorboard"
+        self.path = output / TENSORBOARD
         with as_output_error(self.path):
             self._writer = SummaryWriter(str(self.path), purge_step=start + 1)
 

@@ -10,17 +10,9 @@ import pytest
 import torch
 from gpu import check
 from ranks import run_ranks
+from small_unet import TINY
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = {
-    "sample_size": 8,
-    "block_out_channels": (32, 64, 64),
-    "transformer_layers_per_block": (1, 1, 1),
-    "attention_head_dim": (2, 4, 4),
-    "cross_attention_dim": 32,
-    "addition_time_embed_dim": 8,
-    "projection_class_embeddings_input_dim": 80,
-}
 
 
 def measure() -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import run_ranks
-from test_bench_step import TINY
+from small_unet import TINY
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 4

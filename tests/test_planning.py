@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import run_ranks
-from test_bench_step import TINY
+from small_unet import TINY
 
 from fairhuman.export.layout import COMPONENTS, Layout
 from fairhuman.planning import FROZEN_BYTES, SDXL_PARAMETERS, Plan, page

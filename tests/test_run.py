@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import make_checkpoint
 from torch import nn
 
 from fairhuman import checkpoint
@@ -23,19 +24,6 @@ from fairhuman.planning import MOMENT_BYTES
 from fairhuman.validation import hold_out
 
 SETUP = Setup(2, 2, (), "fp32", "AdamW")
-
-
-def make_checkpoint(output: Path, step: int, ranks: int = 2) -> Path:
-    folder = output / "checkpoints" / f"step-{step:08d}"
-    folder.mkdir(parents=True)
-    (folder / "weights").write_bytes(b"1234")
-    manifest = {
-        "ranks": ranks,
-        "progress": {"step": step, "samples_seen": step * 8, "skipped": 1},
-        "files": {"weights": 4},
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return folder
 
 
 def test_auto_takes_the_newest_whole_checkpoint(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checkpoints import make_checkpoint
 from ranks import run_ranks
-from test_run import make_checkpoint
 from torch import Tensor, nn
 
 from fairhuman import checkpoint

@@ -28,7 +28,7 @@ from fairhuman.annotation.marks import (
     put,
     put_caption,
 )
-from fairhuman.common.files import reason
+from fairhuman.common.error_text import reason
 from fairhuman.common.lock import FolderLock
 from fairhuman.data.captions import CaptionFiles
 from fairhuman.data.folder import find_images, find_labels, named_files, read_rows

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from fairhuman.common.files import write_text
 
 NAME = ".annotate.progress.jsonl"
 
@@ -32,10 +33,7 @@ class Journal:
 
     def __enter__(self) -> Journal:
         # A line that was cut off must not have another one appended to it.
-        aside = self.path.with_suffix(".partial")
-        with aside.open("w", encoding="utf-8") as lines:
-            lines.writelines(map(_line, self.found.values()))
-        os.replace(aside, self.path)
+        write_text(self.path, "".join(map(_line, self.found.values())))
         self._file = self.path.open("a", encoding="utf-8")
         return self
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import os
 import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,8 @@ from PIL import Image
 from fairhuman.annotation.detector import Detector, DetectorChoice, Region
 from fairhuman.annotation.geometry import clip, draw_outlines
 from fairhuman.annotation.marks import picture_digest
-from fairhuman.common.files import first_line
+from fairhuman.common.error_text import first_line
+from fairhuman.common.files import replacing
 from fairhuman.data.folder import MASKS, open_photograph
 from fairhuman.errors import DataError
 
@@ -115,13 +115,8 @@ def _written(name: str, region: str, content: bytes | None) -> str | None:
     relative = f"{MASKS}/{_state.detector.name}/{_short(name)}.{region}.{mark}.png"
     path = _state.root / relative
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path, shared=True, sync=False) as aside:
         aside.write_bytes(content)
-        os.replace(aside, path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
     return relative
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch.distributed as dist
 
-from fairhuman.common.files import first_line, reason
+from fairhuman.common.error_text import first_line, reason
 from fairhuman.errors import ConfigError, DataError, OutputError, UserError
 
 T = TypeVar("T")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from fairhuman.common.files import first_line
+from fairhuman.common.error_text import first_line
 from fairhuman.errors import ConfigError
 
 PATIENCE_S = 10.0

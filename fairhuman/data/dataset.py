@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fairhuman.common.images import ImageError, open_image, open_mask
+from fairhuman.common.masks import extent
+from fairhuman.common.pixels import to_model
 from fairhuman.config import Data
 from fairhuman.data.buckets import frame
 from fairhuman.data.cache import Cache
@@ -108,8 +110,7 @@ class People(Dataset[Batch]):
     def pixels(self, record: Record, placement: Placement) -> Tensor:
         """Return the training image, [1, 3, H, W] in [-1, 1]."""
         image = placement.image(_read(open_image, record.image))
-        pixels = torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1)
-        return (pixels / 127.5 - 1.0)[None]
+        return to_model([image])
 
     def placement(self, record: Record, epoch: int) -> Placement:
         """Return how the record's image lies in its training image in that epoch."""
@@ -140,9 +141,8 @@ class People(Dataset[Batch]):
                 boxes += annotation.boxes
                 continue
             mask = _read(open_mask, annotation.mask)
-            if around := mask.point(lambda v: 255 * (v > 127)).getbbox():
-                left, top, right, bottom = around
-                boxes.append((left, top, right - left, bottom - top))
+            if around := extent(np.asarray(mask) > 127):
+                boxes.append(around)
         return boxes
 
     def _masks(self, record: Record, placement: Placement) -> Tensor:

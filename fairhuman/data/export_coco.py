@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fairhuman.common.files import write_text
 from fairhuman.common.images import open_mask
+from fairhuman.common.masks import extent
 from fairhuman.data.folder import open_photograph, read_rows
 from fairhuman.data.records import METADATA, Problem, check_entries, read_entries
 from fairhuman.errors import DataError
@@ -87,11 +88,9 @@ def _annotations(root: Path, row: Mapping[str, Any], region: str) -> Iterator[di
     if not row.get(f"{region}_mask"):
         return
     mask = np.asarray(open_mask(root / row[f"{region}_mask"])) >= 128
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if len(rows):
-        left, top = int(columns[0]), int(rows[0])
+    if around := extent(mask):
         yield {
-            "bbox": [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top],
+            "bbox": list(around),
             "area": int(mask.sum()),
             "segmentation": {"size": list(mask.shape), "counts": run_lengths(mask)},
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable
 from typing import TypeVar
 
-from fairhuman.common.files import first_line
+from fairhuman.common.error_text import first_line
 from fairhuman.errors import DataError, OutputError, UserError
 
 T = TypeVar("T")

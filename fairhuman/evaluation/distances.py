@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from fairhuman.common.error_text import first_line
 from fairhuman.errors import UserError
 from fairhuman.evaluation.figures import Figure, Measured
 from fairhuman.evaluation.images import bicubic
@@ -114,9 +115,9 @@ class Inception(nn.Module):
                 warnings.simplefilter("ignore", DeprecationWarning)
                 self.layers = torch.jit.load(str(path), map_location=device).eval().layers
         except (RuntimeError, AttributeError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
             raise UserError(
-                f"--inception {path}: is not the TorchScript Inception of {URL}: {first}"
+                f"--inception {path}: is not the TorchScript Inception of {URL}: "
+                f"{first_line(error)}"
             ) from None
         self.device = device
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
+from fairhuman.common.files import write_text
+from fairhuman.common.run_folder import CARD
 from fairhuman.config import Config
-from fairhuman.export.writer import written_aside
 from fairhuman.places import on_the_hub, without_places
 
 _WHAT = {
@@ -55,7 +56,6 @@ def write_card(
     *,
     steps: int | None = None,
     prompts: Sequence[str] = (),
-    instance_prompt: str | None = None,
 ) -> Path:
     """Write README.md into the folder of a trained model, replacing the last; return its path.
 
@@ -66,21 +66,18 @@ def write_card(
         config: what it was trained with.
         steps: how many were made; None: as many as the config asks for.
         prompts: examples to try.
-        instance_prompt: the words that stand for what was trained, where there are such.
 
     Raises:
         OutputError: it cannot be written.
     """
-    path = folder / "README.md"
+    path = folder / CARD
     text = card_text(
         config,
         name=folder.resolve().name,
         steps=steps,
         prompts=prompts,
-        instance_prompt=instance_prompt,
     )
-    with written_aside(path, force=True) as aside:
-        aside.write_text(text, encoding="utf-8")
+    write_text(path, text)
     return path
 
 
@@ -90,7 +87,6 @@ def card_text(
     name: str,
     steps: int | None = None,
     prompts: Sequence[str] = (),
-    instance_prompt: str | None = None,
 ) -> str:
     """Return the text of a card; the arguments are those of `write_card`."""
     base, method = config.model.pretrained, config.model.method
@@ -104,8 +100,6 @@ def card_text(
         "license": "unknown",
         "tags": ["stable-diffusion-xl", "text-to-image", "diffusers", "fairhuman", *_TAGS[method]],
     }
-    if instance_prompt:
-        front["instance_prompt"] = instance_prompt
     if prompts:
         front["widget"] = [{"text": prompt} for prompt in prompts]
     shown_base = base if on_the_hub(base) else PurePath(base).name

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fairhuman.common.units import DTYPES
 from fairhuman.errors import UserError
 from fairhuman.export import kinds
 from fairhuman.export.kinds import file_kind, folder_kind
@@ -14,7 +15,6 @@ from fairhuman.export.lora import WEIGHTS_NAME, from_kohya, is_kohya, lora_file,
 from fairhuman.export.modelspec import parse_fields
 from fairhuman.export.single_file import from_single_file, to_single_file
 from fairhuman.export.weights import PICKLED, open_weights
-from fairhuman.export.writer import DTYPES
 
 _TO_CONVERT = "only an SDXL or a LoRA of one can be converted"
 
@@ -36,7 +36,7 @@ def export(
         model: a pipeline's folder, a single file, or a LoRA's folder or file.
         form: single-file, comfy-lora or diffusers.
         out: the file or folder to write.
-        dtype: one of `writer.DTYPES`; None keeps each tensor's own.
+        dtype: one of `units.DTYPES`; None keeps each tensor's own.
         config: a pipeline's folder or hub name, whose configs are taken; None: SDXL base's.
         meta: `key=value` texts for the header.
         allow_pickle: read files that torch.save wrote, too (tensors only).

@@ -21,6 +21,7 @@ from fairhuman.export.names import (
     Names,
 )
 from fairhuman.export.weights import Source
+from fairhuman.models import open_clip
 
 Sources = Mapping[str, Source]
 
@@ -31,20 +32,9 @@ _OLD_ATTENTION = {
     ".value.": ".to_v.",
     ".proj_attn.": ".to_out.0.",
 }
-_OPEN_CLIP = {
-    "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
-    "text_model.embeddings.position_embedding.weight": "positional_embedding",
-    "text_model.final_layer_norm.weight": "ln_final.weight",
-    "text_model.final_layer_norm.bias": "ln_final.bias",
-    "text_projection.weight": "text_projection",
-}
-_OPEN_CLIP_LAYER = {
-    "layer_norm1": "ln_1",
-    "layer_norm2": "ln_2",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-    "self_attn.out_proj": "attn.out_proj",
-}
+_NEW = {**open_clip.TEXT, "text_projection": "text_projection.weight"}
+_OLD = {new: old for old, new in _NEW.items()}
+_OLD_PART = {new: old for old, new in open_clip.BLOCK.items()}
 _QKV = re.compile(r"(text_model\.encoder\.layers\.\d+\.self_attn\.)([qkv])_proj\.(weight|bias)")
 _LAYER = re.compile(r"text_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
 _OLD_LAYER = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)\.(weight|bias)")
@@ -132,10 +122,10 @@ def text_2_to_original(tensors: Sources) -> dict[str, Source]:
     found = {}
     tensors = text_in_one_form(tensors)
     for name, part in tensors.items():
-        if name in _OPEN_CLIP:
+        if name in _OLD:
             # OpenCLIP multiplies with its projection from the right.
             part = _transposed(part) if name == "text_projection.weight" else part
-            found[TEXT_2_PREFIX + _OPEN_CLIP[name]] = part
+            found[TEXT_2_PREFIX + _OLD[name]] = part
             continue
         layer = _LAYER.fullmatch(name)
         if not layer:
@@ -146,25 +136,23 @@ def text_2_to_original(tensors: Sources) -> dict[str, Source]:
             parts = [tensors[f"{qkv[1]}{letter}_proj.{qkv[3]}"] for letter in "qkv"]
             found[f"{old}attn.in_proj_{qkv[3]}"] = _joined(parts)
         elif not qkv:
-            found[f"{old}{_OPEN_CLIP_LAYER[layer[2]]}.{layer[3]}"] = part
+            found[f"{old}{_OLD_PART[layer[2]]}.{layer[3]}"] = part
     return found
 
 
 def text_2_to_diffusers(tensors: Sources) -> dict[str, Source]:
     """Return the second text encoder in a single file's tensors, in transformers' names."""
-    whole = {old: new for new, old in _OPEN_CLIP.items()}
-    layers = {old: new for new, old in _OPEN_CLIP_LAYER.items()}
     found = {}
     for old, part in _below(TEXT_2_PREFIX, tensors).items():
         layer, qkv = _OLD_LAYER.fullmatch(old), _OLD_QKV.fullmatch(old)
-        if old in whole:
-            found[whole[old]] = _transposed(part) if old == "text_projection" else part
+        if old in _NEW:
+            found[_NEW[old]] = _transposed(part) if old == "text_projection" else part
         elif qkv:
             for index, letter in enumerate("qkv"):
                 name = f"text_model.encoder.layers.{qkv[1]}.self_attn.{letter}_proj.{qkv[2]}"
                 found[name] = _third(part, index)
-        elif layer and layer[2] in layers:
-            name = f"text_model.encoder.layers.{layer[1]}.{layers[layer[2]]}.{layer[3]}"
+        elif layer and layer[2] in open_clip.BLOCK:
+            name = f"text_model.encoder.layers.{layer[1]}.{open_clip.BLOCK[layer[2]]}.{layer[3]}"
             found[name] = part
         elif old != "logit_scale":  # of CLIP's training; no picture needs it
             raise UserError(f"{TEXT_2_PREFIX}{old}: is no part of SDXL's second text encoder")

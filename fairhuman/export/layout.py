@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fairhuman.common.error_text import first_line
 from fairhuman.common.hub import Named, locate
 from fairhuman.errors import UserError
 from fairhuman.export import base
@@ -142,9 +143,8 @@ class Layout:
             with torch.device("meta"):
                 model: torch.nn.Module = kinds[component](config)
         except (OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
-            first = str(error).strip().partition("\n")[0]
             place = self.folder / component / "config.json"
-            raise UserError(f"{place}: describes no model: {first}") from None
+            raise UserError(f"{place}: describes no model: {first_line(error)}") from None
         return model
 
     def shapes(self, component: str) -> dict[str, tuple[int, ...]]:

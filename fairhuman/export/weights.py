@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from fairhuman.common.error_text import first_line
 from fairhuman.errors import UserError
 
 PICKLED = (".ckpt", ".bin", ".pt", ".pth")
@@ -132,8 +133,9 @@ def _pickled(path: Path, allowed: bool) -> dict[str, Source]:
         tree = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # torch.load fails in as many ways as there are pickles; none of them is a bug of ours.
-        first = str(error).strip().partition("\n")[0]
-        raise UserError(f"{path}: holds more than tensors, or is damaged: {first}") from None
+        raise UserError(
+            f"{path}: holds more than tensors, or is damaged: {first_line(error)}"
+        ) from None
     while isinstance(tree, dict) and isinstance(tree.get("state_dict"), dict):
         tree = tree["state_dict"]
     if not isinstance(tree, dict):

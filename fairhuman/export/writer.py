@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,10 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fairhuman.common.files import as_output_error, replacing
 from fairhuman.errors import OutputError, UserError
 from fairhuman.export.weights import DTYPE_NAMES, Source
-
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 _HASH = "modelspec.hash_sha256"
 _NO_HASH = "0x" + "0" * 64
@@ -33,35 +31,17 @@ def written_aside(path: Path, *, force: bool) -> Iterator[Path]:
         UserError: `path` is there and `force` is not given.
         OutputError: it cannot be written.
     """
-    aside = path.with_name(f"{path.name}.partial")
-    former = path.with_name(f"{path.name}.former")
-    with _blamed_on(path):
-        if path.exists() and not force:
-            raise UserError(f"{path}: already exists; choose another --out or add --force")
-        if path.is_dir() and not (path / "model_index.json").is_file():
-            raise UserError(f"{path}: is a folder and no pipeline; --force does not replace it")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(aside)
-        try:
-            yield aside
-            if path.is_dir():  # os.replace has no way to replace a folder
-                _remove(former)
-                os.rename(path, former)
-            os.replace(aside, path)
-            _remove(former)
-        finally:
-            if former.exists() and not path.exists():
-                os.rename(former, path)
-            _remove(aside)
-
-
-@contextmanager
-def _blamed_on(path: Path) -> Iterator[None]:
+    if path.exists() and not force:
+        raise UserError(f"{path}: already exists; choose another --out or add --force")
+    if path.is_dir() and not (path / "model_index.json").is_file():
+        raise UserError(f"{path}: is a folder and no pipeline; --force does not replace it")
     try:
-        yield
-    except OSError as error:
-        why = error.strerror or error
-        raise OutputError(f"{path}: cannot be written: {why}; nothing was changed") from error
+        with as_output_error(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path, any_kind=True) as aside:
+            yield aside
+    except OutputError as error:
+        raise OutputError(f"{error}; nothing was changed") from error
 
 
 def write_safetensors(
@@ -95,8 +75,6 @@ def write_safetensors(
             metadata[_HASH] = f"0x{digest.hexdigest()}"
             file.seek(0)
             file.write(_header(order, tensors, dtypes, sizes, metadata))
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _header(
@@ -144,10 +122,3 @@ def _need_space(path: Path, size: int) -> None:
         raise OutputError(
             f"{path.parent}: {size / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB are free"
         )
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

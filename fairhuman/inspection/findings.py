@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fairhuman.common.images import open_mask
+from fairhuman.common.masks import extent
 from fairhuman.data.regions import Annotation, Box
 from fairhuman.data.transform import Placement, grey
 
@@ -92,8 +93,8 @@ def measure(
             values = grey(open_mask(annotation.mask))
             found.findings += _mask_findings(region, values, boxes, placement, margin)
             if not boxes:
-                extent = _extent(values)
-                boxes = (extent,) if extent else ()
+                around = extent(values > 0.5)
+                boxes = (around,) if around else ()
         for box in placement.boxes(boxes):
             found.sizes.append(Size(region, box[2], box[3]))
             found.findings += _box_findings(region, box, placement.size, cell)
@@ -210,11 +211,3 @@ def _mask_findings(
                 )
             ]
     return []
-
-
-def _extent(mask: NDArray[np.float32]) -> Box | None:
-    rows, columns = np.flatnonzero(mask.max(axis=1) > 0.5), np.flatnonzero(mask.max(axis=0) > 0.5)
-    if not len(rows):
-        return None
-    left, top = float(columns[0]), float(rows[0])
-    return (left, top, float(columns[-1]) + 1 - left, float(rows[-1]) + 1 - top)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fairhuman.common.files import write_text
+from fairhuman.common.pixels import data_uri
 from fairhuman.config import Config, Data
 from fairhuman.data.buckets import frame
 from fairhuman.data.dataset import People
@@ -31,7 +32,7 @@ from fairhuman.inspection.findings import (
     unannotated,
 )
 from fairhuman.inspection.page import render
-from fairhuman.inspection.pictures import annotated, data_uri, trained
+from fairhuman.inspection.pictures import JPEG_QUALITY, annotated, trained
 from fairhuman.inspection.samples import Inspection, Sample
 from fairhuman.models.captions import Tokenizers, room, token_counts
 
@@ -143,7 +144,7 @@ def _look(entry: Entry, checked: Record | Problem, view: View) -> _Look:
     if view.train_view:
         sample.picture = _as_trained(checked, view)
     else:
-        sample.picture = data_uri(annotated(image, checked.regions, placement))
+        sample.picture = data_uri(annotated(image, checked.regions, placement), JPEG_QUALITY)
     digest = hashlib.sha256(checked.image.read_bytes()).hexdigest()
     return _Look(sample, duplicates.fingerprint(image), digest)
 
@@ -160,7 +161,7 @@ def _as_trained(record: Record, view: View) -> str:
     batch = People([record], view.regions, view.data, view.seed, CELL)[view.epoch, 0]
     assert batch.pixels is not None  # without a cache
     masks = {region: batch.masks[0, i].numpy() for i, region in enumerate(view.regions)}
-    return data_uri(trained(batch.pixels[0].numpy(), masks))
+    return data_uri(trained(batch.pixels[0].numpy(), masks), JPEG_QUALITY)
 
 
 def _mark_long(looked: Sequence[_Look], texts: Sequence[str], view: View) -> None:

@@ -7,6 +7,7 @@ from html import escape
 
 import numpy as np
 
+from fairhuman.common.html import document
 from fairhuman.inspection.findings import KINDS, NOTES
 from fairhuman.inspection.histogram import histogram
 from fairhuman.inspection.pictures import colour
@@ -38,15 +39,13 @@ svg text { font-size: 11px; fill: currentColor; }
 
 def render(found: Inspection, limit: int) -> str:
     """Return the page's HTML, with at most `limit` samples on its sheet."""
-    return "\n".join(_parts(found, limit)) + "\n"
+    title = f"{found.root.resolve().name}: data set"
+    return document(title, _STYLE, "\n".join(_parts(found, limit)))
 
 
 def _parts(found: Inspection, limit: int) -> Iterator[str]:
     name = escape(found.root.resolve().name)
     shown = found.worst_first()[:limit]
-    yield '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-    yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    yield f"<title>{name}: data set</title><style>{_STYLE}</style></head><body>"
     yield f"<h1>{name}</h1>"
     yield f"<p>{escape(found.summary())}</p>"
     yield from _table(found, shown)
@@ -61,7 +60,6 @@ def _parts(found: Inspection, limit: int) -> Iterator[str]:
         yield "<figure>" + _plot(region, sides, found.cell) + "</figure>"
     yield "</div>"
     yield from _sheet(found, shown)
-    yield "</body></html>"
 
 
 def _plot(region: str, sides: Sequence[float], cell: int) -> str:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from fairhuman.common.images import open_mask
+from fairhuman.common.pixels import to_image
 from fairhuman.data.regions import Annotation
 from fairhuman.data.transform import Placement, grey
 
 COLOURS = {"face": (57, 160, 255), "hand": (255, 140, 26)}
 _OTHER = (190, 90, 220)
 SIDE = 320
+JPEG_QUALITY = 82
 
 
 def colour(region: str) -> tuple[int, int, int]:
@@ -55,8 +56,7 @@ def trained(pixels: NDArray[np.float32], masks: Mapping[str, NDArray[np.float32]
         pixels: [3, H, W] in [-1, 1], as the trainer has them.
         masks: [H / cell, W / cell] in [0, 1] by region, as the trainer has them.
     """
-    values = ((pixels.transpose(1, 2, 0) + 1) * 127.5).round().clip(0, 255)
-    image = Image.fromarray(values.astype(np.uint8))
+    image = to_image(torch.from_numpy(pixels))
     scale = SIDE / max(image.size)
     size = (round(image.width * scale), round(image.height * scale))
     image = image.resize(size, Image.Resampling.BOX)
@@ -80,13 +80,6 @@ def tint(
     """Return an image [H, W, 3] with a colour laid over it where the mask [H, W] is."""
     share = strength * mask[..., None]
     return values * (1 - share) + share * np.asarray(rgb, dtype=np.float32)
-
-
-def data_uri(image: Image.Image) -> str:
-    """Return a picture as text that a page can hold."""
-    jpeg = io.BytesIO()
-    image.save(jpeg, "jpeg", quality=82)
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode()
 
 
 def _darkened(values: NDArray[np.float32], placement: Placement) -> NDArray[np.float32]:

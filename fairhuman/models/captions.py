@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fairhuman.common.files import first_line
+from fairhuman.common.error_text import first_line
 from fairhuman.common.hub import Named, locate
 
 MOST_CHUNKS = 16

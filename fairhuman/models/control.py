@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fairhuman.common.files import first_line
+from fairhuman.common.error_text import first_line
 from fairhuman.common.hub import Named
 from fairhuman.errors import ConfigError
 from fairhuman.models.check import check_control

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
+from fairhuman.common.files import write_text
 from fairhuman.common.images import open_image
+from fairhuman.common.pixels import to_model
 from fairhuman.data.records import load_records
 from fairhuman.models.fit import UNET_STEPS, VAE_STEPS, fit_unet, fit_vae
 from fairhuman.models.method import Full, save
@@ -43,13 +44,7 @@ def make_demo_model(
         print(f"{out}: is there already")
         return
     quiet()
-    pixels = torch.stack(
-        [
-            torch.from_numpy(np.array(open_image(record.image), dtype=np.float32))
-            for record in records
-        ]
-    )
-    pixels = pixels.permute(0, 3, 1, 2) / 127.5 - 1.0
+    pixels = to_model([open_image(record.image) for record in records])
     side = float(pixels.shape[-1])
     captions = [record.text for record in records]
     sdxl = SDXL(tiny_sdxl(captions, seed))
@@ -63,4 +58,4 @@ def make_demo_model(
         time_ids = torch.tensor([side, side, 0.0, 0.0, side, side])
         fit_unet(sdxl, pixels, captions, time_ids, steps=unet_steps, seed=seed, progress=progress)
     save(Full(sdxl), out)
-    stamp.write_text(json.dumps(wanted), encoding="utf-8")
+    write_text(stamp, json.dumps(wanted))

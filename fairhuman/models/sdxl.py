@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from fairhuman.common.files import first_line
+from fairhuman.common.error_text import first_line
 from fairhuman.common.hub import Named, Place
 from fairhuman.config import Model
 from fairhuman.data.encoded import Moments, Prompt

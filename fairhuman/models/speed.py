@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fairhuman.common.error_text import first_line
 from fairhuman.config import Model
 from fairhuman.errors import ConfigError
 
@@ -55,10 +56,9 @@ def _check_xformers(dtype: torch.dtype, device: torch.device) -> None:
         states = torch.zeros(1, 8, 1, 64, dtype=dtype, device=device, requires_grad=True)
         memory_efficient_attention(states, states, states).sum().backward()
     except (ImportError, OSError, NotImplementedError, RuntimeError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
             f"model.attention = 'xformers': xformers cannot compute {str(dtype)[6:]} attention on "
-            f"this {device.type} ({reason}); use sdpa"
+            f"this {device.type} ({first_line(error)}); use sdpa"
         ) from error
 
 

@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fairhuman.common.files import write_text
+from fairhuman.common.files import replacing, write_text
+from fairhuman.common.pixels import to_model
 from fairhuman.data.drawn import DrawnSample, draw_person, sample_rng
 
 FACE, HAND, TIP = range(3)
@@ -94,7 +95,8 @@ def make_judge(path: Path, size: int, steps: int) -> Judge:
         torch.manual_seed(SEED)
         judge = Judge()
     _fit(judge, drawn(SEED, TAUGHT, size), steps)
-    save_file(judge.state_dict(), path)
+    with replacing(path) as aside:
+        save_file(judge.state_dict(), aside)
     write_text(stamp, json.dumps(wanted))
     return judge.eval()
 
@@ -114,7 +116,7 @@ def look(judge: Judge, pictures: Sequence[Image.Image]) -> list[Found]:
     """Return the faces, hands and finger tips that are found in pictures, each on its own."""
     found = []
     for picture in pictures:
-        probability = judge(pixels([picture])).sigmoid()[0]
+        probability = judge(to_model([picture])).sigmoid()[0]
         least = (probability.shape[-1] / 32) ** 2
         found.append(
             Found(
@@ -128,7 +130,7 @@ def look(judge: Judge, pictures: Sequence[Image.Image]) -> list[Found]:
 
 def _fit(judge: Judge, samples: Sequence[DrawnSample], steps: int, batch: int = 16) -> None:
     rng = torch.Generator().manual_seed(SEED)
-    pictures = pixels([sample.image for sample in samples])
+    pictures = to_model([sample.image for sample in samples])
     masks = torch.stack([_targets(sample) for sample in samples])
     optimizer = torch.optim.AdamW(judge.parameters(), 3e-3, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
@@ -156,12 +158,6 @@ def _worn(pictures: Tensor, rng: torch.Generator) -> Tensor:
     rough = 0.1 * torch.rand(count, 1, 1, 1, generator=rng)
     noise = torch.randn(pictures.shape, generator=rng)
     return pictures.lerp(soft, share) + tint + rough * noise
-
-
-def pixels(pictures: Sequence[Image.Image]) -> Tensor:
-    """Return pictures of one size as [B, 3, H, W] in [-1, 1]."""
-    arrays = [np.asarray(picture.convert("RGB"), dtype=np.float32) for picture in pictures]
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2) / 127.5 - 1.0
 
 
 def _targets(sample: DrawnSample) -> Tensor:

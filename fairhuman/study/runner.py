@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from fairhuman.common.files import as_output_error, write_text
+from fairhuman.common.run_folder import CHECKPOINTS, FINAL, METRICS
 from fairhuman.errors import UserError
-from fairhuman.log import METRICS
 from fairhuman.study.plan import Study
 from fairhuman.study.trials import STAMP, Trial
 
@@ -130,7 +130,7 @@ class Runner:
             told = f"{trial.arm}, seed {trial.seed}: ended with exit code {code}; see {log}"
             raise UserError(f"{told}\n{last}")
         if not self.study.keep_models:
-            for name in ("checkpoints", "final"):
+            for name in (CHECKPOINTS, FINAL):
                 shutil.rmtree(trial.folder / name, ignore_errors=True)
         _write_stamp(stamp, digest, done=True)
         return time.monotonic() - started

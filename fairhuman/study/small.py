@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from fairhuman.common.pixels import to_model
 from fairhuman.data.drawn import draw_people
 from fairhuman.models.demo import make_demo_model
 from fairhuman.pictures import decode
-from fairhuman.study.judge import Judge, drawn, look, make_judge, pixels, truth
+from fairhuman.study.judge import Judge, drawn, look, make_judge, truth
 from fairhuman.study.plan import Drawn
 
 # Seeds of people that have nobody in common.
@@ -99,5 +100,5 @@ def _through(model: Path, pictures: Sequence[Image.Image]) -> list[Image.Image]:
 
     vae = AutoencoderKL.from_pretrained(model / "vae", use_safetensors=True).eval()
     with torch.no_grad():
-        latents = [vae.encode(part).latent_dist.mean for part in pixels(pictures).split(8)]
+        latents = [vae.encode(part).latent_dist.mean for part in to_model(pictures).split(8)]
     return decode(vae, torch.cat(latents))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fairhuman.common.distributed import on_rank0, rank
-from fairhuman.common.files import write_text
+from fairhuman.common.files import replacing, write_text
+from fairhuman.common.run_folder import FINAL
 from fairhuman.config import Config, load_config
 from fairhuman.errors import ConfigError
 from fairhuman.generate import generate, read_prompts
@@ -63,16 +63,15 @@ def draw(
     model: str, lora: Path | None, out: Path, prompts: Sequence[str], steps: int, guidance: float
 ) -> None:
     """Draw a picture per prompt: all, or none."""
-    aside = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    generate(model, prompts, aside, lora=lora, seed=0, steps=steps, guidance=guidance, batch_size=8)
-    shutil.rmtree(out, ignore_errors=True)
-    aside.rename(out)
+    with replacing(out) as aside:
+        generate(
+            model, prompts, aside, lora=lora, seed=0, steps=steps, guidance=guidance, batch_size=8
+        )
 
 
 def trained(config: Config) -> tuple[str, Path | None]:
     """Return the model that a run has trained, and its LoRA, as `generate` takes them."""
-    final = Path(config.train.output_dir) / "final"
+    final = Path(config.train.output_dir) / FINAL
     if config.model.method == "lora":
         return config.model.pretrained, final
     return str(final), None

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from forms import GLOBAL_BATCH, OFFLOAD, Form, Net, go, masters
 from launch import run
 from ranks import run_ranks
-from test_resume import GLOBAL_BATCH, OFFLOAD, Form, Net, go, masters
 
 from fairhuman.changes import changes
 from fairhuman.config import Config
@@ -46,8 +46,8 @@ def other(config: Config) -> Config:
 
 def engine_of(form: Form, config: Config) -> Any:
     from deepspeed.accelerator import get_accelerator
-    from test_resume import DTYPES
 
+    from fairhuman.common.units import DTYPES
     from fairhuman.engine import make_engine
 
     get_accelerator().is_fp16_supported = lambda: True

@@ -17,8 +17,8 @@ import torch
 from ranks import run_ranks
 from runs import CONFIG, metrics, repeatable
 from small_net import REGIONS, aside, batches, net
-from test_modes import Way
 from torch import Tensor
+from training_modes import Way
 
 from fairhuman.errors import ConfigError
 from fairhuman.fairness.balancer import Balance

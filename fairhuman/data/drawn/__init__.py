@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 from pathlib import Path
 from typing import Any
 
+from fairhuman.common.files import write_text
 from fairhuman.data.drawn.sample import DrawnSample, draw_person
 from fairhuman.data.records import METADATA, write_metadata
 from fairhuman.errors import UserError
@@ -52,7 +52,7 @@ def draw_people(out: Path, count: int = 512, size: int = 128, seed: int = 0) -> 
         for path in folder.iterdir():
             if OWN_FILE.fullmatch(path.name):
                 path.unlink()
-    _write(out / STAMP, json.dumps(wanted) + "\n")
+    write_text(out / STAMP, json.dumps(wanted) + "\n")
     rows = [_write_sample(out, i, draw_person(sample_rng(seed, i), size)) for i in range(count)]
     write_metadata(out, rows)
     return _count(rows)
@@ -92,13 +92,6 @@ def _write_sample(out: Path, index: int, sample: DrawnSample) -> dict[str, Any]:
             row[f"{region}_mask"] = f"masks/{index:06d}_{region}.png"
             mask.save(out / row[f"{region}_mask"])
     return row
-
-
-def _write(path: Path, text: str) -> None:
-    """Write the whole file or nothing."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _count(rows: list[dict[str, Any]]) -> dict[str, int]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
+import numpy as np
 from PIL import Image, ImageChops
 
+from fairhuman.common.masks import extent
 from fairhuman.data.drawn.canvas import OVERSAMPLING, Canvas, Point, View
 from fairhuman.data.drawn.figure import (
     ARMS,
@@ -67,8 +69,7 @@ class DrawnSample:
 
 def bounds(mask: Image.Image) -> Box | None:
     """Return the tight box [x, y, w, h] of the pixels that are at least half covered."""
-    box = mask.point([255 if value >= 128 else 0 for value in range(256)]).getbbox()
-    return None if box is None else (box[0], box[1], box[2] - box[0], box[3] - box[1])
+    return extent(np.asarray(mask) >= 128)
 
 
 def _collect(canvas: Canvas, labels: list[int]) -> tuple[dict[int, Box], Image.Image]:

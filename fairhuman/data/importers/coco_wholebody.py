@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from fairhuman.common.quoting import shown
 from fairhuman.data.importers.common import (
     Imported,
     at,
@@ -26,7 +27,6 @@ from fairhuman.data.importers.common import (
     write_data_set,
 )
 from fairhuman.data.importers.orientation import Shape, Size, in_stored_pixels, read_shape
-from fairhuman.data.json_text import short
 from fairhuman.data.records import Problem
 from fairhuman.errors import DataError
 
@@ -101,27 +101,27 @@ def _names(tree: dict[str, Any]) -> tuple[dict[Any, str], dict[Any, Size | None]
         with at(f"images[{number}]"):
             key, name = _id(image["id"]), _file_name(image["file_name"])
             if key in names:
-                raise ValueError(f"an image before it has the id {short(key)} too")
+                raise ValueError(f"an image before it has the id {shown(key)} too")
             names[key], declared[key] = name, _declared(image)
     twice = next((a for a, b in pairwise(sorted(names.values())) if a == b), None)
     if twice is not None:
-        raise ValueError(f"two images have the file_name {short(twice)}")
+        raise ValueError(f"two images have the file_name {shown(twice)}")
     ordered = sorted(names, key=lambda key: (isinstance(key, str), key))
     return {key: names[key] for key in ordered}, declared
 
 
 def _id(value: Any) -> int | str:
     if type(value) not in (int, str):
-        raise ValueError(f"the image's id is {short(value)}: must be a whole number or text")
+        raise ValueError(f"the image's id is {shown(value)}: must be a whole number or text")
     return value
 
 
 def _file_name(value: Any) -> str:
     if not isinstance(value, str) or not value:
-        raise ValueError(f"file_name {short(value)}: must be text")
+        raise ValueError(f"file_name {shown(value)}: must be text")
     path = PurePosixPath(value)
     if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"file_name {short(value)} leads out of the folder")
+        raise ValueError(f"file_name {shown(value)} leads out of the folder")
     return str(path)
 
 
@@ -131,7 +131,7 @@ def _declared(image: dict[str, Any]) -> Size | None:
         return None
     if not all(type(side) is int and side > 0 for side in (width, height)):
         raise ValueError(
-            f"width {short(width)} and height {short(height)} must be whole numbers above 0"
+            f"width {shown(width)} and height {shown(height)} must be whole numbers above 0"
         )
     return (width, height)
 
@@ -142,7 +142,7 @@ def _shape(path: Path, declared: Size | None) -> Shape:
         assert declared is not None
         raise DataError(
             f"{path}: is {shape.stored[0]} x {shape.stored[1]} px, and its annotations are for "
-            f"{short(declared[0], 20)} x {short(declared[1], 20)}: give the images that were "
+            f"{shown(declared[0])} x {shown(declared[1])}: give the images that were "
             "annotated"
         )
     return shape
@@ -184,7 +184,7 @@ def _is_valid(person: dict[str, Any], part: str) -> bool:
 
 def _flag(key: str, value: Any) -> bool:
     if value not in (0, 1):  # as numbers or as booleans
-        raise ValueError(f"{key} = {short(value)}: must be true or false")
+        raise ValueError(f"{key} = {shown(value)}: must be true or false")
     return bool(value)
 
 

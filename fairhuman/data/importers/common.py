@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from fairhuman.annotation.geometry import clip
-from fairhuman.common.files import first_line, reason
+from fairhuman.common.error_text import first_line, reason
+from fairhuman.common.json_text import JsonError, parse, parse_lines
+from fairhuman.common.quoting import shown
 from fairhuman.data.captions import CaptionFiles
 from fairhuman.data.folder import find_images
-from fairhuman.data.json_text import JsonError, parse, parse_lines, short
 from fairhuman.data.records import METADATA, SHOWN, Problem, write_metadata
 from fairhuman.errors import DataError, OutputError
 
@@ -140,7 +141,7 @@ def at(place: str) -> Iterator[None]:
     except DataError:
         raise
     except KeyError as error:
-        raise ValueError(f"{place} lacks {short(error.args[0])}") from None
+        raise ValueError(f"{place} lacks {shown(error.args[0])}") from None
     except (TypeError, AttributeError, ValueError, OverflowError) as error:
         raise ValueError(f"{place}: {first_line(error)[:200]}") from None
 
@@ -156,7 +157,7 @@ def listed(tree: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
         raise ValueError(f"{key}: must be a list of objects")
     for number, item in enumerate(items):
         if not isinstance(item, dict):
-            raise ValueError(f"{key}[{number}]: is {short(item)}, not an object")
+            raise ValueError(f"{key}[{number}]: is {shown(item)}, not an object")
     return items
 
 
@@ -180,7 +181,7 @@ def numbers(value: Any, key: str, count: int) -> list[float]:
         or any(isinstance(n, bool) or not isinstance(n, int | float) for n in value)
         or not all(abs(n) <= FAR for n in value)  # also refuses NaN
     ):
-        raise ValueError(f"{key} = {short(value)}: must be {count} numbers in pixels")
+        raise ValueError(f"{key} = {shown(value)}: must be {count} numbers in pixels")
     return [float(n) for n in value]
 
 
@@ -276,7 +277,7 @@ def caption_lines(path: Path) -> dict[str, str]:
                 f"{path}:{number}: is not a JSON object with file_name and text{detail}"
             )
         if name in found:
-            raise DataError(f"{path}:{number}: {short(name)} has a caption on an earlier line")
+            raise DataError(f"{path}:{number}: {shown(name)} has a caption on an earlier line")
         found[name] = text
     return found
 

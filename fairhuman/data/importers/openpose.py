@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fairhuman.annotation.geometry import around
+from fairhuman.common.quoting import shown
 from fairhuman.data.importers.common import (
     FAR,
     Imported,
@@ -36,7 +37,6 @@ from fairhuman.data.importers.common import (
     write_data_set,
 )
 from fairhuman.data.importers.orientation import Shape, in_stored_pixels, read_shape
-from fairhuman.data.json_text import short
 from fairhuman.errors import DataError
 
 # Where COCO-WholeBody's 133 keypoints hold a face and the two hands.
@@ -153,7 +153,7 @@ def _people(path: Path) -> tuple[tuple[float, float] | None, list[dict[str, Poin
             elif all(isinstance(item, dict) and "keypoints" in item for item in tree):
                 tree = {"instances": tree}
         if not isinstance(tree, dict):
-            raise ValueError(f"it holds {short(tree)}, not an object")
+            raise ValueError(f"it holds {shown(tree)}, not an object")
         key = next((key for key in _PEOPLE if key in tree), None)
         if key is None:
             raise ValueError(f"it has none of {', '.join(_PEOPLE)}")

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fairhuman.common.error_text import first_line
 from fairhuman.errors import ConfigError
 from fairhuman.fairness.zero.gradients import ZeroGradients
 
@@ -36,8 +37,7 @@ def check_deepspeed(config: dict[str, Any]) -> None:
     try:
         wrong = _differences(config)
     except _BROKEN as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        wrong = [f"it raises {type(error).__name__}: {first}"]
+        wrong = [f"it raises {type(error).__name__}: {first_line(error)}"]
     if wrong:
         raise ConfigError(
             f"deepspeed {deepspeed.__version__} does not give one gradient per objective with this "

@@ -17,6 +17,7 @@ from torch import Tensor
 from fairhuman import ops
 from fairhuman.errors import ConfigError
 from fairhuman.fairness.zero.access import ShardAccess
+from fairhuman.fairness.zero.kinds import Kind, kind_of
 
 
 class ZeroGradients:
@@ -104,26 +105,20 @@ class ZeroGradients:
 
 
 def _choose(engine: Any) -> ShardAccess:
-    """Return the access to the engine's optimizer, or say why there is none.
-
-    By the class itself: a subclass (ZenFlow's, SuperOffload's) keeps its gradients elsewhere.
-    """
+    """Return the access to the engine's optimizer, or say why there is none."""
     import deepspeed
-    from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
-    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
-    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
     from fairhuman.fairness.zero.bf16 import BF16Shards
     from fairhuman.fairness.zero.stage3 import OffloadedStage3Shards, Stage3Shards
     from fairhuman.fairness.zero.stage12 import OffloadedStage12Shards, Stage12Shards
 
-    optimizer = engine.optimizer
+    optimizer, found = engine.optimizer, kind_of(engine)
     kind: type[ShardAccess]
-    if type(optimizer) is DeepSpeedZeroOptimizer:
+    if found is Kind.STAGE12:
         kind = OffloadedStage12Shards if optimizer.cpu_offload else Stage12Shards
-    elif type(optimizer) is DeepSpeedZeroOptimizer_Stage3:
+    elif found is Kind.STAGE3:
         kind = OffloadedStage3Shards if optimizer.offload_optimizer else Stage3Shards
-    elif type(optimizer) is BF16_Optimizer:
+    elif found is Kind.BF16:
         kind = BF16Shards
     else:
         raise ConfigError(
