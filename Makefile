@@ -54,6 +54,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(STAMP)
 	$(BIN)/ruff format .
@@ -61,7 +62,7 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m fairhuman.kernels.bench $(BENCH)
-	$(BIN)/python -m fairhuman.bench $(STEP)
+	$(BIN)/python -m fairhuman.planning.step_benchmark $(STEP)
 
 # On a CUDA machine, also one without a network: in the environment of GPU_PYTHON as it is, which
 # needs torch, triton, deepspeed, diffusers, bitsandbytes, scipy, pytest, and to build pybind11, cmake,
@@ -80,7 +81,7 @@ check-torch: $(STAMP)
 	build/check-torch/venv/bin/python -m pip install --quiet 'torch==$(TORCH).*' numpy scipy \
 		mpmath hypothesis pytest
 	build/check-torch/venv/bin/python -m pip install --quiet --no-deps build/check-torch/*.whl
-	cp tests/test_mpd.py build/check-torch
+	cp tests/fairness/test_mpd.py build/check-torch
 	cd build/check-torch && venv/bin/python -m pytest --quiet test_mpd.py
 
 wheel: $(STAMP)

@@ -9,8 +9,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from fairhuman.common.exit_code import exit_code
+from fairhuman.common.quiet import quiet
 from fairhuman.config import load_config
-from fairhuman.runtime import exit_code, quiet
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> int:
         config = load_config(args.config, args.overrides)
         quiet()
-        from fairhuman.loop import train  # what it imports takes seconds; a mistake shows before
+        from fairhuman.training.loop import (
+            train,  # what it imports takes seconds; a mistake shows before
+        )
 
         train(config, args.overrides)
         return 0

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch.distributed as dist
 
 from fairhuman.common.error_text import first_line, reason
-from fairhuman.errors import ConfigError, DataError, OutputError, UserError
+from fairhuman.common.errors import ConfigError, DataError, OutputError, UserError
 
 T = TypeVar("T")
 _KINDS = (ConfigError, DataError, OutputError, UserError)

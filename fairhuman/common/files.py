@@ -12,7 +12,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from fairhuman.common.error_text import reason
-from fairhuman.errors import OutputError
+from fairhuman.common.errors import OutputError
 
 PARTIAL = ".partial"
 

@@ -15,9 +15,9 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from fairhuman.common.errors import ConfigError, DataError
 from fairhuman.common.quoting import shown, shown_key
 from fairhuman.common.text_files import DEEPEST, MOST_DIGITS
-from fairhuman.errors import ConfigError, DataError
 
 T = TypeVar("T")
 

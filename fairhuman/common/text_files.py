@@ -5,9 +5,9 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
+from fairhuman.common.errors import ConfigError
 from fairhuman.common.paths import at_home
 from fairhuman.common.quoting import shown_key
-from fairhuman.errors import ConfigError
 
 LARGEST = 2**17
 """Bytes of a text file that a user writes. A config with sixteen prompts takes 5,000."""

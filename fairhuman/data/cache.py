@@ -17,11 +17,11 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from fairhuman.common.errors import OutputError
 from fairhuman.common.files import as_output_error, replacing
-from fairhuman.data.encoded import Moments, Prompt
 from fairhuman.data.records import Record
 from fairhuman.data.transform import Placement
-from fairhuman.errors import OutputError
+from fairhuman.models.encoded import Moments, Prompt
 
 # To be raised when the same inputs come to give other tensors.
 VERSION = 2

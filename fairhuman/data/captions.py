@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from fairhuman.common.errors import DataError
 from fairhuman.common.text_files import NotPlainError, TooLargeError, read_up_to
-from fairhuman.errors import DataError
 
 ENDINGS = (".txt", ".caption")
 

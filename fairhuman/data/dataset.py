@@ -14,18 +14,18 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from fairhuman.common.errors import DataError
 from fairhuman.common.images import ImageError, open_image, open_mask
 from fairhuman.common.masks import extent
 from fairhuman.common.pixels import to_model
 from fairhuman.config import Data
 from fairhuman.data.buckets import frame
 from fairhuman.data.cache import Cache
-from fairhuman.data.encoded import Moments, Prompt
 from fairhuman.data.order import Draw, StepSampler, generator
 from fairhuman.data.records import Record
 from fairhuman.data.regions import Box, as_tensor, cut, rasterize, to_latent, widen
 from fairhuman.data.transform import Placement, grey
-from fairhuman.errors import DataError
+from fairhuman.models.encoded import Moments, Prompt
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import Any
 
 from PIL import Image
 
+from fairhuman.common.errors import DataError
 from fairhuman.common.images import SUFFIXES, UNOPENABLE, ImageError, open_image
 from fairhuman.common.quoting import shown
 from fairhuman.data.records import METADATA, SHOWN, LineError, Problem, read_lines
-from fairhuman.errors import DataError
 
 # Folders beside the images that hold something else.
 MASKS = "masks"

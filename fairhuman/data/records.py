@@ -13,12 +13,12 @@ from typing import Any
 
 from PIL import Image
 
+from fairhuman.common.errors import DataError
 from fairhuman.common.files import write_text
 from fairhuman.common.images import ImageError, open_image, open_mask
 from fairhuman.common.json_text import JsonError, parse_lines
 from fairhuman.common.quoting import shown
 from fairhuman.data.regions import Annotation, Box
-from fairhuman.errors import DataError
 
 METADATA = "metadata.jsonl"
 CONTROL = "conditioning_image"

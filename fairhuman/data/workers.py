@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterable
 from typing import TypeVar
 
 from fairhuman.common.error_text import first_line
-from fairhuman.errors import DataError, OutputError, UserError
+from fairhuman.common.errors import DataError, OutputError, UserError
 
 T = TypeVar("T")
 _SHARED_MEMORY = ("shared memory", "torch_shm", "</torch_", "Bus error", "file_descriptor")

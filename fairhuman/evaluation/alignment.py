@@ -13,10 +13,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fairhuman.common.error_text import first_line
-from fairhuman.errors import UserError
+from fairhuman.common.errors import UserError
 from fairhuman.evaluation.figures import Measured, mean
 from fairhuman.evaluation.missing import MissingError
-from fairhuman.evaluation.pictures import Pictures, find_prompts
+from fairhuman.evaluation.picture_pairs import Pictures, find_prompts
 
 METRICS = ("clip",)
 CLIP = "openai/clip-vit-large-patch14"

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fairhuman.common.error_text import first_line
-from fairhuman.errors import UserError
+from fairhuman.common.errors import UserError
 from fairhuman.evaluation.figures import Figure, Measured
 from fairhuman.evaluation.images import bicubic
 from fairhuman.evaluation.missing import MissingError
-from fairhuman.evaluation.pictures import Pictures
+from fairhuman.evaluation.picture_pairs import Pictures
 
 METRICS = ("fid", "kid")
 SIDE = 299

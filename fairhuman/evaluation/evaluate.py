@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from fairhuman.common.error_text import first_line
+from fairhuman.common.errors import OutputError, UserError
 from fairhuman.common.files import write_text
-from fairhuman.errors import OutputError, UserError
 from fairhuman.evaluation import alignment, confidence, distances, hpsv2
 from fairhuman.evaluation.figures import METHOD, Figure, Measured
 from fairhuman.evaluation.missing import MissingError
-from fairhuman.evaluation.pictures import Pictures, find_pictures
+from fairhuman.evaluation.picture_pairs import Pictures, find_pictures
 
 METRICS = (*confidence.METRICS, *distances.METRICS, *alignment.METRICS, *hpsv2.METRICS)
 

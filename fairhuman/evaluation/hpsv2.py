@@ -18,12 +18,12 @@ from PIL import Image
 from torch import Tensor
 
 from fairhuman.common.error_text import first_line
-from fairhuman.errors import UserError
+from fairhuman.common.errors import UserError
 from fairhuman.evaluation.alignment import Clip, load_tokenizer, said
 from fairhuman.evaluation.figures import Measured
 from fairhuman.evaluation.images import CLIP_MEAN, CLIP_STD, bicubic
 from fairhuman.evaluation.missing import MissingError
-from fairhuman.evaluation.pictures import Pictures, find_prompts
+from fairhuman.evaluation.picture_pairs import Pictures, find_prompts
 from fairhuman.models import open_clip
 
 METRICS = ("hpsv2",)

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fairhuman.common.errors import ConfigError, UserError
 from fairhuman.common.hub import Named, Place, locate
 from fairhuman.config import Model
-from fairhuman.errors import ConfigError, UserError
-from fairhuman.export import kinds
-from fairhuman.export.base import BASE
-from fairhuman.export.kinds import Kind, file_kind, folder_kind
-from fairhuman.export.layout import COMPONENTS, Layout
-from fairhuman.export.single_file import in_one_form, opened_parts
-from fairhuman.export.weights import PICKLED, open_weights, weights_in
+from fairhuman.models.formats import kinds
+from fairhuman.models.formats.base import BASE
+from fairhuman.models.formats.kinds import Kind, file_kind, folder_kind
+from fairhuman.models.formats.pipeline_folder import COMPONENTS, Layout
+from fairhuman.models.formats.single_file import in_one_form, opened_parts
+from fairhuman.models.formats.weights import PICKLED, open_weights, weights_in
 
 SINGLE = ".safetensors"
 _TRAINS = "FairHuman trains SDXL"

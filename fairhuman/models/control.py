@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fairhuman.common.error_text import first_line
+from fairhuman.common.errors import ConfigError
 from fairhuman.common.hub import Named
-from fairhuman.errors import ConfigError
 from fairhuman.models.check import check_control
 from fairhuman.models.sdxl import SDXL, UNUSABLE
 

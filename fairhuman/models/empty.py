@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fairhuman.common.errors import ConfigError, UserError
 from fairhuman.config import Model
-from fairhuman.errors import ConfigError, UserError
-from fairhuman.export.base import BASE
-from fairhuman.export.layout import Layout, read_json
+from fairhuman.models.formats.base import BASE
+from fairhuman.models.formats.pipeline_folder import Layout, read_json
 from fairhuman.models.method import Method, make_method
 from fairhuman.models.sdxl import SDXL
 

@@ -12,13 +12,13 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fairhuman.common.error_text import first_line
+from fairhuman.common.errors import ConfigError, UserError
 from fairhuman.common.hub import Named, Place
 from fairhuman.config import Model
-from fairhuman.data.encoded import Moments, Prompt
-from fairhuman.errors import ConfigError, UserError
 from fairhuman.models import captions
 from fairhuman.models.check import Keys, check_model
-from fairhuman.models.single_file import load_single_file
+from fairhuman.models.encoded import Moments, Prompt
+from fairhuman.models.single_file_base import load_single_file
 from fairhuman.models.text import Tokens
 
 # What diffusers and transformers raise for a folder that is not a whole SDXL.

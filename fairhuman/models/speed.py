@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from fairhuman.common.error_text import first_line
+from fairhuman.common.errors import ConfigError
 from fairhuman.config import Model
-from fairhuman.errors import ConfigError
 
 
 def check_speed(settings: Model, dtype: torch.dtype, device: torch.device) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fairhuman.places import without_places
+from fairhuman.common.redact import without_places
 from fairhuman.report import figures
 from fairhuman.report.bars import share_below
 from fairhuman.report.chart import Data, Line, lines

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from fairhuman.common.errors import UserError
 from fairhuman.common.images import ImageError, open_image
 from fairhuman.common.pixels import data_uri
-from fairhuman.errors import UserError
 from fairhuman.report.parts import Html
 from fairhuman.report.series import spread
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fairhuman.common.errors import UserError
 from fairhuman.common.run_folder import CONFIG, ENVIRONMENT, METRICS, SAMPLES
 from fairhuman.common.text_files import read_small
 from fairhuman.common.yaml_text import parse_yaml, values
-from fairhuman.errors import UserError
 
 Column = list[float | None]
 _SHEET = re.compile(r"step-(\d{8})\.png")

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import yaml
 
+from fairhuman.common.redact import without_places
 from fairhuman.common.run_folder import CONFIG, SAMPLES
-from fairhuman.places import without_places
 from fairhuman.report import figures
 from fairhuman.report.chart import Data
 from fairhuman.report.gallery import chosen, gallery

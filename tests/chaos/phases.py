@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fairhuman import train
-from fairhuman.run import Run
+from fairhuman.training.run import Run
 
 WIDTH = 16
 PHASES = {

@@ -168,8 +168,8 @@ class Place:
     """A folder with data, a tiny model and a config; optionally a small disk for the output."""
 
     def __init__(self, root: Path) -> None:
-        from fairhuman.data.drawn import draw_people
-        from fairhuman.models.tiny import tiny_sdxl
+        from fairhuman.demo.drawn import draw_people
+        from fairhuman.demo.tiny import tiny_sdxl
 
         self.disk = root / "disk"
         self.output = self.disk / "out"

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from fairhuman.laps import Laps
+from fairhuman.training.step_timer import Laps
 
 
 def test_the_clock_makes_nobody_wait_and_its_parts_sum_to_the_step() -> None:

@@ -10,10 +10,10 @@ import pytest
 from pydantic import BaseModel
 
 from fairhuman.cli import main
+from fairhuman.common.errors import ConfigError
 from fairhuman.config import Config, load_config
-from fairhuman.deepspeed_section import _REFUSED_ZERO, OffloadOptimizer, OffloadParam, Zero
-from fairhuman.errors import ConfigError
-from fairhuman.study.plan import load_study
+from fairhuman.config.deepspeed_section import _REFUSED_ZERO, OffloadOptimizer, OffloadParam, Zero
+from fairhuman.evaluation.study.plan import load_study
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = """

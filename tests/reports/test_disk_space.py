@@ -12,9 +12,9 @@ import pytest
 from runs import CONFIG, train
 from safetensors import safe_open
 
+from fairhuman.common.errors import OutputError
 from fairhuman.config import Config, load_config
-from fairhuman.disk_space import check_disk, checkpoint_bytes
-from fairhuman.errors import OutputError
+from fairhuman.training.disk_space import check_disk, checkpoint_bytes
 
 
 @pytest.fixture

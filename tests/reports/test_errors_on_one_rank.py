@@ -18,11 +18,11 @@ import torch.distributed as dist
 from ranks import run_ranks
 
 from fairhuman.common.distributed import PeerError, agreed, on_rank0
+from fairhuman.common.errors import ConfigError, DataError, OutputError, UserError
+from fairhuman.common.exit_code import exit_code
 from fairhuman.config import Config
-from fairhuman.errors import ConfigError, DataError, OutputError, UserError
-from fairhuman.loop import train
-from fairhuman.run import Run
-from fairhuman.runtime import exit_code
+from fairhuman.training.loop import train
+from fairhuman.training.run import Run
 
 
 class OddError(UserError):

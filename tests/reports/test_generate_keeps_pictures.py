@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-import fairhuman.generate as generate_module
+import fairhuman.models.generate as generate_module
 from fairhuman.cli import main
-from fairhuman.errors import OutputError
-from fairhuman.generate import generate
-from fairhuman.models.tiny import tiny_sdxl
+from fairhuman.common.errors import OutputError
+from fairhuman.demo.tiny import tiny_sdxl
+from fairhuman.models.generate import generate
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from fairhuman.cli import main
-from fairhuman.models.tiny import tiny_sdxl
+from fairhuman.demo.tiny import tiny_sdxl
 
 CAPTIONS = ["short", "a hand " * 60, "word " * 10]
 

@@ -11,9 +11,9 @@ import torch.distributed as dist
 from ranks import run_ranks
 from torch.utils.data import DataLoader, Dataset
 
+from fairhuman.common.errors import DataError, OutputError, UserError
+from fairhuman.common.output_folder import check_cache, check_writable, claim
 from fairhuman.data.workers import from_workers
-from fairhuman.errors import DataError, OutputError, UserError
-from fairhuman.output import check_cache, check_writable, claim
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "final", "samples", "tensorboard"])

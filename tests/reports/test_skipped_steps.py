@@ -20,15 +20,15 @@ from small_net import REGIONS, aside, batches, net
 from torch import Tensor
 from training_modes import Way
 
-from fairhuman.errors import ConfigError
-from fairhuman.fairness.balancer import Balance
+from fairhuman.common.errors import ConfigError
 from fairhuman.fairness.forecast import Forecast
 from fairhuman.fairness.mpd import Status
-from fairhuman.log import NOT_FINITE, Log, finite, step_record
-from fairhuman.objectives import Objectives
 from fairhuman.report import write_report
 from fairhuman.report.history import read_run
-from fairhuman.tracking import TensorBoard
+from fairhuman.training.balancers.base import Balance
+from fairhuman.training.metrics_log import NOT_FINITE, Log, finite, step_record
+from fairhuman.training.objectives import Objectives
+from fairhuman.training.trackers import TensorBoard
 
 NAMES = ["global", *REGIONS]
 OFFLOAD = {"offload_optimizer": {"device": "cpu", "pin_memory": False}}
@@ -80,9 +80,9 @@ def train_on_ranks(cases: list[tuple[str, int, Way]]) -> list[dict[str, Any]]:
 def train(kind: str, at: int, way: Way) -> dict[str, Any]:
     import torch.distributed as dist
 
-    from fairhuman.engine import gathered, make_engine
-    from fairhuman.fairness.balancer import Sensitivity
-    from fairhuman.step import make_balancer
+    from fairhuman.training.balancers.base import Sensitivity
+    from fairhuman.training.step import make_balancer
+    from fairhuman.zero.engine import gathered, make_engine
 
     engine = make_engine(way.config(), net())
     dtype = next(engine.module.parameters()).dtype
@@ -241,7 +241,7 @@ def test_a_bf16_check_that_is_switched_off_is_refused(tmp_path: Path) -> None:
 # A run whose images of steps 2, 4 and 5 turn to NaN on their way: it skips and then gives up.
 SPOILT = """
 import sys
-from fairhuman import loop
+from fairhuman.training import loop
 from fairhuman.train import main
 whole = loop.train
 def spoil(run):

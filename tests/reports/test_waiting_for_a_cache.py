@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ranks import run_ranks
 
-from fairhuman.output import filling
+from fairhuman.common.output_folder import filling
 
 HOLDER = """
 import sys, time
