@@ -31,7 +31,7 @@ from fairhuman.common.run_folder import (
 from fairhuman.common.text_files import read_limited
 from fairhuman.common.yaml_text import values
 from fairhuman.config.yaml_settings import read_yaml
-from fairhuman.zero.shard_map import read_layout
+from fairhuman.zero.shard_map import read_shard_map
 
 # Far more than a config ever has.
 _LARGEST_CONFIG = 1 << 20
@@ -92,7 +92,7 @@ def unsound(folder: Path) -> str | None:
     if problem:
         return problem
     try:
-        read_layout(folder)
+        read_shard_map(folder)
         load_balancer(folder)
         config_of(folder)
     except ConfigError as error:

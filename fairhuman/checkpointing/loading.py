@@ -23,7 +23,7 @@ from fairhuman.zero.reshard import (
     open_states,
     restore,
 )
-from fairhuman.zero.shard_map import layout_of, publish, read_layout
+from fairhuman.zero.shard_map import publish, read_shard_map, shard_map_of
 from fairhuman.zero.state_files import load_states
 
 
@@ -90,7 +90,7 @@ def load(engine: Engine, folder: Path, verify: bool = True) -> bool:
         raise ConfigError(f"{folder}: {problem}")
     own, setup = OwnSettings(engine), setup_of_engine(engine)
     made = resumable(folder, setup).setup
-    old, new = read_layout(folder), layout_of(engine)
+    old, new = read_shard_map(folder), shard_map_of(engine)
     if old is not None and made is not None:
         check_same_model(folder, old, new)
     if old is None or made is None or (made == setup and old == new):

@@ -39,7 +39,7 @@ from fairhuman.common.units import GIB
 from fairhuman.config import Config
 from fairhuman.zero.ema import EMA
 from fairhuman.zero.protocol import Engine
-from fairhuman.zero.shard_map import layout_of
+from fairhuman.zero.shard_map import shard_map_of
 from fairhuman.zero.state_files import save_states
 
 _OF_RANK = re.compile(r"(?:zero_pp_rank|ema_rank)_([0-9]+)")
@@ -75,7 +75,7 @@ def save(
     """
     folder = checkpoint_folder(output, progress.step)
     aside = folder.with_name(folder.name + PARTIAL)
-    layout = layout_of(engine)
+    layout = shard_map_of(engine)
     setup = setup_of_engine(engine)
     writes = functools.partial(_writes, folder)
 

@@ -16,27 +16,27 @@ def on_the_hub(name: str) -> bool:
     return bool(_HUB_NAME.fullmatch(name)) and not Path(name).exists()
 
 
-def without_places(tree: Any) -> Any:
+def redacted(tree: Any) -> Any:
     """Return a config with each path reduced to its last part."""
     if isinstance(tree, dict):
         return {
             key: PurePath(value).name
             if key in _PLACES and isinstance(value, str) and not on_the_hub(value)
-            else without_places(value)
+            else redacted(value)
             for key, value in tree.items()
         }
     if isinstance(tree, list):
-        return [without_places(value) for value in tree]
+        return [redacted(value) for value in tree]
     if isinstance(tree, str) and PurePath(tree).is_absolute():
         return PurePath(tree).name
     return tree
 
 
-def overrides_without_places(overrides: Sequence[str]) -> list[str]:
+def redacted_overrides(overrides: Sequence[str]) -> list[str]:
     """Return a command line's section.key=value, with paths reduced likewise."""
     shown = []
     for override in overrides:
         key, equals, value = override.partition("=")
         last = key.rpartition(".")[2]
-        shown.append(key + equals + str(without_places({last: value})[last]))
+        shown.append(key + equals + str(redacted({last: value})[last]))
     return shown

@@ -21,7 +21,7 @@ from fairhuman.common.errors import OutputError
 from fairhuman.common.files import as_output_error, replacing
 from fairhuman.data.records import Record
 from fairhuman.data.transform import Placement
-from fairhuman.models.encoded import Moments, Prompt
+from fairhuman.models.encoded import Posterior, Prompt
 
 # To be raised when the same inputs come to give other tensors.
 VERSION = 2
@@ -39,7 +39,7 @@ class Cache:
     images: Mapping[str, str]
     """Digest of each record's image file, by the record's id."""
 
-    def moments_path(self, record: Record, placement: Placement) -> Path:
+    def posterior_path(self, record: Record, placement: Placement) -> Path:
         """Return where the posterior of a placed image is, or would be."""
         image = self.images[record.id]
         return self._path("latents", self.vae, image, repr(astuple(placement)))
@@ -50,13 +50,13 @@ class Cache:
         words = ("dropped",) if caption is None else ("caption", caption)
         return self._path("text", self.text, *words)
 
-    def moments(self, record: Record, placement: Placement) -> Moments:
+    def posterior(self, record: Record, placement: Placement) -> Posterior:
         """Read a posterior, as a batch of one.
 
         Raises:
             OutputError: it is not there, or damaged.
         """
-        return Moments(**_read(self.moments_path(record, placement)))
+        return Posterior(**_read(self.posterior_path(record, placement)))
 
     def prompt(self, caption: str | None) -> Prompt | None:
         """Read an encoded caption, as a batch of one; None where captions are not kept.
@@ -72,7 +72,7 @@ class Cache:
         return self.folder / kind / name[:2] / f"{name}.safetensors"
 
 
-def write(path: Path, tensors: Moments | Prompt) -> None:
+def write(path: Path, tensors: Posterior | Prompt) -> None:
     """Write a file of the cache, whole or not at all.
 
     Raises:

@@ -121,7 +121,7 @@ def _build(
             bar.update()
         loader = DataLoader(images, batch_size=None, num_workers=workers)
         for path, pixels in from_workers(loader):
-            write(path, sdxl.moments(pixels))
+            write(path, sdxl.posterior(pixels))
             bar.update()
 
 
@@ -178,7 +178,7 @@ def _files_of_rank(cache: Cache, wanted: Sequence[Wanted]) -> _Files:
     for part, (people, draws) in enumerate(wanted):
         for draw in islice(draws, dist.get_rank(), None, dist.get_world_size()):
             record, placement, caption = people.drawn(draw)
-            path = cache.moments_path(record, placement)
+            path = cache.posterior_path(record, placement)
             found.latents[path] = _Latents(part, draw, placement.size)
             if cache.text:
                 found.captions[cache.prompt_path(caption)] = caption

@@ -25,7 +25,7 @@ from fairhuman.data.order import Draw, StepSampler, generator
 from fairhuman.data.records import Record
 from fairhuman.data.regions import Box, as_tensor, cut, rasterize, to_latent, widen
 from fairhuman.data.transform import Placement, grey
-from fairhuman.models.encoded import Moments, Prompt
+from fairhuman.models.encoded import Posterior, Prompt
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Batch:
     control: Tensor | None = None
     """[B, 3, H, W] float32 in [0, 1]: the control image, all 0 where it is dropped. None: the
     data set has none."""
-    moments: Moments | None = None
+    posterior: Posterior | None = None
     """From a cache."""
     prompt: Prompt | None = None
     """From a cache: the captions, encoded."""
@@ -95,7 +95,7 @@ class People(Dataset[Batch]):
             captions=[caption],
             time_ids=torch.tensor([placement.time_ids()], dtype=torch.float32),
             control=self._control(record, placement, epoch),
-            moments=cache.moments(record, placement) if cache else None,
+            posterior=cache.posterior(record, placement) if cache else None,
             prompt=cache.prompt(caption) if cache else None,
         )
 

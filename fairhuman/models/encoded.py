@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 
-class Moments(NamedTuple):
+class Posterior(NamedTuple):
     """The VAE's posterior of images, before scaling: float32."""
 
     mean: Tensor

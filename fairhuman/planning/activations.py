@@ -15,8 +15,8 @@ from fairhuman.models.encoded import Prompt
 from fairhuman.models.method import Method
 from fairhuman.models.sdxl import SDXL
 from fairhuman.models.text import Tokens
-from fairhuman.planning.fake_memory import Footprint, make_fake
-from fairhuman.training.objectives import Objectives
+from fairhuman.planning.fake_memory import FakeMemory, make_fake
+from fairhuman.training.objectives import RegionObjectives
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,10 @@ def count(config: Config, sdxl: SDXL, method: Method, dtype: torch.dtype) -> Act
 
 def _vae(config: Config, sdxl: SDXL) -> tuple[int, int]:
     vae, side = sdxl.vae, config.data.resolution
-    with Footprint(_held(vae)) as encoding:
-        sdxl.moments(torch.empty(1, 3, side, side))  # one image at a time
+    with FakeMemory(_held(vae)) as encoding:
+        sdxl.posterior(torch.empty(1, 3, side, side))  # one image at a time
     cells = side // sdxl.cell
-    with Footprint(_held(vae)) as decoding, torch.no_grad():
+    with FakeMemory(_held(vae)) as decoding, torch.no_grad():
         vae.decode(torch.empty(1, vae.config.latent_channels, cells, cells))
     return encoding.peak, decoding.peak
 
@@ -87,18 +87,18 @@ def _passes(
     for parameter in module.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(_take)
-    objectives = Objectives(
+    objectives = RegionObjectives(
         config.objectives.regions, config.objectives.reduction, config.objectives.scale
     )
     keeps_graph = config.fairness.solves and len(objectives.names) > 1
-    with Footprint(held) as without, torch.no_grad():
+    with FakeMemory(held) as without, torch.no_grad():
         noisy, target, masks, steps, prompt, time_ids = _inputs(config, sdxl, dtype)
         inputs = without.live
         sdxl.predict(module, noisy, steps, prompt, time_ids, control)
     given = [noisy, target, masks, steps, *prompt, time_ids]
-    with Footprint([*held, *given]) as training:
+    with FakeMemory([*held, *given]) as training:
         prediction = sdxl.predict(module, noisy, steps, prompt, time_ids, control)
-        losses = objectives.losses(prediction, target, masks, None, Objectives.area(masks))
+        losses = objectives.losses(prediction, target, masks, None, RegionObjectives.areas(masks))
         losses[0].backward(retain_graph=keeps_graph)
     return inputs, without.peak - inputs, training.peak
 

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class Footprint(TorchDispatchMode):
+class FakeMemory(TorchDispatchMode):
     """Counts the bytes of the storages that live, of all tensors made inside.
 
     A storage counts from the operation that makes it until its last tensor is gone, what autograd

@@ -36,7 +36,7 @@ from fairhuman.kernels.bench.timing import PeakMemory
 from fairhuman.models.formats.base import UNET
 from fairhuman.planning.traffic import Traffic
 from fairhuman.training.balancers.base import Sensitivity
-from fairhuman.training.objectives import Objectives
+from fairhuman.training.objectives import RegionObjectives
 from fairhuman.training.step import make_balancer
 from fairhuman.zero.engine import make_engine
 from fairhuman.zero.process_group import init_distributed
@@ -181,7 +181,7 @@ class _Step:
         self.engine = engine
         self.balancer = balancer
         self.micro_batches = config.train.gradient_accumulation
-        self.objectives = Objectives(["face", "hand"], "image", {})
+        self.objectives = RegionObjectives(["face", "hand"], "image", {})
         batch, side = config.train.batch_size, unet["sample_size"]
         dtype = next(engine.module.parameters()).dtype
         rng = torch.Generator(device).manual_seed(dist.get_rank())
@@ -201,7 +201,7 @@ class _Step:
         self.masks = torch.zeros(batch, 2, side, side, device=device)
         self.masks[:, 0, : side // 4, : side // 4] = 1.0
         self.masks[:, 1, side // 2 : side // 2 + side // 8, : side // 8] = 1.0
-        self.area = Objectives.area(self.masks)
+        self.area = RegionObjectives.areas(self.masks)
 
     def __call__(self) -> None:
         self.balancer.start([True] * 3, self.micro_batches)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import yaml
 
-from fairhuman.common.redact import without_places
+from fairhuman.common.redact import redacted
 from fairhuman.common.run_folder import CONFIG, SAMPLES
 from fairhuman.report import figures
 from fairhuman.report.chart import Data
@@ -71,7 +71,7 @@ def best_step(run: History) -> tuple[str, int, float] | None:
 
 
 def _lead(run: History) -> str:
-    model = without_places(run.config).get("model", {})
+    model = redacted(run.config).get("model", {})
     parts = [
         f"method {model['method']} on {model['pretrained']}" if "method" in model else "",
         f"weights by fairness.mode={mode}" if (mode := run.setting("fairness.mode")) else "",
@@ -93,7 +93,7 @@ def _sections(run: History, data: Data) -> Iterator[Html]:
     if run.environment:
         yield section("Environment", environment_table(run))
     if run.config:
-        shown = yaml.safe_dump(without_places(run.config), sort_keys=False, allow_unicode=True)
+        shown = yaml.safe_dump(redacted(run.config), sort_keys=False, allow_unicode=True)
         words = f"Paths are cut to their last part; OUT/{CONFIG} has them."
         yield section("Config", folded(CONFIG, code(shown)), note=words)
 

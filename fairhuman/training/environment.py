@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from fairhuman.common.files import write_text
-from fairhuman.common.redact import overrides_without_places
+from fairhuman.common.redact import redacted_overrides
 from fairhuman.common.run_folder import ENVIRONMENT
 from fairhuman.common.versions import PACKAGES, version
 
@@ -42,7 +42,7 @@ def environment(device: torch.device, overrides: Sequence[str], step: int) -> di
         "system": f"{platform.system()} {platform.machine()}",
         "cuda": torch.version.cuda,
         "commit": commit(Path(__file__).parent),
-        "overrides": overrides_without_places(overrides),
+        "overrides": redacted_overrides(overrides),
         "packages": {name: found for name in _PACKAGES if (found := version(name))},
     }
 

@@ -76,14 +76,14 @@ def _train(
 
 def _loop(config: Config, run: Run, stop: Stop) -> bool:
     device = run.device
-    progress, laps = run.progress, run.step.laps
+    progress, timer = run.progress, run.step.timer
     in_a_row = 0
     while progress.step < config.train.steps:
         started = time.perf_counter()
-        laps.start()
+        timer.start()
         lr = run.lr()
         batches = next(run.batches)
-        laps.lap("data")
+        timer.mark("data")
         losses, balance = run.step(batches)
         progress = replace(
             progress,
@@ -95,7 +95,7 @@ def _loop(config: Config, run: Run, stop: Stop) -> bool:
         if not balance.skipped:
             run.average(progress.step - progress.skipped)
         seconds = time.perf_counter() - started
-        record = {"lr": lr, **step_record(run.names, losses, balance), **laps.seconds(seconds)}
+        record = {"lr": lr, **step_record(run.names, losses, balance), **timer.seconds(seconds)}
         progress = run.write(record, progress, seconds)
         stuck = in_a_row >= config.train.max_skips
         ending = stop.agreed(device, run.failed) or stuck

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from fairhuman.common.files import write_text
-from fairhuman.common.redact import on_the_hub, without_places
+from fairhuman.common.redact import on_the_hub, redacted
 from fairhuman.common.run_folder import CARD
 from fairhuman.config import Config
 
@@ -120,7 +120,7 @@ def card_text(
     what = _WHAT[method].format(adapted=adapted)
     table = "\n".join(f"| {key} | {value} |" for key, value in rows)
     load = _LOAD[method].format(here=name, base=shown_base)
-    resolved = _dump(without_places(config.model_dump(mode="json")))
+    resolved = _dump(redacted(config.model_dump(mode="json")))
     return f"""\
 ---
 {_dump(front)}---

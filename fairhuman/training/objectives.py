@@ -45,7 +45,7 @@ def snr_weight(
     return torch.where(snr > 0, clipped / snr.clamp(min=1e-20), torch.ones_like(snr))
 
 
-class Objectives:
+class RegionObjectives:
     """The K = 1 + R losses of a global batch that arrives in micro-batches.
 
     The losses of a step are those of the whole accumulated batch over all ranks. Each
@@ -60,7 +60,7 @@ class Objectives:
         self.scale = torch.tensor([scale.get(name, 1.0) for name in self.names])
 
     @staticmethod
-    def area(masks: Tensor) -> Tensor:
+    def areas(masks: Tensor) -> Tensor:
         """Return the area of the whole and of each region in a micro-batch, [K] float64.
 
         In cells of the latent grid; `masks` is [B, R, H, W].
@@ -75,7 +75,7 @@ class Objectives:
         target: Tensor,
         masks: Tensor,
         sample_weight: Tensor | None,
-        mean_area: Tensor,
+        mean_areas: Tensor,
     ) -> Tensor:
         """Return this micro-batch's contribution to the K losses, [K].
 
@@ -84,14 +84,14 @@ class Objectives:
             target: what the model should have predicted.
             masks: [B, R, H, W] in [0, 1].
             sample_weight: [B] or None.
-            mean_area: [K], the areas of the step's micro-batches, averaged over micro-batches
+            mean_areas: [K], the areas of the step's micro-batches, averaged over micro-batches
                 and ranks.
         """
         losses = region_mse(pred, target, masks, sample_weight, self.reduction)
         factor = self.scale.to(losses)
         if self.reduction == "region":
-            area = self.area(masks)
-            share = area / mean_area.to(area).clamp(min=torch.finfo(torch.float64).tiny)
+            area = self.areas(masks)
+            share = area / mean_areas.to(area).clamp(min=torch.finfo(torch.float64).tiny)
             factor = factor * share.to(losses)
         return losses * factor
 
@@ -101,7 +101,7 @@ class Objectives:
         target: Tensor,
         masks: Tensor,
         sample_weight: Tensor | None,
-        mean_area: Tensor,
+        mean_areas: Tensor,
     ) -> Tensor:
         """Return ||dl_k/dp||^2 of what `losses` returns for the same arguments, [K] float64.
 
@@ -111,7 +111,7 @@ class Objectives:
         leaf = pred.detach().to(torch.promote_types(pred.dtype, torch.float32)).requires_grad_()
         squares = []
         with torch.enable_grad():
-            for loss in self.losses(leaf, target, masks, sample_weight, mean_area):
+            for loss in self.losses(leaf, target, masks, sample_weight, mean_areas):
                 (gradient,) = torch.autograd.grad(loss, leaf, retain_graph=True)
                 squares.append(gradient.double().square().sum())
         return torch.stack(squares)

@@ -38,7 +38,7 @@ from fairhuman.training.environment import environment, write_environment
 from fairhuman.training.metrics_log import Log
 from fairhuman.training.model_card import write_card
 from fairhuman.training.resume import Start, find_start
-from fairhuman.training.run_data import Samples
+from fairhuman.training.run_data import RunData
 from fairhuman.training.sample_pictures import SamplePictures
 from fairhuman.training.step import Denoising, TrainingStep, make_balancer
 from fairhuman.training.stop import Stop
@@ -69,14 +69,14 @@ class Run:
         _check_before_loading(config)
         start = start or find_start(config)
         self.progress = start.progress
-        self.samples = Samples(config)
+        self.data = RunData(config)
         self._load_model(start)
         room = self._check_disk()
         self._encode()
         self._make_step(start)
         self.validation = self._make_validation()
-        self.pictures = SamplePictures(config, self.sdxl, self.method, self.samples.trained)
-        self._reading = self.samples.steps(self.sdxl, self.progress)
+        self.pictures = SamplePictures(config, self.sdxl, self.method, self.data.trained)
+        self._reading = self.data.steps(self.sdxl, self.progress)
         self.batches: Iterator[list[Batch]] = self._reading
         self._open_output(overrides)
         self._say_where_from(start, room)
@@ -101,7 +101,7 @@ class Run:
 
     def _encode(self) -> None:
         """Fill data.cache, where there is one, after which training needs no encoders."""
-        self.samples.encode(self.sdxl, self.progress, _say if self.first else None)
+        self.data.encode(self.sdxl, self.progress, _say if self.first else None)
         if self.config.data.cache:
             self.sdxl.move_encoders(torch.device("cpu"))  # until samples are drawn
 
@@ -114,15 +114,15 @@ class Run:
         self.ema, self._averaged_before = _average(self.engine, config.train.ema_decay, folder)
         self.denoising = Denoising(self.sdxl, config, self.device)
         self.names = self.denoising.objectives.names
-        self.global_batch = self.samples.global_batch
+        self.global_batch = self.data.global_batch
         self.step = TrainingStep(self.engine, self.denoising, make_balancer(config, self.engine))
         if folder and start.keeps_balance:
             agreed(functools.partial(_restore_balancer, self.step.balancer, folder))
 
     def _make_validation(self) -> Validation | None:
-        if not self.samples.held_out:
+        if not self.data.held_out:
             return None
-        measured = self.samples.measured(self.sdxl)
+        measured = self.data.measured(self.sdxl)
         return Validation(measured, self.denoising, self.config.train.batch_size)
 
     def _open_output(self, overrides: Sequence[str]) -> None:
@@ -141,7 +141,7 @@ class Run:
         """Print what there is to know of the disk, the data and the checkpoint."""
         if not self.log:
             return
-        for line in (*room, *self.samples.lines()):
+        for line in (*room, *self.data.lines()):
             self.log.say(line)
         folder, manifest = start.folder, start.manifest
         if not (folder and manifest):
@@ -185,7 +185,7 @@ class Run:
         if self.log:
             line = {
                 "step": step,
-                "epoch": progress.samples_seen / len(self.samples.trained),
+                "epoch": progress.samples_seen / len(self.data.trained),
                 **record,
                 "skipped": progress.skipped,
                 "samples_per_s": self.global_batch / seconds,

@@ -24,7 +24,7 @@ from fairhuman.models.sdxl import SDXL
 from fairhuman.training.validation import EPOCH, hold_out, still
 
 
-class Samples:
+class RunData:
     """The records that a run trains on and those that it holds out; a collective.
 
     Raises:

@@ -15,7 +15,7 @@ from fairhuman.data.dataset import Batch
 from fairhuman.data.order import generator
 from fairhuman.fairness.forecast import Forecast
 from fairhuman.fairness.solve import Solver
-from fairhuman.models.encoded import Moments, Prompt
+from fairhuman.models.encoded import Posterior, Prompt
 from fairhuman.models.sdxl import SDXL
 from fairhuman.models.text import Tokens
 from fairhuman.training import objectives
@@ -29,9 +29,20 @@ from fairhuman.training.balancers.base import (
 )
 from fairhuman.training.balancers.sketch import SketchBalancer
 from fairhuman.training.noise import Timesteps, offset, quarter_steps
-from fairhuman.training.objectives import Objectives
-from fairhuman.training.step_timer import OTHER, Laps
+from fairhuman.training.objectives import RegionObjectives
+from fairhuman.training.step_timer import OTHER, StepTimer
 from fairhuman.zero.protocol import Engine
+
+
+class DenoisingTarget(NamedTuple):
+    """What `RegionObjectives.losses` compares a prediction with."""
+
+    values: Tensor
+    """[B, C, H, W]: the noise, or the velocity."""
+    masks: Tensor
+    """[B, R, H, W] in [0, 1]."""
+    sample_weight: Tensor | None
+    """[B], or None for equal weights."""
 
 
 class Prepared(NamedTuple):
@@ -42,8 +53,7 @@ class Prepared(NamedTuple):
     prompt: Prompt | Tokens
     time_ids: Tensor
     control: Tensor | None
-    truth: tuple[Tensor, Tensor, Tensor | None]
-    """Target, masks and sample weights: what `Objectives.losses` asks for after `pred`."""
+    target: DenoisingTarget
 
 
 class Denoising:
@@ -56,13 +66,13 @@ class Denoising:
         self.gamma = config.objectives.snr_gamma
         self.offset = config.noise.offset
         self.timesteps = Timesteps(config.noise, len(sdxl.alphas_cumprod))
-        self.objectives = Objectives(
+        self.objectives = RegionObjectives(
             config.objectives.regions, config.objectives.reduction, config.objectives.scale
         )
 
-    def losses(self, unet: Any, ready: Prepared, mean_area: Tensor) -> Tensor:
-        """Return the micro-batch's contributions to the K losses; see `Objectives.losses`."""
-        return self.objectives.losses(self.predict(unet, ready), *ready.truth, mean_area)
+    def losses(self, unet: Any, ready: Prepared, mean_areas: Tensor) -> Tensor:
+        """Return the micro-batch's contributions to the K losses; see `RegionObjectives.losses`."""
+        return self.objectives.losses(self.predict(unet, ready), *ready.target, mean_areas)
 
     def prepare(self, batch: Batch) -> Prepared:
         """Encode a micro-batch and draw its noise: all that comes before the UNet."""
@@ -87,12 +97,12 @@ class Denoising:
 
         Text encoders that are trained encode within the step, so that gradients reach them.
         """
-        moments, prompt = batch.moments, self._prompt(batch)
-        if moments is None:
+        posterior, prompt = batch.posterior, self._prompt(batch)
+        if posterior is None:
             assert batch.pixels is not None
-            moments = self.sdxl.moments(batch.pixels)
-        moments = Moments(*_on(moments, self.device))
-        return self.sdxl.latents(moments, noise), type(prompt)(*_on(prompt, self.device))
+            posterior = self.sdxl.posterior(batch.pixels)
+        posterior = Posterior(*_on(posterior, self.device))
+        return self.sdxl.latents(posterior, noise), type(prompt)(*_on(prompt, self.device))
 
     def _prompt(self, batch: Batch) -> Prompt | Tokens:
         if self.sdxl.trains_text:
@@ -111,7 +121,7 @@ class Denoising:
             prompt=prompt,
             time_ids=batch.time_ids,
             control=batch.control,
-            truth=(
+            target=DenoisingTarget(
                 objectives.target(sdxl.prediction_type, latents, noise, alphas, steps),
                 batch.masks.to(latents.device),
                 objectives.snr_weight(sdxl.prediction_type, alphas, steps, self.gamma),
@@ -163,7 +173,7 @@ class TrainingStep:
         self.engine = engine
         self.denoising = denoising
         self.balancer = balancer
-        self.laps = Laps(denoising.device)
+        self.timer = StepTimer(denoising.device)
 
     def __call__(self, batches: Sequence[Batch]) -> tuple[list[float | None], Balance]:
         """Take the step; return the K losses of the global batch, None where absent.
@@ -172,40 +182,40 @@ class TrainingStep:
         """
         device = self.denoising.device
         contributions = len(batches) * dist.get_world_size()
-        areas = [Objectives.area(batch.masks) for batch in batches]
-        whole_area = _sum_over_ranks(sum(areas), device)
-        present = (whole_area > 0).tolist()
+        areas = [RegionObjectives.areas(batch.masks) for batch in batches]
+        global_areas = _sum_over_ranks(sum(areas), device)
+        present = (global_areas > 0).tolist()
         total = torch.zeros(len(present), dtype=torch.float64, device=device)
         self.balancer.start(present, len(batches))
-        self.laps.lap(OTHER)
+        self.timer.mark(OTHER)
         ready = [self.denoising.prepare(batch) for batch in batches]
-        self.laps.lap("encode")
+        self.timer.mark("encode")
         for again in range(self.balancer.passes):
             for prepared, area in zip(ready, areas, strict=True):
-                losses = self._losses(prepared, area.to(device), whole_area, contributions)
+                losses = self._losses(prepared, area.to(device), global_areas, contributions)
                 if not again:
                     total += losses
         balance = self.balancer.step()
-        self.laps.lap("update")
+        self.timer.mark("update")
         means = _sum_over_ranks(total, device) / contributions
         return [
             float(loss) if here else None for loss, here in zip(means, present, strict=True)
         ], balance
 
     def _losses(
-        self, ready: Prepared, area: Tensor, whole_area: Tensor, contributions: int
+        self, ready: Prepared, area: Tensor, global_areas: Tensor, contributions: int
     ) -> Tensor:
         """Hand a micro-batch to the balancer; return its contributions to the losses, [K]."""
-        objectives, mean_area = self.denoising.objectives, whole_area / contributions
+        objectives, mean_areas = self.denoising.objectives, global_areas / contributions
         pred = self.denoising.predict(self.balancer.model, ready)
-        losses = objectives.losses(pred, *ready.truth, mean_area)
+        losses = objectives.losses(pred, *ready.target, mean_areas)
         sensitivity = None
         if self.balancer.measures:
-            squares = objectives.sensitivity(pred, *ready.truth, mean_area)
-            sensitivity = Sensitivity(squares, torch.where(area > 0, area / whole_area, area))
-        self.laps.lap("forward")
+            squares = objectives.sensitivity(pred, *ready.target, mean_areas)
+            sensitivity = Sensitivity(squares, torch.where(area > 0, area / global_areas, area))
+        self.timer.mark("forward")
         self.balancer.backward(losses, sensitivity)
-        self.laps.lap("backward")
+        self.timer.mark("backward")
         return losses.detach().double()
 
 

@@ -13,7 +13,7 @@ OTHER = "other"
 """What is left of the step: sums of losses over ranks, the moving average, waiting in them."""
 
 
-class Laps:
+class StepTimer:
     """A clock that is read at the end of each part.
 
     On CUDA the marks are events in the stream, so that a part has the time that the device spent
@@ -29,7 +29,7 @@ class Laps:
         """Begin a step."""
         self._marks = [("", self._now())]
 
-    def lap(self, part: str) -> None:
+    def mark(self, part: str) -> None:
         """End a part that began at the last mark; parts may come several times a step."""
         if self._marks:  # a step by itself, outside a training loop, is not timed
             self._marks.append((part, self._now()))

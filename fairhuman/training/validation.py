@@ -21,7 +21,7 @@ from fairhuman.data.buckets import Size, frame
 from fairhuman.data.cache import Cache
 from fairhuman.data.dataset import Batch, People, collate
 from fairhuman.data.records import Record
-from fairhuman.training.objectives import Objectives
+from fairhuman.training.objectives import RegionObjectives
 from fairhuman.training.step import Denoising
 
 # An epoch that training never reaches: the held-out samples' random numbers are fixed.
@@ -95,7 +95,7 @@ class Validation:
         size, area = torch.zeros(2, count, dtype=torch.float64)
         for indices in self._batches():
             batch: Batch = collate([self.people[EPOCH, index] for index in indices])
-            covered = Objectives.area(batch.masks)
+            covered = RegionObjectives.areas(batch.masks)
             # With its own areas a batch counts as the whole: its losses are averages over them,
             # or over its samples.
             counts = covered if objectives.reduction == "region" else len(indices)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from fairhuman.common.errors import ConfigError
 from fairhuman.zero.protocol import Engine
-from fairhuman.zero.shard_map import Layout, buffers_of, overlaps, publish, read_layout
+from fairhuman.zero.shard_map import ShardMap, buffers_of, overlaps, publish, read_shard_map
 
 
 class EMA:
@@ -65,7 +65,7 @@ class EMA:
         Raises:
             ConfigError: a file of it is missing or damaged.
         """
-        layout = read_layout(folder)
+        layout = read_shard_map(folder)
         if layout is None or not (folder / _name(0)).is_file():
             return False
         try:
@@ -78,7 +78,7 @@ class EMA:
         return True
 
     @torch.no_grad()
-    def _fill(self, folder: Path, layout: Layout) -> None:
+    def _fill(self, folder: Path, layout: ShardMap) -> None:
         places = layout.index()
         files = [safe_open(folder / _name(rank), "pt") for rank in range(len(layout.ranks))]
         for shard, (buffer, _) in zip(self.shards, buffers_of(self.engine), strict=True):

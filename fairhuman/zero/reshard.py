@@ -21,13 +21,13 @@ from fairhuman.common.quoting import shown_key
 from fairhuman.zero import optimizer_state as moments
 from fairhuman.zero.optimizer_state import State
 from fairhuman.zero.protocol import Engine
-from fairhuman.zero.shard_map import Buffer, Layout, buffers_of, overlaps
+from fairhuman.zero.shard_map import Buffer, ShardMap, buffers_of, overlaps
 
 UNFIT = (RuntimeError, LookupError, TypeError, ValueError, AttributeError, AssertionError)
 """What code raises that meets a state of other parts, types or sizes than it expects."""
 
 
-def check_same_model(folder: Path, old: Layout, new: Layout) -> None:
+def check_same_model(folder: Path, old: ShardMap, new: ShardMap) -> None:
     """Check that the checkpoint's trained parameters are this model's.
 
     Raises:
@@ -57,11 +57,11 @@ class OldState:
         ConfigError: a file cannot be opened, or is not a rank's of this layout.
     """
 
-    def __init__(self, folder: Path, layout: Layout) -> None:
+    def __init__(self, folder: Path, layout: ShardMap) -> None:
         with _fitting(folder):
             self._open(folder, layout)
 
-    def _open(self, folder: Path, layout: Layout) -> None:
+    def _open(self, folder: Path, layout: ShardMap) -> None:
         self.folder = folder
         self.layout = layout
         self.places = layout.index()

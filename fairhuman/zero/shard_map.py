@@ -62,7 +62,7 @@ class Source(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layout:
+class ShardMap:
     """The buffers of all ranks. Raises ConfigError if they do not hold each parameter once."""
 
     shapes: dict[str, tuple[int, ...]]
@@ -128,7 +128,7 @@ class _File:
 _KIND = TypeAdapter(_File)
 
 
-def read_layout(folder: Path) -> Layout | None:
+def read_shard_map(folder: Path) -> ShardMap | None:
     """Read a checkpoint's layout; None if it was written by a FairHuman without it.
 
     Raises:
@@ -156,12 +156,12 @@ def read_layout(folder: Path) -> Layout | None:
         for rank in file.ranks
     ]
     try:
-        return Layout({name: tuple(shape) for name, shape in file.shapes.items()}, ranks)
+        return ShardMap({name: tuple(shape) for name, shape in file.shapes.items()}, ranks)
     except ConfigError as error:
         raise ConfigError(f"{folder}/{error}") from None
 
 
-def layout_of(engine: Engine) -> Layout:
+def shard_map_of(engine: Engine) -> ShardMap:
     """Return the layout of a running engine; a collective, the same on every rank."""
     ranks: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(ranks, [buffer for buffer, _ in buffers_of(engine)])
@@ -170,7 +170,7 @@ def layout_of(engine: Engine) -> Layout:
         for group in _buffers(engine).groups
         for p in group
     }
-    return Layout(shapes, ranks)
+    return ShardMap(shapes, ranks)
 
 
 def buffers_of(engine: Engine) -> list[tuple[Buffer, Tensor]]:

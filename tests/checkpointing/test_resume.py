@@ -401,10 +401,10 @@ def test_what_cannot_be_loaded_is_one_error_on_every_rank(
 
 
 def test_a_layout_finds_any_part_of_a_parameter() -> None:
-    from fairhuman.zero.shard_map import Buffer, Layout, Piece, overlaps
+    from fairhuman.zero.shard_map import Buffer, Piece, ShardMap, overlaps
 
     pieces = [Piece("a", 0, 3, 2), Piece("a", 3, 5, 0), Piece("a", 8, 2, 1)]
-    layout = Layout({"a": (2, 5)}, [[Buffer(0, 6, [piece])] for piece in pieces])
+    layout = ShardMap({"a": (2, 5)}, [[Buffer(0, 6, [piece])] for piece in pieces])
     store = [[-1, -1, 0, 1, 2], [3, 4, 5, 6, 7], [-1, 8, 9]]
     for start, stop in itertools.combinations(range(11), 2):
         found = [-1] * (stop - start)

@@ -42,12 +42,12 @@ def prepared(config: Config, said: list[str] | None = None) -> list[torch.Tensor
     from fairhuman.checkpointing.manifest import Progress
     from fairhuman.data.dataset import collate
     from fairhuman.models.sdxl import SDXL
-    from fairhuman.training.run_data import Samples
+    from fairhuman.training.run_data import RunData
     from fairhuman.training.step import Denoising
     from fairhuman.training.validation import EPOCH
 
     device = torch.device("cpu")
-    samples = Samples(config)
+    samples = RunData(config)
     sdxl = SDXL.load(config.model, torch.float32, device)
     samples.encode(sdxl, Progress(), said.append if said is not None else None)
     denoising = Denoising(sdxl, config, device)
@@ -57,7 +57,7 @@ def prepared(config: Config, said: list[str] | None = None) -> list[torch.Tensor
         (batch,) = next(stream)
         assert (batch.pixels is None) == bool(config.data.cache)
         ready = denoising.prepare(batch)
-        found += [ready.noisy, *ready.prompt, *ready.truth[:2], ready.time_ids]
+        found += [ready.noisy, *ready.prompt, *ready.target[:2], ready.time_ids]
     measured = samples.measured(sdxl)
     held_out = collate([measured[EPOCH, index] for index in range(len(measured))])
     for quarter in denoising.quarters(held_out):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fairhuman import combine, gram, region_mse
 from fairhuman.kernels import reference
-from fairhuman.training.objectives import Objectives, snr_weight, target
+from fairhuman.training.objectives import RegionObjectives, snr_weight, target
 
 SHAPES = [(1, 1, 1, 1), (3, 4, 5, 7), (2, 4, 16, 16), (5, 3, 1, 9)]
 
@@ -258,8 +258,8 @@ def test_contributions_average_to_the_losses_of_the_whole_batch() -> None:
     pred, y, masks, weight = inputs((6, 4, 5, 5), 2)
     masks[:2, 0] = 0.0  # a micro-batch without a face
     for reduction in ("image", "region"):
-        objectives = Objectives(["face", "hand"], reduction, {"hand": 2.5})
-        area = Objectives.area(masks) / 3
+        objectives = RegionObjectives(["face", "hand"], reduction, {"hand": 2.5})
+        area = RegionObjectives.areas(masks) / 3
         parts = [
             objectives.losses(pred[s], y[s], masks[s], weight[s], area)
             for s in (slice(0, 2), slice(2, 4), slice(4, 6))

@@ -28,7 +28,7 @@ from fairhuman.models.formats import components, writer
 from fairhuman.models.formats.components import Sources
 from fairhuman.models.formats.lora_names import LoraNames
 from fairhuman.models.formats.names import unet_names, vae_names
-from fairhuman.models.formats.pipeline_folder import Layout
+from fairhuman.models.formats.pipeline_folder import PipelineFolder
 from fairhuman.models.formats.weights import Source
 from fairhuman.models.formats.writer import write_safetensors, written_aside
 from fairhuman.training.model_card import write_card
@@ -69,7 +69,7 @@ def _header(path: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def true_sdxl() -> dict[str, Any]:
     """SDXL base as its configs on the hub describe it, without weights."""
-    layout = Layout.base()
+    layout = PipelineFolder.base()
     return {name: layout.empty(name) for name in PARTS}
 
 

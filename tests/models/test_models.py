@@ -76,7 +76,7 @@ def test_noising_and_latents_are_their_formulas(sdxl: SDXL) -> None:
     torch.testing.assert_close(sdxl.add_noise(latents, noise, steps), expected)
     pixels = torch.rand(1, 3, 64, 64) * 2 - 1
     mean = sdxl.vae.encode(pixels).latent_dist.mean * sdxl.vae.config.scaling_factor
-    torch.testing.assert_close(sdxl.latents(sdxl.moments(pixels), torch.zeros(1, 4, 8, 8)), mean)
+    torch.testing.assert_close(sdxl.latents(sdxl.posterior(pixels), torch.zeros(1, 4, 8, 8)), mean)
 
 
 def test_only_the_unet_is_trained(sdxl: SDXL) -> None:

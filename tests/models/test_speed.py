@@ -33,7 +33,7 @@ def gradients(sdxl: SDXL, module: nn.Module, side: int = 64) -> Tensor:
     rng = torch.Generator().manual_seed(0)
     pixels = torch.rand(2, 3, side, side, generator=rng) * 2 - 1
     noise = torch.randn(2, 4, side // 8, side // 8, generator=rng)
-    latents = sdxl.latents(sdxl.moments(pixels), noise)
+    latents = sdxl.latents(sdxl.posterior(pixels), noise)
     prompt = sdxl.encode_captions(["a boy", None])
     time_ids = torch.tensor([[side, side, 0, 0, side, side]] * 2, dtype=FP32)
     control = (pixels + 1) / 2 if hasattr(module, "control") else None

@@ -15,7 +15,7 @@ from fairhuman import _C
 from fairhuman.checkpointing.manifest import Manifest, Progress, Setup, installed
 from fairhuman.cli import main
 from fairhuman.config import training_configs
-from fairhuman.zero.shard_map import Buffer, Layout, Piece
+from fairhuman.zero.shard_map import Buffer, Piece, ShardMap
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -73,7 +73,7 @@ def finished(tmp_path: Path) -> Path:
         folder = tmp_path / "checkpoints" / f"step-{step:08d}"
         folder.mkdir(parents=True)
         (folder / "states.pt").write_bytes(bytes(1 << 20))
-        layout = Layout({"w": (4,)}, [[Buffer(0, 4, [Piece("w", 0, 4, 0)])]])
+        layout = ShardMap({"w": (4,)}, [[Buffer(0, 4, [Piece("w", 0, 4, 0)])]])
         layout.write(folder)
         Manifest(
             ranks=2,
@@ -145,7 +145,7 @@ def test_what_a_checkpoint_lacks_is_told_and_auto_takes_the_one_before(
     assert code == 1
     assert "step-00000100 (train.resume=auto takes this one)\n" in text
     assert "  - states.pt is missing or has another size than when it was written\n" in text
-    broken = Layout({"w": (1,)}, [[Buffer(0, 4, [Piece("w", 0, 1, 0)])]])
+    broken = ShardMap({"w": (1,)}, [[Buffer(0, 4, [Piece("w", 0, 1, 0)])]])
     first = finished / "checkpoints" / "step-00000100"
     (first / "layout.json").write_text(json.dumps({"shapes": {"w": [4]}, "ranks": broken.ranks}))
     assert "layout.json: has 1 of the 4 elements of w" in run(capsys, "--checkpoint", str(first))[1]

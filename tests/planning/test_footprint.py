@@ -17,8 +17,8 @@ from fairhuman.models.encoded import Prompt
 from fairhuman.models.method import make_method
 from fairhuman.models.sdxl import SDXL
 from fairhuman.planning.activations import count
-from fairhuman.planning.fake_memory import Footprint
-from fairhuman.training.objectives import Objectives
+from fairhuman.planning.fake_memory import FakeMemory
+from fairhuman.training.objectives import RegionObjectives
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDE, BATCH = 128, 2
@@ -118,14 +118,14 @@ def really_allocated(config: Config) -> tuple[int, int]:
 
     def train() -> None:
         prediction = sdxl.predict(module, noisy, steps, prompt, time_ids, control)
-        area = Objectives.area(masks)
-        losses = Objectives(["face", "hand"], "image", {}).losses(
+        area = RegionObjectives.areas(masks)
+        losses = RegionObjectives(["face", "hand"], "image", {}).losses(
             prediction, target, masks, None, area
         )
         losses[0].backward(retain_graph=True)
 
     peaks = []
-    for work in (lambda: sdxl.moments(pixels), train):
+    for work in (lambda: sdxl.posterior(pixels), train):
         work()  # what the first call sets up stays
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
             work()
@@ -159,7 +159,7 @@ def test_the_step_takes_what_is_counted(
 
 def test_a_storage_counts_once_and_until_its_last_tensor_is_gone() -> None:
     before = torch.zeros(1000)
-    with Footprint([before]) as footprint:
+    with FakeMemory([before]) as footprint:
         before.add_(1)
         whole = torch.ones(100)
         part = whole[:10].view(2, 5)
@@ -175,7 +175,7 @@ def test_a_storage_counts_once_and_until_its_last_tensor_is_gone() -> None:
 
 def test_what_autograd_saves_counts_until_the_backward_pass() -> None:
     weight = torch.ones(100, requires_grad=True)
-    with Footprint([weight]) as footprint:
+    with FakeMemory([weight]) as footprint:
         loss = (weight.exp() * 2).sum()
         assert footprint.live == 404  # exp's result and the loss
         loss.backward()

@@ -13,7 +13,7 @@ import torch
 from ranks import run_ranks
 from small_unet import TINY
 
-from fairhuman.models.formats.pipeline_folder import COMPONENTS, Layout
+from fairhuman.models.formats.pipeline_folder import COMPONENTS, PipelineFolder
 from fairhuman.planning.__main__ import page
 from fairhuman.planning.plan import FROZEN_BYTES, SDXL_PARAMETERS, Plan
 
@@ -59,7 +59,7 @@ def count(folder: str) -> list[dict[str, float]]:
 
 def count_one(mode: str, precision: str, deepspeed: str) -> dict[str, float]:
     from fairhuman.planning import step_benchmark as bench
-    from fairhuman.planning.fake_memory import Footprint
+    from fairhuman.planning.fake_memory import FakeMemory
     from fairhuman.planning.traffic import Traffic
     from fairhuman.training.step import make_balancer
     from fairhuman.zero.engine import make_engine
@@ -86,7 +86,7 @@ def count_one(mode: str, precision: str, deepspeed: str) -> dict[str, float]:
 
     balancer.step = counted  # type: ignore[method-assign]
     gc.collect()
-    with Footprint(tensors()) as footprint, Traffic() as traffic:
+    with FakeMemory(tensors()) as footprint, Traffic() as traffic:
         step()
     engine.destroy()
     return {
@@ -166,7 +166,7 @@ def test_the_page_is_what_its_command_prints() -> None:
 
 
 def test_the_sizes_are_those_of_the_true_sdxl() -> None:
-    layout = Layout.base()
+    layout = PipelineFolder.base()
     counts = {name: sum(p.numel() for p in layout.empty(name).parameters()) for name in COMPONENTS}
     assert counts["unet"] == SDXL_PARAMETERS
     texts = counts["text_encoder"] + counts["text_encoder_2"]

@@ -24,7 +24,7 @@ from PIL import Image
 
 from fairhuman.cli import main
 from fairhuman.common.errors import ConfigError
-from fairhuman.common.redact import overrides_without_places
+from fairhuman.common.redact import redacted_overrides
 from fairhuman.config import Config
 from fairhuman.report.chart import Data, Line, lines
 from fairhuman.report.compare import differences
@@ -34,7 +34,7 @@ from fairhuman.report.scatter import Point, scatter
 from fairhuman.report.series import MOST, extremes, smooth, thinned
 from fairhuman.training.environment import commit
 from fairhuman.training.metrics_log import Log
-from fairhuman.training.step_timer import Laps
+from fairhuman.training.step_timer import StepTimer
 from fairhuman.training.trackers import check_tracking, trackers
 
 NAMES = ("global", "face", "hand")
@@ -261,7 +261,7 @@ def test_paths_and_names_of_this_machine_are_not_shown(tmp_path: Path) -> None:
     assert "someone" not in shown
     assert str(tmp_path) not in shown
     assert "root: people" in shown
-    assert overrides_without_places(["data.root=/home/me/x", "train.steps=4", "a"]) == [
+    assert redacted_overrides(["data.root=/home/me/x", "train.steps=4", "a"]) == [
         "data.root=x", "train.steps=4", "a",
     ]  # fmt: skip
 
@@ -333,26 +333,26 @@ def test_the_parts_make_any_page() -> None:
 
 
 def test_laps_sum_to_the_step() -> None:
-    laps = Laps(torch.device("cpu"))
+    timer = StepTimer(torch.device("cpu"))
     started = time.perf_counter()
-    laps.start()
+    timer.start()
     time.sleep(0.01)
-    laps.lap("data")
+    timer.mark("data")
     for _ in range(2):
-        laps.lap("forward")
+        timer.mark("forward")
         time.sleep(0.01)
-        laps.lap("backward")
+        timer.mark("backward")
     time.sleep(0.01)
-    laps.lap("other")
+    timer.mark("other")
     total = time.perf_counter() - started
-    spent = laps.seconds(total)
+    spent = timer.seconds(total)
     assert math.fsum(spent.values()) == pytest.approx(total)
     assert spent["time/data"] >= 0.01
     assert spent["time/backward"] >= 0.02
     assert spent["time/other"] >= 0.01
     assert spent["time/encode"] == spent["time/update"] == 0
-    laps.lap("data")  # outside a step
-    assert sum(laps.seconds(0.0).values()) == 0
+    timer.mark("data")  # outside a step
+    assert sum(timer.seconds(0.0).values()) == 0
 
 
 def test_the_commit_is_of_the_tree_that_holds_the_package(tmp_path: Path) -> None:

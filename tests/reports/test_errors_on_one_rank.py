@@ -122,7 +122,7 @@ def _limit(run: Run) -> None:
 def _lose_image(run: Run) -> None:
     """Lose the held-out image that rank 1 measures first."""
     if run.first:
-        run.samples.held_out[1].image.unlink()
+        run.data.held_out[1].image.unlink()
     dist.barrier()
 
 

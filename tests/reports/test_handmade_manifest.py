@@ -14,7 +14,7 @@ from fairhuman import checkpointing
 from fairhuman.checkpointing.manifest import Manifest, Progress, Setup
 from fairhuman.cli import main
 from fairhuman.common.errors import ConfigError
-from fairhuman.zero.shard_map import Buffer, Layout, Piece
+from fairhuman.zero.shard_map import Buffer, Piece, ShardMap
 
 DEEP = "[" * 100_000 + "]" * 100_000
 
@@ -22,7 +22,7 @@ DEEP = "[" * 100_000 + "]" * 100_000
 def whole(output: Path, step: int) -> Path:
     folder = output / "checkpoints" / f"step-{step:08d}"
     folder.mkdir(parents=True)
-    Layout({"w": (4,)}, [[Buffer(0, 4, [Piece("w", 0, 4, 0)])]]).write(folder)
+    ShardMap({"w": (4,)}, [[Buffer(0, 4, [Piece("w", 0, 4, 0)])]]).write(folder)
     nan = torch.full((2, 2), torch.nan)
     state = {"squares": nan[0], "cosines": nan, "log_kappas": nan[0], "since": 3}
     torch.save(state, folder / "balancer.pt")

@@ -147,7 +147,7 @@ def test_trained_text_encoders_read_the_same_chunks(model: Path) -> None:
 def prepared(people: str, model: str, cache: str | None, chunks: str) -> list[Tensor]:
     """What the UNet gets of the first batches of a run with a long caption."""
     from fairhuman.checkpointing.manifest import Progress
-    from fairhuman.training.run_data import Samples
+    from fairhuman.training.run_data import RunData
     from fairhuman.training.step import Denoising
 
     config = Config.model_validate(
@@ -158,7 +158,7 @@ def prepared(people: str, model: str, cache: str | None, chunks: str) -> list[Te
             "deepspeed": {"zero_optimization": {"stage": 2}},
         }
     )
-    samples = Samples(config)
+    samples = RunData(config)
     sdxl = SDXL.load(config.model, torch.float32, CPU)
     samples.encode(sdxl, Progress(), None)
     assert any("longer than 75 tokens" in line for line in samples.lines())

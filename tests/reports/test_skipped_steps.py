@@ -27,7 +27,7 @@ from fairhuman.report import write_report
 from fairhuman.report.history import read_run
 from fairhuman.training.balancers.base import Balance
 from fairhuman.training.metrics_log import NOT_FINITE, Log, finite, step_record
-from fairhuman.training.objectives import Objectives
+from fairhuman.training.objectives import RegionObjectives
 from fairhuman.training.trackers import TensorBoard
 
 NAMES = ["global", *REGIONS]
@@ -86,7 +86,7 @@ def train(kind: str, at: int, way: Way) -> dict[str, Any]:
 
     engine = make_engine(way.config(), net())
     dtype = next(engine.module.parameters()).dtype
-    objectives = Objectives(REGIONS, way.reduction, {})
+    objectives = RegionObjectives(REGIONS, way.reduction, {})
     balancer = make_balancer(way.config(), engine)
 
     def parameters() -> Tensor:
@@ -97,7 +97,7 @@ def train(kind: str, at: int, way: Way) -> dict[str, Any]:
     for step in range(3):
         everything = batches(step, way.ranks * way.accumulation)
         mine = everything[dist.get_rank() :: way.ranks]
-        area = torch.stack([Objectives.area(masks) for _, _, masks in everything]).mean(0)
+        area = torch.stack([RegionObjectives.areas(masks) for _, _, masks in everything]).mean(0)
         balancer.start((area > 0).tolist(), len(mine))
         for _ in range(balancer.passes):
             for x, y, masks in mine:
@@ -106,7 +106,7 @@ def train(kind: str, at: int, way: Way) -> dict[str, Any]:
                 squares = objectives.sensitivity(pred, y, masks, None, area)
                 if step == at and dist.get_rank() == way.ranks - 1:
                     losses = spoil(losses, kind)
-                share = Objectives.area(masks) / (area * len(everything)).clamp(min=1e-9)
+                share = RegionObjectives.areas(masks) / (area * len(everything)).clamp(min=1e-9)
                 balancer.backward(losses, Sensitivity(squares, share))
         found["reports"].append(balancer.step())
         found["parameters"].append(parameters())

@@ -23,7 +23,7 @@ from fairhuman.fairness.countsketch import CountSketch
 from fairhuman.fairness.forecast import MEMORY, Forecast
 from fairhuman.fairness.solve import Solver
 from fairhuman.training.balancers.base import Balance, Sensitivity
-from fairhuman.training.objectives import Objectives
+from fairhuman.training.objectives import RegionObjectives
 
 OPTIMIZER = {"offload_optimizer": {"device": "cpu", "pin_memory": False}}
 PARAMETERS = {"offload_param": {"device": "cpu", "pin_memory": False}}
@@ -114,13 +114,13 @@ def train(case: Way, config: Config) -> dict[str, Any]:
 
     engine = make_engine(config, net(case.checkpointed))
     dtype = next(engine.module.parameters()).dtype
-    objectives = Objectives(REGIONS, case.reduction, {})
+    objectives = RegionObjectives(REGIONS, case.reduction, {})
     balancer = make_balancer(config, engine)
     reports, scales = [], []
     for step in range(case.steps):
         everything = batches(step, case.ranks * case.accumulation)
         mine = everything[dist.get_rank() :: case.ranks]
-        area = torch.stack([Objectives.area(masks) for _, _, masks in everything]).mean(0)
+        area = torch.stack([RegionObjectives.areas(masks) for _, _, masks in everything]).mean(0)
         balancer.start((area > 0).tolist(), len(mine))
         for _ in range(balancer.passes):
             for x, y, masks in mine:
@@ -130,7 +130,7 @@ def train(case: Way, config: Config) -> dict[str, Any]:
                 squares = objectives.sensitivity(pred, *truth)
                 if case.nan_at == step and dist.get_rank() == case.ranks - 1:
                     losses, squares = losses * float("nan"), squares * float("nan")
-                share = Objectives.area(masks) / (area * len(everything)).clamp(min=1e-9)
+                share = RegionObjectives.areas(masks) / (area * len(everything)).clamp(min=1e-9)
                 balancer.backward(losses, Sensitivity(squares, share))
         scale = getattr(engine.optimizer, "loss_scale", 1.0)
         scales.append(float(scale) if case.precision == "fp16" else 1.0)
@@ -247,7 +247,7 @@ def _walk(case: Way, weights_of_steps: tuple[tuple[float, ...], ...]) -> Walk:
     result = Walk(trained, [p.detach().clone() for p in trained], [], [], [])
     for step, weights in enumerate(weights_of_steps):
         parts = batches(step, case.ranks * case.accumulation)
-        areas = torch.stack([Objectives.area(masks) for _, _, masks in parts], dim=1)
+        areas = torch.stack([RegionObjectives.areas(masks) for _, _, masks in parts], dim=1)
         rows = torch.zeros(3, sum(p.numel() for p in trained), dtype=DOUBLE)
         squares = torch.zeros(3, len(parts), dtype=DOUBLE)
         for m, (x, y, masks) in enumerate(parts):
@@ -580,7 +580,7 @@ def test_calibrated_weights_are_nearer_the_exact_ones_than_stale_ones() -> None:
     rng = torch.Generator().manual_seed(0)
     model = net().to(DOUBLE)
     trained = [p for p in model.parameters() if p.requires_grad]
-    objectives, solver = Objectives(REGIONS, "image", {}), Solver()
+    objectives, solver = RegionObjectives(REGIONS, "image", {}), Solver()
     forecasts = [
         (rule, n, Forecast(3, rule, n)) for rule in ("calibrated", "stale") for n in (2, 5, 10)
     ]
@@ -593,7 +593,7 @@ def test_calibrated_weights_are_nearer_the_exact_ones_than_stale_ones() -> None:
         masks = torch.rand(6, 2, 6, 5, generator=rng) < torch.rand(6, 2, 1, 1, generator=rng)
         masks = masks.double()
         pred = model(x)[0]
-        truth = (y, masks, None, Objectives.area(masks))
+        truth = (y, masks, None, RegionObjectives.areas(masks))
         squares = objectives.sensitivity(pred, *truth)
         rows = torch.stack(
             [

@@ -175,7 +175,7 @@ def micro_batches(config: Config, cell: int) -> list[Any]:
 
 def plain_gradients(way: Way, people: Path, model: Path) -> dict[str, Tensor]:
     """The K gradients of the whole batch, [K, ...] each, by one process in float64."""
-    from fairhuman.training.objectives import Objectives
+    from fairhuman.training.objectives import RegionObjectives
     from fairhuman.training.step import Denoising
 
     config = settings_of(way, people, model)
@@ -185,7 +185,7 @@ def plain_gradients(way: Way, people: Path, model: Path) -> dict[str, Tensor]:
     captions = [caption for batch in batches for caption in batch.captions]
     assert 0 < captions.count(None) < len(captions)
     ready = [denoising.prepare(batch) for batch in batches]
-    mean_area = torch.stack([Objectives.area(batch.masks) for batch in batches]).mean(0)
+    mean_areas = torch.stack([RegionObjectives.areas(batch.masks) for batch in batches]).mean(0)
     parameters = trained(method.module.to(DOUBLE))
     rows = {name: torch.zeros(3, *p.shape, dtype=DOUBLE) for name, p in parameters.items()}
     for batch, part in zip(batches, ready, strict=True):
@@ -196,7 +196,7 @@ def plain_gradients(way: Way, people: Path, model: Path) -> dict[str, Tensor]:
             embeds,
             added_cond_kwargs={"text_embeds": pooled, "time_ids": part.time_ids},
         ).sample
-        losses = denoising.objectives.losses(prediction, *part.truth, mean_area)
+        losses = denoising.objectives.losses(prediction, *part.target, mean_areas)
         for k, loss in enumerate(losses):
             found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True)
             for row, gradient in zip(rows.values(), found, strict=True):

@@ -364,7 +364,7 @@ def as_opened(output: str, model: str) -> tuple[dict[str, float], dict[str, torc
     from fairhuman.config import load_config
     from fairhuman.models.drawing import draw, grid
     from fairhuman.models.sdxl import SDXL
-    from fairhuman.training.run_data import Samples
+    from fairhuman.training.run_data import RunData
     from fairhuman.training.step import Denoising
     from fairhuman.training.validation import Validation
 
@@ -376,7 +376,7 @@ def as_opened(output: str, model: str) -> tuple[dict[str, float], dict[str, torc
     pipeline.load_lora_weights(Path(output) / "final")
     for part in (pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2):
         part.requires_grad_(False).eval()
-    people = Samples(settings).measured(sdxl)
+    people = RunData(settings).measured(sdxl)
     losses = Validation(people, Denoising(sdxl, settings, cpu), 1)(pipeline.unet)
     pictures = {}
     for name in ("with", "UNet alone"):

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from fairhuman.common.errors import ConfigError
 from fairhuman.training.balancers.base import Balance
-from fairhuman.training.objectives import Objectives
+from fairhuman.training.objectives import RegionObjectives
 
 OPTIMIZER = {"offload_optimizer": {"device": "cpu", "pin_memory": False}}
 PARAMETERS = {"offload_param": {"device": "cpu", "pin_memory": False}}
@@ -144,14 +144,14 @@ def train(case: Case) -> dict[str, Any]:
     config = case.config()
     engine = make_engine(config, net(case.checkpointed))
     dtype = next(engine.module.parameters()).dtype
-    objectives = Objectives(REGIONS, case.reduction, case.scale)
+    objectives = RegionObjectives(REGIONS, case.reduction, case.scale)
     balancer = make_balancer(config, engine)
     grams: list[Tensor] = []
     reports, scales = [], []
     for step in range(case.steps):
         everything = batches(step, case.micro_batches)
         mine = everything[dist.get_rank() :: case.ranks]
-        area = torch.stack([Objectives.area(masks) for _, _, masks in everything]).mean(0)
+        area = torch.stack([RegionObjectives.areas(masks) for _, _, masks in everything]).mean(0)
         balancer.start((area > 0).tolist(), len(mine))
         for x, y, masks in mine:
             pred, side = engine(x.to(dtype))
@@ -312,8 +312,8 @@ def test_an_absent_objective_has_weight_zero_and_no_norm(worlds: Worlds) -> None
 def test_gradient_of_the_region_loss_is_that_of_its_formula() -> None:
     pred = torch.randn(2, 4, 3, 3, dtype=torch.float64, requires_grad=True)
     y, masks = torch.randn(2, 4, 3, 3, dtype=torch.float64), torch.rand(2, 1, 3, 3)
-    area = Objectives.area(masks)
-    losses = Objectives(["face"], "region", {}).losses(pred, y, masks, None, area)
+    area = RegionObjectives.areas(masks)
+    losses = RegionObjectives(["face"], "region", {}).losses(pred, y, masks, None, area)
     (found,) = torch.autograd.grad(losses[1], pred)
     right = 2 * masks * (pred - y) / (4 * masks.sum())
     torch.testing.assert_close(found, right.detach(), rtol=1e-6, atol=1e-9)

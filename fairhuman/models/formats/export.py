@@ -12,7 +12,7 @@ from fairhuman.models.formats import kinds
 from fairhuman.models.formats.kinds import file_kind, folder_kind
 from fairhuman.models.formats.lora import WEIGHTS_NAME, from_kohya, is_kohya, lora_file, to_kohya
 from fairhuman.models.formats.modelspec import parse_fields
-from fairhuman.models.formats.pipeline_folder import Layout, config_folder
+from fairhuman.models.formats.pipeline_folder import PipelineFolder, config_folder
 from fairhuman.models.formats.single_file import from_single_file, to_single_file
 from fairhuman.models.formats.weights import PICKLED, open_weights
 
@@ -111,4 +111,4 @@ def _to_diffusers(
 
 
 def _unet(config: str | None) -> dict[str, Any] | None:
-    return Layout.read(config_folder(config)).unet if config else None
+    return PipelineFolder.read(config_folder(config)).unet if config else None

@@ -22,7 +22,7 @@ _ADAPTERS = {"ControlNetModel": "ControlNet", "T2IAdapter": "T2I-Adapter"}
 
 
 @dataclass(frozen=True)
-class Layout:
+class PipelineFolder:
     """An SDXL without its weights."""
 
     folder: Path
@@ -33,7 +33,7 @@ class Layout:
     scheduler: dict[str, Any]
 
     @classmethod
-    def base(cls) -> Layout:
+    def base(cls) -> PipelineFolder:
         """Return SDXL base's, which needs no folder."""
         return cls(
             Path(base.BASE),
@@ -45,7 +45,7 @@ class Layout:
         )
 
     @classmethod
-    def read(cls, folder: Path, vae: Path | None = None) -> Layout:
+    def read(cls, folder: Path, vae: Path | None = None) -> PipelineFolder:
         """Read the configs of a pipeline in diffusers' layout.
 
         Args:

@@ -27,7 +27,7 @@ from fairhuman.models.formats.components import (
 )
 from fairhuman.models.formats.modelspec import modelspec
 from fairhuman.models.formats.names import UNET_PREFIX
-from fairhuman.models.formats.pipeline_folder import COMPONENTS, Layout
+from fairhuman.models.formats.pipeline_folder import COMPONENTS, PipelineFolder
 from fairhuman.models.formats.weights import Source, Weights, open_weights, weights_in
 from fairhuman.models.formats.writer import write_safetensors, written_aside
 
@@ -50,7 +50,7 @@ def to_single_file(
         UserError: it is not a whole SDXL, or `out` is there.
         OutputError: it cannot be written.
     """
-    layout = Layout.read(folder)
+    layout = PipelineFolder.read(folder)
     with ExitStack() as stack:
         parts: dict[str, Sources] = {}
         for name in COMPONENTS:
@@ -128,7 +128,7 @@ def opened_parts(
     Raises:
         UserError: `file` is not an SDXL of that config, damaged, or pickled.
     """
-    layout = Layout.read(config)
+    layout = PipelineFolder.read(config)
     with open_weights(file, allow_pickle=allow_pickle) as weights:
         if not any(name.startswith(UNET_PREFIX) for name in weights.tensors):
             raise UserError(f"{file}: holds no UNet under {UNET_PREFIX}; it is no SDXL checkpoint")

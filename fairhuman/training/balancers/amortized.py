@@ -44,7 +44,7 @@ class ForecastStep:
         self.device = engine.device
         self.solver = solver
         self.forecast = forecast
-        self.weighted = WeightedBackward(engine, access, solver)
+        self.forecast_step = WeightedBackward(engine, access, solver)
         self._present: list[bool] = []
         self._found: MPDSolution | None = None
         self._weights = torch.zeros(0)
@@ -53,7 +53,7 @@ class ForecastStep:
         """Begin a step."""
         self._present = list(present)
         self._found = None
-        self.weighted.start(micro_batches)
+        self.forecast_step.start(micro_batches)
 
     def backward(self, losses: Tensor, sensitivity: Sensitivity | None) -> None:
         """Add a micro-batch's gradient, with weights solved for at the first one."""
@@ -62,7 +62,7 @@ class ForecastStep:
             if sensitivity is not None:
                 whole = _whole(sensitivity, self.device)
             self.solve(self.forecast.predict(self._present, whole))
-        self.weighted.backward(losses, self._weights / self._weights.sum())
+        self.forecast_step.backward(losses, self._weights / self._weights.sum())
 
     def solve(self, gram: Tensor) -> None:
         """Fix the step's weights by the present objectives' A."""
@@ -79,7 +79,7 @@ class ForecastStep:
         assert self._found is not None, "a step without a micro-batch"
         count = len(self._present)
         report = solved(self._found, self._present) | (measured or unmeasured(count))
-        taken = self.weighted.step(self._found)
+        taken = self.forecast_step.step(self._found)
         if taken is None:
             return not_taken(count, report)
         factor, norm = taken
@@ -122,7 +122,7 @@ class AmortizedBalancer(Balancer):
         self.measures = forecast.rule == "calibrated"
         self.forecast = forecast
         self.exact = ExactBalancer(engine, solver)
-        self.between = ForecastStep(engine, self.exact.gradients.access, solver, forecast)
+        self.forecast_step = ForecastStep(engine, self.exact.gradients.access, solver, forecast)
         self.refreshes = False
         """Whether the step that has been started is a refresh."""
         self._watch = Watch(engine.device)
@@ -131,7 +131,7 @@ class AmortizedBalancer(Balancer):
         """Begin a step, exact if it is time."""
         self.refreshes = self.forecast.due(present)
         self._watch.start()
-        (self.exact if self.refreshes else self.between).start(present, micro_batches)
+        (self.exact if self.refreshes else self.forecast_step).start(present, micro_batches)
 
     def backward(self, losses: Tensor, sensitivity: Sensitivity | None = None) -> None:
         """Run K backward passes, or one."""
@@ -139,12 +139,12 @@ class AmortizedBalancer(Balancer):
             self._watch.add(sensitivity)
             self.exact.backward(losses)
         else:
-            self.between.backward(losses, sensitivity)
+            self.forecast_step.backward(losses, sensitivity)
 
     def step(self) -> Balance:
         """Move along d; a refresh that is skipped is tried again at the next step."""
         if not self.refreshes:
-            return self.between.step()
+            return self.forecast_step.step()
         balance = self.exact.step()
         sensitivities = self._watch.total()
         if not balance.skipped:

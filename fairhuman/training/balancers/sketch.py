@@ -47,7 +47,7 @@ class SketchBalancer(Balancer):
         self.measures = forecast.rule == "calibrated" and forecast.every > 1
         self.forecast = forecast
         access = ZeroGradients(engine).access
-        self.weighted = ForecastStep(engine, access, solver, forecast)
+        self.forecast_step = ForecastStep(engine, access, solver, forecast)
         self.sketches = Sketches(engine, access, size)
         self._watch = Watch(engine.device)
         self._present: list[bool] = []
@@ -74,7 +74,7 @@ class SketchBalancer(Balancer):
         self._measured = None
         self._watch.start()
         self.sketches.start(sum(present))
-        self.weighted.start(present, micro_batches)
+        self.forecast_step.start(present, micro_batches)
 
     def backward(self, losses: Tensor, sensitivity: Sensitivity | None = None) -> None:
         """Sketch a micro-batch's gradients, or take its weighted gradient, or both."""
@@ -87,14 +87,14 @@ class SketchBalancer(Balancer):
             if not self._unsketched:
                 gram = self.sketches.gram()
                 self._measured = of_gram(gram.cpu(), self._present)
-                self.weighted.solve(gram)
+                self.forecast_step.solve(gram)
             if not alone:
                 return
-        self.weighted.backward(losses, sensitivity)
+        self.forecast_step.backward(losses, sensitivity)
 
     def step(self) -> Balance:
         """Move along d, with its true length."""
-        balance = self.weighted.step(self._measured)
+        balance = self.forecast_step.step(self._measured)
         sensitivities = self._watch.total()
         if self._measured is not None and not balance.skipped:
             self.forecast.learn(balance.grad_norms, balance.cosines, sensitivities)
