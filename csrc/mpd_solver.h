@@ -195,7 +195,7 @@ struct Solver {
     for (int it = 0; it < kMaxNewton; ++it) {
       if (conflicts()) return kInConflict;
       if (error <= 2.0 * kEps) break;
-      if (error <= 64.0 * kEps) {  // rounding: go on only while it still helps
+      if (error <= 64.0 * kEps) {  // rounding: continue only while it still helps
         stalls = error > 0.5 * previous ? stalls + 1 : 0;
         if (stalls == 2) break;
       }

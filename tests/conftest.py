@@ -37,7 +37,7 @@ def tiny_model(people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def wholebody() -> Path:
-    """The photographs with COCO-WholeBody annotations, beside the project where they are."""
+    """The photographs with COCO-WholeBody annotations, next to the project where they are."""
     folder = PHOTOGRAPHS / "coco_wholebody"
     if not folder.is_dir():
         pytest.skip(f"the photographs are not here: no folder {folder}")

@@ -57,7 +57,7 @@ def find(output: Path, resume: str, damaged: Collection[Path] = ()) -> Path | No
         if (output / METRICS).exists() or newest(output):
             raise ConfigError(
                 f"train.output_dir = {str(output)!r}: holds a run already; set train.resume=auto "
-                "to go on with it, or choose another folder"
+                "to continue with it, or choose another folder"
             )
         return None
     folder = best_target(Path(resume))
@@ -166,7 +166,7 @@ def best_target(folder: Path) -> Path:
 def best_kept(output: Path, best: Best | None, metric: str | None) -> Best | None:
     """Return the best so far if it was by this metric, and its checkpoint is in this run.
 
-    It is not where the run goes on in another folder, or from before the best was reached.
+    It is not where the run continues in another folder, or from before the best was reached.
     """
     if best is None or best.metric != metric or incomplete(checkpoint_folder(output, best.step)):
         return None

@@ -28,7 +28,7 @@ from fairhuman.zero.state_files import load_states
 
 
 def resumable(folder: Path, setup: Setup) -> Manifest:
-    """Return the manifest of a checkpoint that a run of this setup can go on from.
+    """Return the manifest of a checkpoint that a run of this setup can continue from.
 
     Raises:
         ConfigError: it was made with another optimizer, or by another number of ranks before
@@ -51,7 +51,7 @@ def resumable(folder: Path, setup: Setup) -> Manifest:
 
 
 def check_base(folder: Path, manifest: Manifest, base: str | None, setup: Setup) -> None:
-    """Check that the frozen weights are those that a checkpoint was trained beside.
+    """Check that the frozen weights are those that a checkpoint was trained on.
 
     Not where it was made in another precision, in which the same weights are other numbers.
 
@@ -63,15 +63,15 @@ def check_base(folder: Path, manifest: Manifest, base: str | None, setup: Setup)
     if alike and manifest.base and manifest.base != base:
         raise ConfigError(
             f"model.pretrained: {folder} was trained on another base model of the same shapes; "
-            "give the one that the run was started from, or another train.output_dir to start anew"
+            "give the one that the run was started from, or another train.output_dir to start over"
         )
 
 
 def load(engine: Engine, folder: Path, verify: bool = True) -> bool:
     """Bring parameters, optimizer, schedule and loss scale back; all ranks together.
 
-    In the form in which they were saved (ranks, ZeRO stage, offload, precision) it is bit by
-    bit. In another the float32 weights and moments are too, and 8-bit moments are quantised anew.
+    In the form in which they were saved (ranks, ZeRO stage, offload, precision) it is bit for
+    bit. In another the float32 weights and moments are too, and 8-bit moments are quantized again.
     The settings of optimizer, schedule and loss scaler stay the engine's own; see `OwnSettings`.
 
     Args:

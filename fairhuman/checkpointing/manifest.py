@@ -60,7 +60,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Setup:
-    """What decides the form of DeepSpeed's files. Alike: they load as they are."""
+    """What decides the form of DeepSpeed's files. Where it is the same, they load as they are."""
 
     __pydantic_config__ = STRICT
     ranks: Ranks
@@ -103,7 +103,7 @@ class Manifest:
     """Samples per optimizer step, over all ranks."""
     versions: dict[Name, Name] = field(default_factory=dict)
     base: Name | None = None
-    """Digest of the frozen weights beside those that are trained; None too where there are none."""
+    """Digest of the weights that are frozen; None where none are."""
     digests: dict[str, Digest] | None = None
     """SHA-256 of every one of `files`."""
 

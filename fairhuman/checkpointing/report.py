@@ -1,4 +1,4 @@
-"""What a checkpoint holds, whether it is whole, and how a run could go on from it."""
+"""What a checkpoint holds, whether it is whole, and how a run could continue from it."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def examine(path: Path, config: Path | None = None) -> Checkpoints:
 
     Args:
         path: the checkpoint's folder, or the run's train.output_dir.
-        config: what a run that goes on would use; default: the config.yaml beside the checkpoints.
+        config: of the run that would continue; default: the config.yaml next to the checkpoints.
 
     Raises:
         ConfigError: there is neither in the folder, or the config cannot be read.
@@ -170,13 +170,14 @@ def _here(version: str, here: str | None) -> str:
 
 
 def _resumes(folder: Path, manifest: Manifest, config: Config | None) -> str:
-    """Return how a run would go on from here; with a config, how its run would."""
+    """Return how a run would continue from here; with a config, how its run would."""
     made = manifest.setup
     if made is None:
         return f"with {manifest.ranks} ranks alone"
     if config is None:
         return (
-            f"bit by bit as it was made; resharded otherwise, with optimizer.name={made.optimizer}"
+            f"bit-identical as it was made; resharded otherwise, with "
+            f"optimizer.name={made.optimizer}"
         )
     wanted = setup_of(deepspeed_config(config), config.optimizer.name, made.ranks)
     try:
@@ -187,7 +188,7 @@ def _resumes(folder: Path, manifest: Manifest, config: Config | None) -> str:
         return f"not on this machine: it cannot train in {wanted.precision}"
     ranks = "1 rank" if made.ranks == 1 else f"{made.ranks} ranks"
     if wanted == made:
-        return f"bit by bit with {ranks}, resharded with another number"
+        return f"bit-identical with {ranks}, resharded with another number"
     return f"resharded, with any number of ranks: from {made} to {wanted} on as many"
 
 

@@ -168,7 +168,7 @@ def _own_files(aside: Path, rank: int) -> list[str]:
 def mark_best(output: Path, best: Best | None) -> None:
     """Have OUT/checkpoints/best lead to the best one, or not be there.
 
-    It can be made anew from the newest manifest, which is the record: a run that is killed
+    It can be made again from the newest manifest, which is the record: a run that is killed
     between the checkpoint and the link has the old link, to a checkpoint that still is there.
     """
     link = output / CHECKPOINTS / BEST

@@ -13,5 +13,5 @@ from fairhuman.zero.state_files import optimizer_name
 
 
 def setup_of_engine(engine: Engine) -> Setup:
-    """Return what a checkpoint of an engine hangs on."""
+    """Return what a checkpoint of an engine depends on."""
     return setup_of(engine.config, optimizer_name(engine), dist.get_world_size())

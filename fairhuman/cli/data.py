@@ -175,7 +175,7 @@ def _import_masks(args: argparse.Namespace) -> None:
     if found.bright:
         print(
             f"{len(found.bright)} masks are mostly white, such as {found.bright[0]}: if black is "
-            "the region in them, import them anew with --invert"
+            "the region in them, import them again with --invert"
         )
     _say_left_out(found.done.left_out)
 
@@ -214,7 +214,7 @@ def _annotate(args: argparse.Namespace) -> int:
         done = annotate(args.folder, choice, force=args.force, jobs=args.jobs)
     except KeyboardInterrupt:
         print(
-            f"fairhuman: stopped; the same command goes on where {args.folder} was left",
+            f"fairhuman: stopped; run the same command to continue with {args.folder}",
             file=sys.stderr,
         )
         return 130

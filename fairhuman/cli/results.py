@@ -107,7 +107,7 @@ def _study(args: argparse.Namespace) -> int:
     try:
         made = study(load_study(args.config, args.overrides))
     except KeyboardInterrupt:
-        print("fairhuman: stopped; the same command goes on", file=sys.stderr)
+        print("fairhuman: stopped; run the same command to continue", file=sys.stderr)
         return 130
     print("\n".join(["see", *(f"  {path}" for path in made)]))
     return 0

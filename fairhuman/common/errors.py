@@ -1,4 +1,4 @@
-"""The errors that a user can mend; the command line prints them without a traceback."""
+"""The errors that a user can fix; the command line prints them without a traceback."""
 
 
 class UserError(ValueError):

@@ -83,7 +83,7 @@ def load(path: Path) -> tuple[Image.Image, bool]:
         image.load()
         twelve = image.format == "TIFF" and image.mode == "I;16" and _bits(image) == 12
         picture = _of_16_bits(image) if twelve else image
-        # Not ImageOps.exif_transpose, which writes EXIF anew and fails on what it cannot write.
+        # Not ImageOps.exif_transpose, which rewrites EXIF and fails on what it cannot write.
         turn = TURNS.get(orientation(image))
         return (picture if turn is None else picture.transpose(turn)), deep
 

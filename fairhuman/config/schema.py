@@ -78,13 +78,13 @@ class Model(Section):
     """Of a single file: an SDXL in diffusers' layout (folder or hub name) whose configs and
     tokenizers describe it; null: SDXL base."""
     method: Literal["full", "lora", "controlnet", "t2i_adapter"] = "full"
-    """What is trained: the whole UNet, low-rank adapters beside its weights, or what steers it by
+    """What is trained: the whole UNet, low-rank adapters next to its weights, or what steers it by
     control images. The VAE stays as it is, and so do the text encoders but for
     lora.text_encoders."""
     lora: Lora = Lora()
     """For method=lora."""
     control: PathText | None = None
-    """The ControlNet or T2I-Adapter to go on from: a folder in diffusers' layout or a hub name.
+    """The ControlNet or T2I-Adapter to continue from: a folder in diffusers' layout or a hub name.
     Null starts a new one: a ControlNet as a copy of the UNet's encoder, an adapter at random."""
     vae: PathText | None = None
     """Another VAE: a folder in diffusers' layout or a hub name."""
@@ -148,7 +148,7 @@ class Data(Section):
     """Share of the samples that show a region, in every batch on average; those are repeated or
     the others left out for it. Null: as the data set has them."""
     flip: bool = False
-    """Mirror half of the samples (image, masks and boxes alike)."""
+    """Mirror half of the samples (image, masks and boxes)."""
     caption_dropout: Probability = 0.0
     """Share of the samples trained without their caption (classifier-free guidance)."""
     condition_dropout: Probability = 0.0
@@ -170,7 +170,7 @@ class Data(Section):
 
 
 class Objectives(Section):
-    """Which losses there are beside that of the whole image."""
+    """Which losses there are in addition to that of the whole image."""
 
     regions: Annotated[list[Name], Field(max_length=7)] = ["face", "hand"]
     """Each is annotated by boxes under its plural (`faces`) or by a mask (`face_mask`)."""
@@ -224,7 +224,7 @@ class Fairness(Section):
     mode: Literal["exact", "amortized", "sketch", "sum", "global"] = "exact"
     """`exact` solves for fair weights from K backward passes a step; `amortized` does so now and
     then, with one backward pass in between; `sketch` solves from sketches of the gradients, in the
-    memory of one; `sum` weighs all alike; `global` is plain fine-tuning."""
+    memory of one; `sum` weighs all equally; `global` is plain fine-tuning."""
     alpha: Annotated[float, Field(ge=MIN_ALPHA, le=MAX_ALPHA)] = 2.0
     """2 is Minimum Potential Delay, 1 proportional fairness (Nash)."""
     normalize: Literal["ball", "simplex", "none"] = "ball"
@@ -268,7 +268,7 @@ class Optimizer(Section):
         "constant"
     )
     """As in diffusers, over train.steps; `polynomial` ends at 1e-7, the others but constant at 0.
-    With another train.steps a resumed run goes on along that schedule."""
+    With another train.steps a resumed run continues along that schedule."""
     warmup_steps: Count = 0
     cycles: Positive = 1
     """Of cosine_with_restarts: how often it comes down."""
@@ -281,7 +281,7 @@ class Train(Section):
 
     output_dir: PathText
     steps: Positive
-    """Optimizer steps in all."""
+    """Optimizer steps in total."""
     batch_size: Batch = 1
     """Samples per rank and micro-batch."""
     gradient_accumulation: Batch = 1
@@ -300,8 +300,8 @@ class Train(Section):
     and no moving average changes, the learning rate's schedule waits, and the fp16 loss scale is
     lowered. After so many in a row the run writes a checkpoint and ends with exit code 3."""
     resume: PathText = "none"
-    """`auto` goes on from the newest complete checkpoint in output_dir (or starts anew where
-    there is none), `none` starts anew, anything else is a checkpoint's folder."""
+    """`auto` continues from the newest complete checkpoint in output_dir (or starts over where
+    there is none), `none` starts over, anything else is a checkpoint's folder."""
     verify_checkpoints: bool = True
     """Compare a checkpoint's files with the digests in its manifest before it is resumed from: it
     is read once more, in shares by all ranks. `auto` passes over a damaged one."""
@@ -317,9 +317,9 @@ class Train(Section):
     val/loss/NAME/q1 to q4."""
     keep_best: Name | None = None
     """One of those keys, such as val/loss/hand/q1: a step where it is the lowest so far is saved,
-    whatever checkpoint_every says, and kept beside the newest as OUT/checkpoints/best."""
+    whatever checkpoint_every says, and kept next to the newest as OUT/checkpoints/best."""
     wandb: WandbName | None = None
-    """The project of Weights & Biases that the run is logged to, beside TensorBoard; null: none.
+    """The project of Weights & Biases that the run is logged to, next to TensorBoard; null: none.
     The entity, the mode and the like are wandb's own environment variables, such as
     WANDB_MODE=offline."""
     wandb_name: WandbName | None = None

@@ -1,6 +1,6 @@
 """What the frozen models make of a data set, on disk: a safetensors file per posterior or caption.
 
-A file's name is a digest of all that its content hangs on: the image file's bytes, how the image
+A file's name is a digest of all that its content depends on: the image file's bytes, how the image
 is placed, the text, and the models. So what is stale is never found, and runs may share a folder.
 """
 
@@ -111,5 +111,5 @@ def _read(path: Path) -> dict[str, Tensor]:
         return safetensors.torch.load_file(path)
     except (OSError, SafetensorError) as error:
         raise OutputError(
-            f"data.cache: {path} cannot be read ({error}); start again, and it is built anew"
+            f"data.cache: {path} cannot be read ({error}); start again, and it is built again"
         ) from error

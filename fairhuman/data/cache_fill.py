@@ -126,12 +126,12 @@ def _build(
 
 
 def vae_digest(sdxl: SDXL) -> str:
-    """Return a digest of all that a posterior hangs on beside the image."""
+    """Return a digest of all that a posterior depends on besides the image."""
     return _digest([sdxl.vae], {})
 
 
 def text_digest(sdxl: SDXL) -> str:
-    """Return a digest of all that an encoded caption hangs on beside the text."""
+    """Return a digest of all that an encoded caption depends on besides the text."""
     pipeline = sdxl.pipeline
     tokenizers = (pipeline.tokenizer, pipeline.tokenizer_2)
     told = {

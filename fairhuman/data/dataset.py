@@ -193,7 +193,7 @@ def _joined(values: Sequence[Any]) -> Any:
 
 
 def _outlive_signals(worker: int) -> None:
-    """Let a worker go on when its process group is signalled, until its rank has ended.
+    """Let a worker continue when its process group is signalled, until its rank has ended.
 
     Otherwise it dies, and with it the rank that wants to finish its step and write a checkpoint.
     """

@@ -14,7 +14,7 @@ from fairhuman.common.images import SUFFIXES, UNOPENABLE, ImageError, open_image
 from fairhuman.common.quoting import shown
 from fairhuman.data.records import METADATA, SHOWN, LineError, Problem, read_lines
 
-# Folders beside the images that hold something else.
+# Folders next to the images that hold something else.
 MASKS = "masks"
 
 # How the stems of pictures end that belong to a photograph, as OneTrainer names them.
@@ -123,7 +123,7 @@ def scan_rows(root: Path, key: str = "file_name") -> tuple[list[dict[str, Any]],
         if not isinstance(name, str) or not name:
             problems.append(Problem(place, f"must be a JSON object with {key!r}"))
         elif name in seen:
-            problems.append(Problem(place, f"{shown(name)} is there already (line {seen[name]})"))
+            problems.append(Problem(place, f"{shown(name)} is listed already (line {seen[name]})"))
         else:
             seen[name] = number
             rows.append(row)

@@ -40,7 +40,7 @@ class Record:
     """One image of the data set."""
 
     id: str
-    """Its file name in metadata.jsonl: what the sample's random draws hang on."""
+    """Its file name in metadata.jsonl: what the sample's random draws depend on."""
     image: Path
     text: str
     regions: dict[str, Annotation]
@@ -114,7 +114,7 @@ def read_entries(
                 raise fields
             name = _name(fields, names.get("file_name", "file_name"))
             if name in seen:
-                raise LineError(f"{shown(name)} is there already ({seen[name]})")
+                raise LineError(f"{shown(name)} is listed already ({seen[name]})")
             seen[name] = place
             caption = _string(fields, names.get("text", "text"))
             annotations = {

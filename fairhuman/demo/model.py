@@ -41,7 +41,7 @@ def make_demo_model(
     }
     stamp = out / STAMP
     if stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8")) == wanted:
-        print(f"{out}: is there already")
+        print(f"{out}: already exists")
         return
     quiet()
     pixels = to_model([open_image(record.image) for record in records])

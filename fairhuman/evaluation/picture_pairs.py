@@ -18,7 +18,7 @@ from fairhuman.data.records import SHOWN
 from fairhuman.evaluation.missing import MissingError
 
 SHEET = "grid.png"
-"""All pictures on one sheet, as `fairhuman generate` writes it beside them."""
+"""All pictures on one sheet, as `fairhuman generate` writes it next to them."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def find_pictures(root: Path) -> Pictures:
     lines = [str(problem) for problem in problems] + broken
     if lines:
         more = [f"{root}: and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-        raise DataError("\n".join([*lines[:SHOWN], *more, f"{root}: mend or remove these"]))
+        raise DataError("\n".join([*lines[:SHOWN], *more, f"{root}: fix or remove these"]))
     return Pictures(root, names)
 
 
@@ -100,7 +100,7 @@ def find_prompts(pictures: Pictures, file: Path | None) -> list[str]:
     if without:
         raise MissingError(
             f"{len(without)} of {len(found)} pictures have no prompt, such as {without[0]}: give "
-            "--prompts FILE, or a .txt file beside each picture"
+            "--prompts FILE, or a .txt file next to each picture"
         )
     return [str(text) for text in found]
 

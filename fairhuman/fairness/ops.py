@@ -52,7 +52,7 @@ def region_mse(
     """
     if pred.ndim != 4 or pred.shape != target.shape:
         raise ValueError(
-            f"pred and target must be [B, C, H, W] alike, got {list(pred.shape)} and "
+            f"pred and target must be of the same shape [B, C, H, W], got {list(pred.shape)} and "
             f"{list(target.shape)}"
         )
     batch, _, height, width = pred.shape

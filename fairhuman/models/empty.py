@@ -32,7 +32,7 @@ def empty_sdxl(settings: Model, dtype: torch.dtype) -> Empty:
     the hub is not asked. So is a VAE.
 
     Args:
-        settings: of a ControlNet or adapter to go on from, the sizes of a new one are taken.
+        settings: of a ControlNet or adapter to continue from, the sizes of a new one are taken.
         dtype: of the UNet and the text encoders.
 
     Raises:

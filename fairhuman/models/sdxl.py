@@ -114,7 +114,7 @@ class SDXL:
     def posterior(self, pixels: Tensor) -> Posterior:
         """Return the VAE's posterior of images, [B, C, H, W] each.
 
-        One image at a time: what it gets does not hang on those beside it, and at SDXL's sizes
+        One image at a time: what it gets does not depend on those next to it, and at SDXL's sizes
         more at a time take memory and save nothing.
 
         Args:

@@ -80,7 +80,7 @@ def _output_channels_last(block: nn.Module, inputs: Any, output: Any) -> Any:
 
 
 def _compile(model: nn.Module) -> None:
-    """Compile the transformer blocks, one for all that are alike.
+    """Compile the transformer blocks, one for all of the same kind.
 
     Not the whole UNet, which takes minutes per image size and is no faster for it.
     """

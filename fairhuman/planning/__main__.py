@@ -27,7 +27,7 @@ def _table(stage: Literal[2, 3]) -> str:
     lines = [
         f"### ZeRO-{stage}",
         "",
-        "| GPUs | mode | weights and optimizer | gradients | buffers | in all | sent per step |",
+        "| GPUs | mode | weights and optimizer | gradients | buffers | total | sent per step |",
         "| --- " * 7 + "|",
     ]
     for ranks in (1, 8, 64, 512):

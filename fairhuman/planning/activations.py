@@ -1,4 +1,4 @@
-"""What a config's training step holds beside the model, counted on fake tensors."""
+"""What a config's training step holds besides the model, counted on fake tensors."""
 
 from __future__ import annotations
 

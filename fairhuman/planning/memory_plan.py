@@ -45,7 +45,7 @@ class Memory:
         return max(self.phases, key=self.total)
 
     def total(self, phase: str) -> float:
-        """Return what a phase needs in all."""
+        """Return what a phase needs in total."""
         return sum(self.phases[phase].values())
 
     def fits(self) -> dict[int, str]:
@@ -58,7 +58,7 @@ class Memory:
 
     def lines(self) -> Iterator[str]:
         """Yield the plan as text."""
-        frozen = f", {self.frozen / 1e6:.0f} million frozen beside them" if self.frozen else ""
+        frozen = f", {self.frozen / 1e6:.0f} million frozen" if self.frozen else ""
         yield (
             f"{self.trained / 1e6:.0f} million parameters trained{frozen}; sizes by the configs of "
             f"{self.described_by}"
@@ -261,4 +261,4 @@ def _table(title: str, phases: Mapping[str, Mapping[str, float]]) -> Iterator[st
         cells = [f"{parts[name] / GIB:>12.2f}" if parts[name] else " " * 12 for parts in columns]
         yield f"{name:<{width}}{''.join(cells)}".rstrip()
     totals = "".join(f"{sum(parts.values()) / GIB:>12.2f}" for parts in columns)
-    yield f"{'in all':<{width}}{totals}"
+    yield f"{'total':<{width}}{totals}"

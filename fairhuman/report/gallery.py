@@ -21,7 +21,7 @@ MOST = 8
 
 
 def gallery(pictures: Iterable[tuple[str, Path]]) -> Html:
-    """Return pictures beside each other, from (caption, file)."""
+    """Return pictures side by side, from (caption, file)."""
     figures = "".join(
         f'<figure><img src="{_embedded(path)}" alt="{escape(caption)}" loading="lazy">'
         f"<figcaption>{escape(caption)}</figcaption></figure>"

@@ -104,7 +104,7 @@ def read_run(folder: Path) -> History:
 
 
 def names_of(runs: Sequence[History]) -> list[str]:
-    """Return what to call runs on one page: their folders' names, numbered where they are alike."""
+    """Return what to call runs on one page: their folders' names, numbered if they are the same."""
     names = [run.name for run in runs]
     return [
         f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name

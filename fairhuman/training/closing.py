@@ -16,8 +16,8 @@ def closing_lines(config: Config, done: bool, progress: Progress, stop: Stop) ->
     if not done:
         return [
             f"Stopped after step {progress.step}{_skips(progress)} "
-            f"({stop.reason or 'another rank was told'}); the checkpoint is written.",
-            "Go on with the same command and train.resume=auto",
+            f"({stop.reason or 'another rank was asked'}); the checkpoint is written.",
+            "Continue with the same command and train.resume=auto",
         ]
     best = progress.best
     return [

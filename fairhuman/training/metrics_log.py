@@ -57,7 +57,7 @@ def finite(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Log:
-    """Where rank 0 writes a run's numbers. A resumed run goes on in the same files."""
+    """Where rank 0 writes a run's numbers. A resumed run continues in the same files."""
 
     def __init__(
         self,

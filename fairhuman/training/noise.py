@@ -60,7 +60,7 @@ class Timesteps:
 
 
 def _density(noise: Noise, count: int) -> np.ndarray:
-    """Return how likely each timestep is beside the others, [count].
+    """Return how likely each timestep is compared with the others, [count].
 
     `earlier`, `later` and `range` are diffusers' `timestep_bias_strategy`. `logit_normal`: t =
     floor(count * sigmoid(z)), z normal (Esser et al. 2024, arXiv 2403.03206, eq. 19).
@@ -93,7 +93,7 @@ def _logit_cdf(noise: Noise, x: float) -> float:
 def offset(seed: int, epoch: int, sample: str, channels: int) -> np.ndarray:
     """Return a sample's standard normal shift of each channel, [C, 1, 1] float32.
 
-    From a stream of its own, so that noise and timesteps do not hang on whether it is used.
+    From a stream of its own, so that noise and timesteps do not depend on whether it is used.
     """
     rng = generator(seed, epoch, sample, "offset")
     return rng.standard_normal((channels, 1, 1), dtype=np.float32)

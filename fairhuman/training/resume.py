@@ -21,7 +21,7 @@ from fairhuman.zero.engine import deepspeed_config
 
 @dataclass(frozen=True)
 class Start:
-    """From where a run goes on; the same on every rank."""
+    """From where a run continues; the same on every rank."""
 
     setup: Setup
     """This run's."""

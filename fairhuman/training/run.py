@@ -215,7 +215,7 @@ class Run:
         metric = self.config.train.keep_best
         if metric is None:
             return None
-        # Sums over ranks may round unlike on each, and all must save together.
+        # Sums over ranks may round differently on each, and all must save together.
         value = on_rank0(lambda: record[metric])
         best = progress.best
         if value is None or not math.isfinite(value) or (best and value >= best.value):
@@ -223,7 +223,7 @@ class Run:
         return Best(metric, value, progress.step)
 
     def finish(self, progress: Progress, stop: Stop, problem: UserError | None = None) -> None:
-        """Write OUT/final and say where to look, or how to go on.
+        """Write OUT/final and say where to look, or how to continue.
 
         Raises:
             UserError: the `problem` that ends the run, on every rank, when all else is written.
@@ -295,7 +295,7 @@ class Run:
         if self.log and before and before != self.global_batch:
             self.log.say(
                 f"the global batch was {before} and is now {self.global_batch} (ranks x "
-                "train.batch_size x train.gradient_accumulation); the data go on from sample "
+                "train.batch_size x train.gradient_accumulation); the data continue from sample "
                 f"{self.progress.samples_seen}"
             )
 
@@ -311,7 +311,7 @@ def _check_before_loading(config: Config) -> None:
 
 
 def _average(engine: Engine, decay: float | None, found: Path | None) -> tuple[EMA | None, bool]:
-    """Return the moving average, and whether it goes on from the checkpoint's."""
+    """Return the moving average, and whether it continues from the checkpoint's."""
     if decay is None:
         return None, False
     ema = EMA(engine, decay)
@@ -325,7 +325,7 @@ def _restore_balancer(balancer: Balancer, found: Path) -> None:
         balancer.load_state_dict(checkpointing.load_balancer(found) or {})
     except UNFIT as error:
         raise ConfigError(
-            f"{found}: the balancer cannot go on from it ({error}); give the objectives and the "
+            f"{found}: the balancer cannot continue from it ({error}); give the objectives and the "
             "fairness.mode of the run that wrote it"
         ) from error
 

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from fairhuman.common import distributed
 
-# How long a rank may go on after its launcher is gone: enough for most steps' ends.
+# How long a rank may continue after its launcher is gone: enough for most steps' ends.
 GRACE_S = 45.0
 
 

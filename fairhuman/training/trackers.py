@@ -56,7 +56,7 @@ def check_tracking(config: Config) -> None:
 
 
 def trackers(output: Path, config: Config, start: int) -> list[Tracker]:
-    """Return those that the config asks for. A resumed run goes on in the same ones.
+    """Return those that the config asks for. A resumed run continues in the same ones.
 
     Args:
         output: OUT, which is there.

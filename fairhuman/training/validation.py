@@ -31,7 +31,7 @@ EPOCH = -1
 def hold_out(records: Sequence[Record], count: int, seed: int) -> tuple[list[Record], list[Record]]:
     """Split records into those to train on and `count` held out.
 
-    Which are held out hangs on (seed, file name) alone, so adding images moves few others.
+    Which are held out depends on (seed, file name) alone, so adding images moves few others.
 
     Raises:
         DataError: nothing would be left to train on.

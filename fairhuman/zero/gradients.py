@@ -45,7 +45,7 @@ class ZeroGradients:
     def backward(self, losses: Sequence[Tensor]) -> None:
         """Add the gradient of each of a micro-batch's losses to that objective's sum.
 
-        The losses must hang on one graph, and every rank must call this the same number of
+        The losses must depend on one graph, and every rank must call this the same number of
         times with the same number of losses: each backward is a collective.
         """
         self.engine.set_gradient_accumulation_boundary(True)

@@ -68,7 +68,7 @@ def page(optimizer: Optimizer) -> None:
 
 
 def copy(optimizer: Optimizer, flat: Tensor, old: State) -> None:
-    """Take over the state of a buffer that held the same, bit by bit."""
+    """Take over the state of a buffer that held the same, bit for bit."""
     state = {}
     for name, value in old.items():
         if torch.is_tensor(value):  # a step count stays where it is, the rest goes to the buffer
@@ -81,7 +81,7 @@ def copy(optimizer: Optimizer, flat: Tensor, old: State) -> None:
 def install(
     optimizer: Optimizer, group: int, flat: Tensor, old: State, fill: Callable[[str, Tensor], None]
 ) -> None:
-    """Make a buffer's state anew, of what `fill` writes and what is not per element.
+    """Make a buffer's state from what `fill` writes and what is not per element.
 
     Args:
         optimizer: the one inside DeepSpeed's.

@@ -71,7 +71,7 @@ def _adafactor(groups: Sequence[dict[str, Any]], lr: float) -> Optimizer:
     """Return transformers' Adafactor (Shazeer & Stern 2018, arXiv 1804.04235), element by element.
 
     ZeRO hands it flat shards. Of vectors it keeps the whole second moment. Steps relative to the
-    parameters' root mean square, and clipping by the update's, are off: of a shard, these hang on
+    parameters' root mean square, and clipping by the update's, are off: of a shard, these depend on
     the number of ranks. (torch.optim.Adafactor can switch neither off.)
     """
     from transformers.optimization import Adafactor

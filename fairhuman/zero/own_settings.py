@@ -43,7 +43,7 @@ class OwnSettings:
         if len(groups) != len(self.groups):
             raise ConfigError(
                 f"the checkpoint's optimizer has {len(groups)} parameter groups, this run's has "
-                f"{len(self.groups)}; go on with the FairHuman that wrote it"
+                f"{len(self.groups)}; continue with the FairHuman that wrote it"
             )
         for group, own in zip(groups, self.groups, strict=True):
             group.update(own)
@@ -59,7 +59,7 @@ class OwnSettings:
             self._scale(engine, made_with.get("fp16") or {})
 
     def _scale(self, engine: Engine, made_with: Mapping[str, Any]) -> None:
-        """Bring the loss scaler's settings back; the scale goes on unless its start is another."""
+        """Bring the loss scaler's settings back; keep the scale unless its start changed."""
         own = engine.config["fp16"]
         if own == made_with or not made_with.get("enabled"):
             return

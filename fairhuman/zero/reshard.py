@@ -1,8 +1,8 @@
 """A checkpoint of some ranks and ZeRO stage, put into an engine of others.
 
 Master weights and moments go by the parameters' names, piece by piece, from the files of the old
-ranks (mapped, not read as a whole) into this rank's buffers. Float32 arrives bit by bit; 8-bit
-moments do so where a buffer is as it was, and are else quantised anew, in their new blocks.
+ranks (mapped, not read as a whole) into this rank's buffers. Float32 arrives bit for bit; 8-bit
+moments do so where a buffer is as it was, and are else quantized again, in their new blocks.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def check_same_model(folder: Path, old: ShardMap, new: ShardMap) -> None:
         there, here = (list(layout.shapes.get(unlike[0], ())) for layout in (old, new))
         raise ConfigError(
             f"{folder}: holds another model than the section model: {len(unlike)} of {len(names)} "
-            f"trained parameters are unlike, such as {shown_key(unlike[0])} "
+            f"trained parameters differ, such as {shown_key(unlike[0])} "
             f"({there or 'none'} there, {here or 'none'} here); give the model, method and LoRA "
             "that the run was started with"
         )
     if old.groups() != new.groups():
         raise ConfigError(
-            f"{folder}: its optimizer grouped the parameters otherwise; go on with the FairHuman "
-            "that wrote it"
+            f"{folder}: its optimizer grouped the parameters otherwise; continue with the "
+            "FairHuman that wrote it"
         )
 
 
@@ -211,7 +211,7 @@ def _read(path: Path) -> dict[str, Any]:
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
-    # All that DeepSpeed's files have beside tensors and plain values.
+    # All that DeepSpeed's files have besides tensors and plain values.
     known: list[Any] = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
     try:
         with torch.serialization.safe_globals(known):

@@ -1,4 +1,4 @@
-"""`solve_mpd` beside what the published code calls, and beside a solver written in torch."""
+"""`solve_mpd` next to what the published code calls, and next to a solver written in torch."""
 
 from __future__ import annotations
 

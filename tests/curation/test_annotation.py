@@ -1,4 +1,4 @@
-"""`fairhuman annotate`: what it writes, what it leaves alone, how it goes on, what it refuses."""
+"""`fairhuman annotate`: what it writes, what it leaves alone, how it continues, what it refuses."""
 
 from __future__ import annotations
 
@@ -289,7 +289,7 @@ def test_a_mistake_in_the_folder_is_named_and_nothing_is_written(
     (folder / "metadata.jsonl").write_text(broken)
     with pytest.raises(DataError) as caught:
         run(folder)
-    for expected in (":2: is not JSON", ":3: 'a.png' is there already", ":4: must be a JSON"):
+    for expected in (":2: is not JSON", ":3: 'a.png' is listed already", ":4: must be a JSON"):
         assert expected in str(caught.value)
     assert (folder / "metadata.jsonl").read_text() == broken
     assert not (folder / "masks").exists()

@@ -1,4 +1,4 @@
-"""The study: what is compared, how it is measured, and that a run of it is kept or made anew."""
+"""The study: what is compared, how it is measured, and that a run of it is kept or made again."""
 
 from __future__ import annotations
 
@@ -300,7 +300,7 @@ def test_a_study_tells_what_its_runs_have_measured_and_keeps_them(tmp_path: Path
 
     # Other settings: what is there is not thrown away for them.
     stamps = {path: path.read_bytes() for path in out.glob("runs/*/*/trial.json")}
-    with pytest.raises(UserError, match="a run of other settings \\(4 such in all\\)"):
+    with pytest.raises(UserError, match="a run of other settings \\(4 in total\\)"):
         study(plan(tmp_path, jobs=2, set=[*TREE["set"], "optimizer.lr=1e-6"]), said.append)
     assert {path: path.read_bytes() for path in stamps} == stamps
 

@@ -133,7 +133,7 @@ def test_generate_writes_pictures_that_repeat(tiny_model: Path, tmp_path: Path) 
     for name in names:
         first, again = (np.asarray(Image.open(tmp_path / run / name)).astype(int) for run in "ad")
         assert np.abs(first - again).max() <= 1
-    # A picture depends on its own seed alone, not on those drawn beside it.
+    # A picture depends on its own seed alone, not on those drawn next to it.
     alone = [*base, "--prompt", CAPTIONS[1], "--seed", "3", "--out", str(tmp_path / "c")]
     assert main(alone) == 0
     difference = np.asarray(Image.open(tmp_path / "c" / "0000.png")).astype(int) - picture

@@ -101,7 +101,7 @@ def test_a_run_s_checkpoints_are_listed_with_the_one_that_auto_takes(
     assert "made by       2 ranks, ZeRO-2, fp32, AdamW8bit\n" in text
     assert "size          0.00 GiB in 3 files\n" in text
     assert f"torch 1.0 (here {torch.__version__})" in text
-    assert "resumes       bit by bit with 2 ranks, resharded with another number\n" in text
+    assert "resumes       bit-identical with 2 ranks, resharded with another number\n" in text
 
 
 def test_a_checkpoint_in_json(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

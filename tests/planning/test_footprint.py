@@ -140,7 +140,7 @@ def really_allocated(config: Config) -> tuple[int, int]:
         # Each checkpoint keeps the CPU's random state, 5 KB that are not counted.
         ("full", True, 0.05),
         ("lora", False, 0.03),
-        # The CPU's convolutions lay whole control images out anew, out of sight of the count.
+        # The CPU's convolutions lay whole control images out again, out of sight of the count.
         ("controlnet", False, 0.2),
         ("t2i_adapter", False, 0.2),
     ],

@@ -58,7 +58,7 @@ def test_the_peak_is_the_largest_sum(sizes: Sizes) -> None:
     assert memory.total(memory.peak) == max(totals.values())
     text = "\n".join(memory.lines())
     assert f"the most: {max(totals.values()) / GIB:.1f} GiB, in phase '{memory.peak}'" in text
-    printed = next(line for line in text.splitlines() if line.startswith("in all")).split()[2:]
+    printed = next(line for line in text.splitlines() if line.startswith("total")).split()[1:]
     assert printed == [f"{total / GIB:.2f}" for total in totals.values()]
 
 

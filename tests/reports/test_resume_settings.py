@@ -250,7 +250,7 @@ deepspeed: {{zero_optimization: {{stage: 2}}}}
 
 
 def test_a_finished_run_is_left_as_it_is(people: Path, tiny_model: Path, tmp_path: Path) -> None:
-    """Not one that was killed before OUT/final was written; one that goes on says what changed."""
+    """Not one that was killed before OUT/final; one that continues says what changed."""
     path, output = tmp_path / "c.yaml", tmp_path / "out"
     path.write_text(CONFIG.format(model=tiny_model, people=people, output=output))
 

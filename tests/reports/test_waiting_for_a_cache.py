@@ -1,4 +1,4 @@
-"""Two runs that fill one data.cache: the second says for whom it waits, then goes on."""
+"""Two runs that fill one data.cache: the second says for whom it waits, then continues."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 Importing torch, DeepSpeed and diffusers takes a rank longer than a tiny model's training. So ranks
 are forked by Python's forkserver, which imports once for a whole test run; each then runs
 `fairhuman/train.py` itself, as `__main__`, with its own command line, environment and output. What
-hangs on fresh processes (the launcher, signals to its group) is tested with `by_launcher`.
+depends on fresh processes (the launcher, signals to its group) is tested with `by_launcher`.
 """
 
 from __future__ import annotations

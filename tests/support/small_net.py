@@ -135,7 +135,7 @@ def batches(step: int, count: int) -> list[tuple[Tensor, Tensor, Tensor]]:
 
 
 def aside(side: Tensor) -> Tensor:
-    """What the hand's loss has beside its part of the picture: it alone reaches `Net.side`."""
+    """What the hand's loss has next to its part of the picture: it alone reaches `Net.side`."""
     return torch.stack([side.new_zeros(()), side.new_zeros(()), side.square().mean() / 10])
 
 

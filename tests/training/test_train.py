@@ -172,7 +172,7 @@ def test_the_best_checkpoint_is_kept_beside_the_newest_and_survives_a_resume(
     printed = train(config, whole, 2, *options)
     shutil.copytree(whole, killed, symlinks=True)
     shutil.rmtree(killed / "checkpoints" / "step-00000006")
-    (killed / "checkpoints" / "best").unlink()  # it is made anew from what the manifest says
+    (killed / "checkpoints" / "best").unlink()  # it is made again from what the manifest says
     printed += train(config, killed, 2, *options, "train.resume=auto")
     assert repeatable(killed) == repeatable(whole)
     losses = [record["val/loss/global/q1"] for record in metrics(whole)]
@@ -208,7 +208,7 @@ def test_a_run_under_zero_3_resumes_and_ends_on_another_number_of_ranks(
 ) -> None:
     """Four steps on two ranks, and two of them again on one, with the same global batch.
 
-    (tests/zero/test_zero3.py has that the same two ranks go on bit by bit.)
+    (tests/zero/test_zero3.py has that the same two ranks continue bit for bit.)
     """
     from diffusers import StableDiffusionXLPipeline
 
@@ -475,7 +475,7 @@ def test_another_global_batch_is_told_and_the_data_go_on(
         "deepspeed.zero_optimization.stage=1",
     )
     assert "the global batch was 4 and is now 2" in printed
-    assert "the data go on from sample 24" in printed
+    assert "the data continue from sample 24" in printed
     records = metrics(tmp_path / "out")
     assert [record["epoch"] for record in records] == [26 / 20, 28 / 20]
     before = metrics(whole)[-1]["loss/global"]

@@ -125,7 +125,7 @@ def test_the_best_outlives_rotation_and_is_linked(tmp_path: Path) -> None:
     checkpointing.mark_best(tmp_path, newer)
     checkpointing.rotate(tmp_path / "checkpoints", 2, newer)
     assert checkpoints(tmp_path) == {"best", "step-00000300", "step-00000400"}
-    # As a place to go on from, in another folder.
+    # As a place to continue from, in another folder.
     found = checkpointing.find(tmp_path / "other", str(link))
     assert found is not None
     assert found.name == "step-00000400"

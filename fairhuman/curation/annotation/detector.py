@@ -41,7 +41,7 @@ class Detector(Protocol):
 
     name: str
     version: str
-    """Of the package, or of the weights: another version detects anew."""
+    """Of the package, or of the weights: another version detects again."""
     regions: tuple[str, ...]
     """What it looks for, of REGIONS."""
 

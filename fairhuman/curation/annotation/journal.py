@@ -1,4 +1,4 @@
-"""What an unfinished annotation has found so far, so that it goes on where it was stopped."""
+"""What an unfinished annotation has found so far, so that it continues where it was stopped."""
 
 from __future__ import annotations
 

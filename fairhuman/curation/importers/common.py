@@ -82,7 +82,7 @@ def write_data_set(
                 "another --out"
             )
         if target.exists() and not target.samefile(images / name):
-            raise OutputError(f"{target}: is there already; choose another --out")
+            raise OutputError(f"{target}: already exists; choose another --out")
         return target
 
     try:
@@ -94,7 +94,7 @@ def write_data_set(
         for name, write in (others or {}).items():
             target = place(name)
             if target.exists():
-                raise OutputError(f"{target}: is there already; choose another --out")
+                raise OutputError(f"{target}: already exists; choose another --out")
             made.append(target)
             write(target)
         out.mkdir(parents=True, exist_ok=True)

@@ -74,7 +74,7 @@ def import_openpose(
         keypoints: the folder of the JSON files.
         images: the folder of the images.
         out: a folder that holds no data set yet.
-        captions: JSON lines with `file_name` and `text`; without it .txt files beside the images.
+        captions: JSON lines with `file_name` and `text`; without it .txt files next to the images.
         confidence: keypoints less sure are left out.
 
     Raises:

@@ -41,7 +41,7 @@ def import_yolo(
         out: a folder that holds no data set yet.
         face_classes: the classes that are faces; none: faces are not annotated.
         hand_classes: the classes that are hands; none: hands are not annotated.
-        captions: JSON lines with `file_name` and `text`; without it .txt files beside the images.
+        captions: JSON lines with `file_name` and `text`; without it .txt files next to the images.
 
     Raises:
         DataError: a file that is not what it should be, or no label file for any image.

@@ -1,4 +1,4 @@
-"""Images that are there twice: the same file, or the same picture saved or scaled anew."""
+"""Images that are there twice: the same file, or the same picture saved or rescaled."""
 
 from __future__ import annotations
 

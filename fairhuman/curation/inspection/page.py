@@ -97,7 +97,7 @@ def _sheet(found: Inspection, shown: Sequence[Sample]) -> Iterator[str]:
     ]
     if found.train_view:
         yield (
-            "<p>As the trainer has them: the crop, mirrored where it is; beside it the masks at "
+            "<p>As the trainer has them: the crop, mirrored where it is; next to it the masks at "
             f"latent resolution, boxes widened.{''.join(keys)}</p>"
         )
     else:

@@ -50,7 +50,7 @@ def annotated(
 
 
 def trained(pixels: NDArray[np.float32], masks: Mapping[str, NDArray[np.float32]]) -> Image.Image:
-    """Return a training image beside its masks at latent resolution, cell by cell.
+    """Return a training image next to its masks at latent resolution, cell by cell.
 
     Args:
         pixels: [3, H, W] in [-1, 1], as the trainer has them.

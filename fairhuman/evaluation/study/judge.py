@@ -2,7 +2,7 @@
 
 A small network, trained on drawn people with their exact masks and finger tips, that looks for them
 in the pictures of the study's models: mediapipe finds faces and hands in drawings too, but it gives
-every hand five fingers. What the judge finds in drawings that it has not seen is told beside.
+every hand five fingers. What the judge finds in drawings that it has not seen is said next to it.
 """
 
 from __future__ import annotations

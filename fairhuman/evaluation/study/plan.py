@@ -68,7 +68,7 @@ class Study(Section):
     train: PathText
     """The training config that all arms share. Its data and model are replaced by `drawn`."""
     set: Annotated[list[Text], Field(max_length=1000)] = []
-    """Changes to it, for all arms alike."""
+    """Changes to it, for every arm."""
     output_dir: PathText
     arms: Annotated[dict[ArmName, Arm], Field(min_length=2, max_length=1000)]
     reference: ArmName = "exact"

@@ -95,7 +95,7 @@ class Runner:
         for found, what in ((strange, "no run of a study"), (others, "a run of other settings")):
             if found:
                 raise UserError(
-                    f"{found[0]}: is {what} ({len(found)} such in all); give another output_dir, "
+                    f"{found[0]}: is {what} ({len(found)} in total); give another output_dir, "
                     "or move it away"
                 )
 

@@ -25,7 +25,7 @@ class Share:
     """How well the faces, hands and finger tips found in pictures agree with their prompts.
 
     1 where each picture has as many as its prompt tells of; what is missing and what is there
-    beyond (a sixth finger) count alike. Sums over pictures of min(told, found) over those of
+    beyond (a sixth finger) count the same. Sums over pictures of min(told, found) over those of
     max(told, found).
     """
 
@@ -35,7 +35,7 @@ class Share:
 
 
 class Small:
-    """What a study of drawn people needs beside its arms; made once, and kept in its folder."""
+    """What a study of drawn people needs in addition to its arms: made once and kept."""
 
     def __init__(self, output: Path, settings: Drawn, pictures: int) -> None:
         self.settings = settings

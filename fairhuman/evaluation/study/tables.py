@@ -1,4 +1,4 @@
-"""A study's outcome as tables: header and rows of text, for Markdown and for the page alike."""
+"""A study's outcome as tables: header and rows of text, for Markdown and for the page."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ _SEEN = [
         lambda look: 100 * look.share.faces if look.share else None,
         ".1f",
         "Count is how well the number that the judge finds agrees with the prompt's, in per cent: "
-        "a missing finger and a sixth one count alike.",
+        "a missing finger and a sixth one count the same.",
     ),
     _Column("count, hands", lambda look: 100 * look.share.hands if look.share else None, ".1f"),
     _Column(

@@ -42,7 +42,7 @@ class LoraNames:
 
     kohya's names of the UNet's layers are the original checkpoint's (`input_blocks`): that is
     what kohya's own SDXL has and what it trains on, so it loads no others without a detour;
-    ComfyUI maps these and diffusers' alike, and diffusers maps these back by the UNet's config.
+    ComfyUI maps these and diffusers', and diffusers maps these back by the UNet's config.
     """
 
     def __init__(self, unet: Mapping[str, Any] | None = None) -> None:

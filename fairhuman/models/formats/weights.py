@@ -100,7 +100,7 @@ def _shards(index: Path) -> list[Path]:
         raise UserError(f"{index}: is not an index of shards: {error}") from None
     for name in names:
         if Path(name).name != name or Path(name).suffix != ".safetensors":
-            raise UserError(f"{index}: names {name!r}; a shard is a .safetensors file beside it")
+            raise UserError(f"{index}: names {name!r}; a shard is a .safetensors file next to it")
     return [index.parent / name for name in names]
 
 

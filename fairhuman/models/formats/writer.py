@@ -25,7 +25,7 @@ _NO_HASH = "0x" + "0" * 64
 def written_aside(path: Path, *, force: bool) -> Iterator[Path]:
     """Give a path to write to, a file's or a folder's; at the end it takes the place of `path`.
 
-    After an error, a full disk or Ctrl-C, `path` is as it was and nothing is left beside it.
+    After an error, a full disk or Ctrl-C, `path` is as it was and nothing is left next to it.
 
     Raises:
         UserError: `path` is there and `force` is not given.

@@ -156,7 +156,7 @@ class AmortizedBalancer(Balancer):
         return self.forecast.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what refreshes had shown."""
+        """Continue from what refreshes had shown."""
         self.forecast.load_state_dict(state)
 
 

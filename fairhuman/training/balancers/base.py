@@ -53,7 +53,7 @@ class Sensitivity(NamedTuple):
 class Balancer(ABC):
     """One optimizer step: `start`, `backward` per micro-batch, `step`.
 
-    Every method is a collective: all ranks call it alike, with the same `present`. Between
+    Every method is a collective: all ranks call it with the same `present`. Between
     `start` and `step` the caller goes through the step's micro-batches `passes` times, each time
     with the same losses, and predicts with `model`.
     """
@@ -93,7 +93,7 @@ class Balancer(ABC):
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027  # most have none
-        """Go on from what `state_dict` returned; that of another mode is `{}` or is ignored."""
+        """Continue from what `state_dict` returned; that of another mode is `{}` or is ignored."""
 
 
 class ExactBalancer(Balancer):

@@ -105,7 +105,7 @@ class SketchBalancer(Balancer):
         return self.forecast.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what measurements had shown."""
+        """Continue from what measurements had shown."""
         self.forecast.load_state_dict(state)
 
 
