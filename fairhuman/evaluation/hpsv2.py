@@ -1,7 +1,7 @@
 """HPSv2 (arXiv 2306.09341): how much people would like a picture, given its prompt.
 
-It is the cosine of a CLIP ViT-H/14 that its authors fine-tuned. Their package cannot be
-installed next to mediapipe (it asks for protobuf 3), so their weights are read into transformers' CLIP.
+It is the cosine of a CLIP ViT-H/14 that its authors fine-tuned. Their package cannot be installed
+next to mediapipe (it asks for protobuf 3), so their weights are read into transformers' CLIP.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def solve_mpd(
     On a CUDA device this is one kernel on the current stream: nothing waits for the device, and a
     CUDA graph can capture it.
 
-    Exact cases return a status instead of raising, so that all ranks of a run do the same: an absent
+    Exact cases return a status instead of raising, so that all ranks do the same: an absent
     objective, exact conflict, NaN or inf (see `Status`).
 
     Args:
