@@ -6,13 +6,14 @@ import functools
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 
 from fairhuman import moments
 from fairhuman.common.distributed import agreed, on_rank0
@@ -154,7 +155,8 @@ def _writes(folder: Path) -> Iterator[None]:
     """Turn what a disk says into an OutputError."""
     try:
         yield
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into RuntimeError
+    # torch.save turns a full disk into RuntimeError, safetensors into its own.
+    except (OSError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise OutputError(
             f"{folder}: the checkpoint could not be written{_free(folder)} ({reason}); the "
@@ -175,20 +177,26 @@ def _free(folder: Path) -> str:
 def _failures(engine: Any) -> Iterator[list[Exception]]:
     """Keep DeepSpeed's failures to write for later: the others wait at its next barrier."""
     failed: list[Exception] = []
+
+    def keeping(work: Callable[..., Any]) -> Callable[..., None]:
+        def keep(*args: Any, **kwargs: Any) -> None:
+            try:
+                work(*args, **kwargs)
+            except (OSError, RuntimeError) as error:
+                failed.append(error)
+
+        return keep
+
     writer = engine.checkpoint_engine
-    write = writer.save
-
-    def save(*args: Any, **kwargs: Any) -> None:
-        try:
-            write(*args, **kwargs)
-        except (OSError, RuntimeError) as error:
-            failed.append(error)
-
-    writer.save = save
+    # The last copies DeepSpeed's own scripts into each checkpoint, on rank 0.
+    writing = [(writer, "makedirs"), (writer, "save"), (engine, "_copy_recovery_script")]
+    for owner, name in writing:
+        setattr(owner, name, keeping(getattr(owner, name)))
     try:
         yield failed
     finally:
-        del writer.save  # the class's own again
+        for owner, name in writing:
+            delattr(owner, name)  # the class's own again
 
 
 def _own_files(aside: Path, rank: int) -> list[str]:
