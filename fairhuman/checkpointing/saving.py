@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 
 from fairhuman.checkpointing.manifest import (
     Best,
@@ -138,7 +139,8 @@ def _writes(folder: Path) -> Iterator[None]:
     """Turn what a disk says into an OutputError."""
     try:
         yield
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into RuntimeError
+    # torch.save turns a full disk into RuntimeError, safetensors into its own.
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise OutputError(
             f"{folder}: the checkpoint could not be written{_free(folder)} ({first_line(error)}); "
             "the checkpoints before it are whole"

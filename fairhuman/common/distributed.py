@@ -86,7 +86,8 @@ def _attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
     try:
         return work(), None
     except OSError as error:
-        failed = OutputError(f"{error.filename or f'rank {rank()}'}: {reason(error)}")
+        place = error.filename2 or error.filename or f"rank {rank()}"
+        failed = OutputError(f"{place}: {reason(error)}")
         failed.__cause__ = error
         return None, failed
     except Exception as error:  # of any kind: it is raised again once all ranks know

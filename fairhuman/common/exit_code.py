@@ -30,7 +30,7 @@ def exit_code(work: Callable[[], int], output: str) -> int:
             _complain(str(error))
         return error.exit_code
     except OSError as error:  # of a disk, wherever it was met; never worth a traceback
-        place = error.filename or (output if error.errno else None)
+        place = error.filename2 or error.filename or (output if error.errno else None)
         _complain(f"{place}: {reason(error)}" if place else reason(error))
         return 2
     except PeerError as error:

@@ -21,7 +21,7 @@ def from_workers(loader: Iterable[T]) -> Generator[T, None, None]:
     Raises:
         UserError: a worker raised one; its message alone.
         DataError: a file cannot be read any more.
-        OutputError: /dev/shm is full.
+        OutputError: /dev/shm is full, or the process may open no more files.
     """
     try:
         yield from loader
@@ -32,6 +32,11 @@ def from_workers(loader: Iterable[T]) -> Generator[T, None, None]:
             raise
         raise DataError(f"data.root: a sample cannot be read any more: {_last(error)}") from None
     except RuntimeError as error:
+        if "ancdata" in str(error):  # the system has dropped descriptors that a worker passed
+            raise OutputError(
+                "data.workers: this process may open too few files to receive what its workers "
+                "read; raise the limit (ulimit -n), or set data.workers=0"
+            ) from error
         if not any(words in str(error) for words in _SHARED_MEMORY):
             raise
         raise OutputError(

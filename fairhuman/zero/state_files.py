@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -58,17 +58,23 @@ def optimizer_name(engine: Engine) -> str:
 def _failures(engine: Engine) -> Iterator[list[Exception]]:
     """Keep DeepSpeed's failures to write for later: the others wait at its next barrier."""
     failed: list[Exception] = []
+
+    def keeping(work: Callable[..., Any]) -> Callable[..., None]:
+        def keep(*args: Any, **kwargs: Any) -> None:
+            try:
+                work(*args, **kwargs)
+            except (OSError, RuntimeError) as error:
+                failed.append(error)
+
+        return keep
+
     writer = engine.checkpoint_engine
-    write = writer.save
-
-    def save(*args: Any, **kwargs: Any) -> None:
-        try:
-            write(*args, **kwargs)
-        except (OSError, RuntimeError) as error:
-            failed.append(error)
-
-    writer.save = save
+    # The last copies DeepSpeed's own scripts into each checkpoint, on rank 0.
+    writing = [(writer, "makedirs"), (writer, "save"), (engine, "_copy_recovery_script")]
+    for owner, name in writing:
+        setattr(owner, name, keeping(getattr(owner, name)))
     try:
         yield failed
     finally:
-        del writer.save  # the class's own again
+        for owner, name in writing:
+            delattr(owner, name)  # the class's own again

@@ -22,10 +22,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
 import launch
-from place import STEPS, Outcome, Place, wait
+from place import STEPS, Outcome, Place, tail, wait
 from ways import ON_A_SMALL_DISK, WAYS, Scene, Way
 
 HANGS_S = 60.0
@@ -152,14 +152,14 @@ def _to_the_end(place: Place, patience: float) -> str | None:
     """Run to the end without a disturbance; returns what was wrong."""
     job = place.start()
     if not wait(job, patience):
-        return f"still there after {patience:.0f} s: {job.printed()[-500:]}"
+        return f"still there after {patience:.0f} s: {tail(job)}"
     if any(job.codes()) or not _reached_end(place):
-        return f"did not reach its end (exit codes {job.codes()}): {job.printed()[-500:]}"
+        return f"did not reach its end (exit codes {job.codes()}): {tail(job)}"
     return None
 
 
 def _reached_end(place: Place) -> bool:
-    printed = place.jobs[-1].printed()
+    printed = str(place.jobs[-1].printed())
     # It says the second if it was ended between its last file and the first.
     return place.steps() >= STEPS and ("Done:" in printed or "this run is finished" in printed)
 

@@ -56,8 +56,8 @@ class Job(Protocol):
     def codes(self) -> list[int | None]:
         """Return the exit codes, of the ranks or the launcher; None: not ended."""
 
-    def printed(self) -> str:
-        """Return what all have printed."""
+    def printed(self) -> list[str]:
+        """Return what each has printed."""
 
     def close(self) -> None:
         """Remove what it has printed; it has ended."""
@@ -99,8 +99,8 @@ class Forked:
     def codes(self) -> list[int | None]:
         return [rank.process.exitcode for rank in self.ranks]
 
-    def printed(self) -> str:
-        return "\n".join(rank.printed() for rank in self.ranks)
+    def printed(self) -> list[str]:
+        return [rank.printed() for rank in self.ranks]
 
     def close(self) -> None:
         for rank in self.ranks:
@@ -136,8 +136,8 @@ class Launched:
     def codes(self) -> list[int | None]:
         return [self.launcher.poll()]
 
-    def printed(self) -> str:
-        return self._log.read_text(errors="replace")
+    def printed(self) -> list[str]:
+        return [self._log.read_text(errors="replace")]
 
     def close(self) -> None:
         self.launcher.wait()
@@ -275,6 +275,12 @@ def wait(job: Job, patience: float) -> bool:
         while job.living():
             time.sleep(0.05)
     return not left
+
+
+def tail(job: Job, lines: int = 3) -> str:
+    """Return the last lines of each."""
+    texts = [text.strip().splitlines()[-lines:] for text in job.printed()]
+    return " || ".join(" | ".join(text)[-1200:] for text in texts)
 
 
 def _process(pid: int) -> list[psutil.Process]:

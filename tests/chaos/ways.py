@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import psutil
-from place import STEPS, Forked, Job, Launched, Place, wait
+from place import STEPS, Forked, Job, Launched, Place, tail, wait
 
 Problems = list[str]
 LAUNCHER_S = 60.0
@@ -64,8 +64,8 @@ def terminate(scene: Scene, rank: int | None, phase: str | None = None) -> Probl
     running = job.phase() not in ("", "start")
     job.send(signal.SIGTERM, rank)
     problems = _ends(scene, job)
-    if running and any(job.codes()) and "Done:" not in job.printed():
-        problems.append(f"exit codes {job.codes()} after SIGTERM: {_tail(job)}")
+    if running and any(job.codes()) and "Done:" not in str(job.printed()):
+        problems.append(f"exit codes {job.codes()} after SIGTERM: {tail(job)}")
     return problems + (_unsaved(scene) if running else [])
 
 
@@ -113,7 +113,7 @@ def full_disk(scene: Scene) -> Problems | None:
         filler.unlink()
     scene.phases.append(job.phase())
     if set(job.codes()) - {0, 2}:
-        problems.append(f"exit codes {job.codes()} on a full disk: {_tail(job)}")
+        problems.append(f"exit codes {job.codes()} on a full disk: {tail(job)}")
     return problems
 
 
@@ -178,19 +178,15 @@ def _ends(scene: Scene, job: Job, patience: float | None = None) -> Problems:
     problems = []
     patience = scene.patience if patience is None else patience
     if not wait(job, patience):
-        problems.append(f"still there after {patience:.0f} s: {_tail(job)}")
-    if "Traceback" in job.printed():
-        problems.append(f"a traceback: {_tail(job, lines=12)}")
+        problems.append(f"still there after {patience:.0f} s: {tail(job)}")
+    if "Traceback" in str(job.printed()):
+        problems.append(f"a traceback: {tail(job, lines=12)}")
     return problems
 
 
 def _unsaved(scene: Scene) -> Problems:
     steps, saved = scene.place.steps(), scene.place.newest_checkpoint()
     return [f"{steps} steps were taken, {saved} are in the checkpoint"] if steps != saved else []
-
-
-def _tail(job: Job, lines: int = 3) -> str:
-    return " | ".join(job.printed().strip().splitlines()[-lines:])[-1500:]
 
 
 INSIDE = ("checkpoint", "validation", "samples", "end")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+import socket
+from multiprocessing import reduction
 from pathlib import Path
 
 import pytest
@@ -86,3 +88,12 @@ def test_errors_of_workers_are_one_line() -> None:
         with pytest.raises(kind, match=words) as caught:
             list(from_workers(DataLoader(Broken(error), num_workers=1)))
         assert "\n" not in str(caught.value)
+
+
+def test_too_few_descriptors_for_what_workers_send_are_one_line() -> None:
+    """The message is multiprocessing's own, from reduction.recvfds."""
+    ends = socket.socketpair()
+    ends[1].send(b"A")  # as the system passes on a message whose descriptors it had to drop
+    with pytest.raises(OutputError, match="ulimit -n") as caught, ends[0], ends[1]:
+        list(from_workers(reduction.recvfds(ends[0], 1) for _ in range(1)))
+    assert "\n" not in str(caught.value)
