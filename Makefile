@@ -34,8 +34,10 @@ demo: $(STAMP)
 	PATH="$(abspath $(BIN)):$$PATH" DS_ACCELERATOR=cpu deepspeed --quiet --num_accelerators 2 \
 		fairhuman/train.py --config configs/demo.yaml
 
+# One worker per core; a file's tests stay together, for they share runs.
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 # Each file reads FUZZ_EXAMPLES and FUZZ_SEED; what failed is kept in .hypothesis/, and is tried
 # first in the next run.
@@ -53,6 +55,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(STAMP)
 	$(BIN)/ruff format .
@@ -64,7 +67,7 @@ docs: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m fairhuman.kernels.bench $(BENCH)
-	$(BIN)/python -m fairhuman.bench $(STEP)
+	$(BIN)/python -m fairhuman.planning.step_benchmark $(STEP)
 
 # On a CUDA machine, also one without a network: in the environment of GPU_PYTHON as it is, which
 # needs torch, triton, deepspeed, diffusers, bitsandbytes, scipy, pytest, and to build pybind11, cmake,
@@ -83,7 +86,7 @@ check-torch: $(STAMP)
 	build/check-torch/venv/bin/python -m pip install --quiet 'torch==$(TORCH).*' numpy scipy \
 		mpmath hypothesis pytest
 	build/check-torch/venv/bin/python -m pip install --quiet --no-deps build/check-torch/*.whl
-	cp tests/test_mpd.py build/check-torch
+	cp tests/fairness/test_mpd.py build/check-torch
 	cd build/check-torch && venv/bin/python -m pytest --quiet test_mpd.py
 
 wheel: $(STAMP)

@@ -1,6 +1,6 @@
 // The solver of mpd.h over a batch of matrices on the host.
 
-#include "mpd.h"
+#include "mpd_gram.h"
 
 namespace fairhuman {
 

@@ -5,6 +5,8 @@
 
 #include <cuda_runtime.h>
 
+#include "mpd_gram.h"
+
 namespace fairhuman {
 namespace {
 

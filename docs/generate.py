@@ -12,15 +12,16 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from fairhuman.json_schema import config_schema, study_schema
+from fairhuman.config.json_schema import config_schema
+from fairhuman.evaluation.study.plan import study_schema
 
 PROGRAMS = (
     "fairhuman.cli",
     "fairhuman.train",
     "fairhuman.kernels.bench.__main__",
-    "fairhuman.bench",
-    "fairhuman.direction",
-    "fairhuman.annotation.quality",
+    "fairhuman.planning.step_benchmark",
+    "fairhuman.planning.mode_comparison",
+    "fairhuman.curation.annotation.quality",
 )
 """Modules with a `make_parser()`."""
 

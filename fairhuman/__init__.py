@@ -3,8 +3,10 @@
 The method is Minimum Potential Delay weighting of per-region gradients (arXiv 2507.02714).
 """
 
+from fairhuman.common.moved import keep_moved_paths
+from fairhuman.fairness import ops
 from fairhuman.fairness.local import fair_backward
-from fairhuman.ops import MPDSolution, combine, gram, region_mse, solve_mpd
+from fairhuman.fairness.ops import MPDSolution, combine, gram, region_mse, solve_mpd
 
 __version__ = "0.2.0"
 
@@ -14,6 +16,9 @@ __all__ = [
     "combine",
     "fair_backward",
     "gram",
+    "ops",
     "region_mse",
     "solve_mpd",
 ]
+
+keep_moved_paths()

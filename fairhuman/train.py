@@ -7,24 +7,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-import torch
-import torch.distributed as dist
-
-from fairhuman.common.distributed import rank
-from fairhuman.config import Config, load_config
-from fairhuman.errors import StuckError
-from fairhuman.log import step_record
-from fairhuman.manifest import Progress
-from fairhuman.runtime import Stop, exit_code, init_distributed, quiet
-
-if TYPE_CHECKING:
-    from fairhuman.run import Run
+from fairhuman.common.exit_code import exit_code
+from fairhuman.common.quiet import quiet
+from fairhuman.config import load_config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,6 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> int:
         config = load_config(args.config, args.overrides)
         quiet()
+        from fairhuman.training.loop import (
+            train,  # what it imports takes seconds; a mistake shows before
+        )
+
         train(config, args.overrides)
         return 0
 
@@ -54,102 +45,6 @@ def make_parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="section.key=value", help="keys to set over the config's"
     )
     return parser
-
-
-def train(
-    config: Config,
-    overrides: Sequence[str] = (),
-    prepare: Callable[[Run], None] | None = None,
-) -> bool:
-    """Train as the config says, to the end or until someone asks to stop.
-
-    Args:
-        config: the run's.
-        overrides: those of the command line, for the record.
-        prepare: called once the run is built, before its first step; not where the run is
-            finished already, and nothing is done.
-
-    Returns:
-        Whether the end was reached.
-
-    Raises:
-        StuckError: train.max_skips steps in a row were skipped; on every rank, after the
-            checkpoint is written.
-    """
-    from fairhuman.output import claim
-
-    device = init_distributed()
-    stop = Stop().install()
-    lock = claim(Path(config.train.output_dir), "train.output_dir", "training")
-    try:
-        return _train(config, device, stop, overrides, prepare)
-    finally:
-        if lock:
-            lock.release()
-
-
-def _train(
-    config: Config,
-    device: torch.device,
-    stop: Stop,
-    overrides: Sequence[str],
-    prepare: Callable[[Run], None] | None,
-) -> bool:
-    from fairhuman.resume import find_start
-    from fairhuman.run import Run
-
-    start = find_start(config)
-    if start.finished:
-        if rank() == 0:
-            print("\n".join(start.farewell(config)))
-        dist.destroy_process_group()
-        return True
-    run = Run(config, device, overrides, start)
-    if prepare:
-        prepare(run)
-    progress, laps = run.progress, run.step.laps
-    in_a_row = 0
-    while progress.step < config.train.steps:
-        started = time.perf_counter()
-        laps.start()
-        lr = run.lr()
-        batches = next(run.batches)
-        laps.lap("data")
-        losses, balance = run.step(batches)
-        progress = replace(
-            progress,
-            step=progress.step + 1,
-            samples_seen=progress.samples_seen + run.global_batch,
-            skipped=progress.skipped + balance.skipped,
-        )
-        in_a_row = in_a_row + 1 if balance.skipped else 0
-        if not balance.skipped:
-            run.average(progress.step - progress.skipped)
-        seconds = time.perf_counter() - started
-        record = {"lr": lr, **step_record(run.names, losses, balance), **laps.seconds(seconds)}
-        progress = run.write(record, progress, seconds)
-        stuck = in_a_row >= config.train.max_skips
-        ending = stop.agreed(device, run.failed) or stuck
-        best = progress.best and progress.best.step == progress.step
-        if ending or best or run.due(config.train.checkpoint_every, progress.step):
-            run.save(progress)
-        if ending:
-            break
-    problem = too_many_skips(config, progress) if in_a_row >= config.train.max_skips else None
-    run.finish(progress, stop, problem)
-    return progress.step >= config.train.steps
-
-
-def too_many_skips(config: Config, progress: Progress) -> StuckError:
-    """Return why a run ends that has skipped train.max_skips steps in a row, in one line."""
-    train, last = config.train, progress.step
-    fix = " or train.precision=bf16" if train.precision == "fp16" else ""
-    return StuckError(
-        f"train.max_skips = {train.max_skips}: the gradients of steps {last - train.max_skips + 1} "
-        f"to {last} were not finite, and all of them were skipped; {train.output_dir}'s "
-        f"checkpoint of step {last} holds the weights from before. Resume from it, or from an "
-        f"earlier one, with a lower optimizer.lr{fix}"
-    )
 
 
 if __name__ == "__main__":

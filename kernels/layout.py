@@ -1,4 +1,4 @@
-"""How tensors lie in memory: K tensors alike in shape as one run of elements in a common order."""
+"""How tensors lie in memory: K tensors of one shape as a run of elements in a common order."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def region_mse(
     sample_weight: Tensor | None = None,
     reduction: str = "image",
 ) -> Tensor:
-    """See `fairhuman.ops.region_mse`; the inputs are checked there."""
+    """See `fairhuman.fairness.ops.region_mse`; the inputs are checked there."""
     dtype = torch.promote_types(pred.dtype, torch.float32)
     residual = pred.to(dtype) - target.to(dtype)
     error = residual.square().sum(dim=1)  # [B, H, W]
@@ -40,7 +40,7 @@ def region_mse(
 
 
 def gram(rows: Sequence[Sequence[Tensor]]) -> Tensor:
-    """See `fairhuman.ops.gram`; products and sums are in float64, chunk by chunk."""
+    """See `fairhuman.fairness.ops.gram`; products and sums are in float64, chunk by chunk."""
     count = len(rows)
     device = rows[0][0].device
     longest = sum(tensor.numel() for tensor in rows[0])
@@ -73,7 +73,7 @@ def combine(
     out: Sequence[Tensor],
     scale: Tensor | None = None,
 ) -> Sequence[Tensor]:
-    """See `fairhuman.ops.combine`; the sum is in float64 and rounded once."""
+    """See `fairhuman.fairness.ops.combine`; the sum is in float64 and rounded once."""
     factors = weights.double() if scale is None else weights.double() * scale.double()
     # An absent objective's row is not read: 0 * inf is NaN.
     read = [(k, factor) for k, factor in enumerate(factors.tolist()) if factor != 0.0]

@@ -18,7 +18,7 @@ PHOTOGRAPHS = Path(__file__).resolve().parents[2] / "shared" / "data"
 @pytest.fixture(scope="session")
 def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set of 24 drawn people at 64 px: with and without face, with and without hands."""
-    from fairhuman.data.drawn import draw_people
+    from fairhuman.demo.drawn import draw_people
 
     root = tmp_path_factory.mktemp("data") / "people"
     draw_people(root, count=24, size=64, seed=1)
@@ -28,7 +28,7 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny SDXL for these people, fitted for two steps only."""
-    from fairhuman.models.demo import make_demo_model
+    from fairhuman.demo.model import make_demo_model
 
     out = tmp_path_factory.mktemp("model") / "tiny-sdxl"
     make_demo_model(people, out, seed=0, vae_steps=2, unet_steps=2)
@@ -37,7 +37,7 @@ def tiny_model(people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def wholebody() -> Path:
-    """The photographs with COCO-WholeBody annotations, beside the project where they are."""
+    """The photographs with COCO-WholeBody annotations, next to the project where they are."""
     folder = PHOTOGRAPHS / "coco_wholebody"
     if not folder.is_dir():
         pytest.skip(f"the photographs are not here: no folder {folder}")

@@ -15,7 +15,7 @@ from snippets import PAGES, ROOT, commands, snippets
 from fairhuman import cli, train
 from fairhuman.config import load_config
 from fairhuman.data.records import load_records
-from fairhuman.study.plan import load_study
+from fairhuman.evaluation.study.plan import load_study
 
 OWN_LOOP = ROOT / "docs" / "own-loop.md"
 GENERATED = {"config.md", "study.md", "cli.md"}

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch.distributed as dist
 
-from fairhuman.common.files import first_line, reason
-from fairhuman.errors import ConfigError, DataError, OutputError, UserError
+from fairhuman.common.error_text import first_line, reason
+from fairhuman.common.errors import ConfigError, DataError, OutputError, UserError
 
 T = TypeVar("T")
 _KINDS = (ConfigError, DataError, OutputError, UserError)
@@ -86,7 +86,8 @@ def _attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
     try:
         return work(), None
     except OSError as error:
-        failed = OutputError(f"{error.filename or f'rank {rank()}'}: {reason(error)}")
+        place = error.filename2 or error.filename or f"rank {rank()}"
+        failed = OutputError(f"{place}: {reason(error)}")
         failed.__cause__ = error
         return None, failed
     except Exception as error:  # of any kind: it is raised again once all ranks know

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from fairhuman.errors import OutputError
+from fairhuman.common.error_text import reason
+from fairhuman.common.errors import OutputError
 
 PARTIAL = ".partial"
 
@@ -36,7 +37,9 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def replacing(path: Path, *, shared: bool = False, sync: bool = True) -> Iterator[Path]:
+def replacing(
+    path: Path, *, shared: bool = False, sync: bool = True, any_kind: bool = False
+) -> Iterator[Path]:
     """Give a name next to `path` for a file or a folder, which then takes the place of `path`.
 
     Whatever ends the body early, nothing is left under that name.
@@ -45,6 +48,7 @@ def replacing(path: Path, *, shared: bool = False, sync: bool = True) -> Iterato
         path: where it belongs.
         shared: whether several processes may write the same path at the same time.
         sync: whether to wait until it is on the disk; without, a power cut may leave it cut short.
+        any_kind: whether a file may take the place of a folder, and a folder that of a link to one.
 
     Raises:
         OutputError: the body or the renaming failed to write; what was there still is.
@@ -57,15 +61,29 @@ def replacing(path: Path, *, shared: bool = False, sync: bool = True) -> Iterato
             yield aside
             if sync:
                 _sync_tree(aside)
-            if aside.is_dir() and path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)  # os.replace does not replace a folder
-            os.replace(aside, path)
+            if path.is_dir() and (any_kind or (aside.is_dir() and not path.is_symlink())):
+                _replace_folder(aside, path)
+            else:
+                os.replace(aside, path)
             if sync:
                 sync_path(path.parent)
         except BaseException:
             with suppress(OSError):  # the first error is the one to show
                 remove(aside)
             raise
+
+
+def _replace_folder(aside: Path, path: Path) -> None:
+    """Do for a folder at `path` what os.replace does for a file."""
+    former = path.with_name(f"{path.name}.former")
+    remove(former)
+    os.rename(path, former)
+    try:
+        os.rename(aside, path)
+    except BaseException:
+        os.rename(former, path)
+        raise
+    remove(former)
 
 
 @contextmanager
@@ -87,17 +105,6 @@ def as_output_error(path: Path | str, what: str = "cannot be written") -> Iterat
         if "PytorchStreamWriter" in str(error) or "inline_container" in str(error):
             raise OutputError(f"{path}: {what}: {reason(error)}") from error  # from torch.save
         raise
-
-
-def reason(error: BaseException) -> str:
-    """Return what an error says, without path and number where it is the system's."""
-    strerror = getattr(error, "strerror", None)
-    return str(strerror) if strerror else first_line(error)
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, cut to 300 letters; its type if it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 def remove(path: Path) -> None:

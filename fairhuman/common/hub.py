@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from fairhuman.common.files import first_line
-from fairhuman.errors import ConfigError
+from fairhuman.common.error_text import first_line
+from fairhuman.common.errors import ConfigError
 
 PATIENCE_S = 10.0
 """How long the hub may take to say that it has a model."""

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+import numpy as np
+from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM")
 """What is opened, as Pillow calls it; MPO is a JPEG to it. TGA is opened too, by its suffix: it
@@ -80,9 +81,25 @@ def load(path: Path) -> tuple[Image.Image, bool]:
     with opened(path) as image:
         deep = image.mode[0] not in "IF" and any(";16" in str(tile.args) for tile in image.tile)
         image.load()
-        # Not ImageOps.exif_transpose, which writes EXIF anew and fails on what it cannot write.
+        twelve = image.format == "TIFF" and image.mode == "I;16" and _bits(image) == 12
+        picture = _of_16_bits(image) if twelve else image
+        # Not ImageOps.exif_transpose, which rewrites EXIF and fails on what it cannot write.
         turn = TURNS.get(orientation(image))
-        return (image if turn is None else image.transpose(turn)), deep
+        return (picture if turn is None else picture.transpose(turn)), deep
+
+
+def _bits(image: Image.Image) -> int:
+    """Return how many bits a grey TIFF has per pixel."""
+    bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))  # type: ignore[attr-defined]
+    return int(bits[0])
+
+
+def _of_16_bits(image: Image.Image) -> Image.Image:
+    """Return a grey picture of 12 bits, which Pillow leaves in the lower ones, with 16."""
+    values = np.asarray(image).astype(np.uint16)
+    scaled = Image.fromarray((values << 4) | (values >> 8))
+    scaled.info = image.info
+    return scaled
 
 
 def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:

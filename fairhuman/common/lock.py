@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 
 import psutil
 
+from fairhuman.common.errors import OutputError
 from fairhuman.common.files import as_output_error
-from fairhuman.errors import OutputError
 
 LOCK = ".fairhuman.lock"
 _HELD_BY_ANOTHER = (errno.EACCES, errno.EAGAIN)

@@ -106,7 +106,9 @@ def _of_colour(pixels: Grey, labels: bool) -> Grey | None:
     share = level / np.float32(most)
     for channel in range(3):  # one by one, for memory
         if np.abs(pixels[..., channel] - share * colour[channel]).max() > 2 * NOISE:
-            raise ImageError(f"holds more than one colour on black: {_FIX}")
+            raise ImageError(
+                f"holds more than one colour on black (JPEG makes several of one at edges): {_FIX}"
+            )
     if labels and len(np.unique(level[level > 0])) > 1:
         raise ImageError(f"its palette gives it more than one colour on black: {_FIX}")
     return (share * 255).round().clip(0, 255).astype(np.uint8)
@@ -134,3 +136,12 @@ def _by_alpha(colours: Grey, alpha: Grey) -> bool:
     if (levels[alpha < 255].max(initial=0)) <= NOISE:
         return False
     raise ImageError(f"its transparency contradicts its grey: {_FIX}, without transparency")
+
+
+def extent(mask: NDArray[np.bool_]) -> tuple[int, int, int, int] | None:
+    """Return the box (x, y, width, height) around what is true in [H, W]; None if nothing is."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return None
+    left, top = int(columns[0]), int(rows[0])
+    return (left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TypeVar
 
-from fairhuman.errors import UserError
+from fairhuman.common.errors import UserError
 
 T = TypeVar("T", str, Path)
 _TEXTS = ("prompt", "negative")  # arguments that are no paths, whatever they begin with

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any
 
 LONGEST = 200
 """Characters of a value in a message; more are cut."""
+
+# Holds its own depth and length, so that no tree is too deep or too large for a message.
+_REPR = reprlib.Repr()
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = 20
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = LONGEST
 
 
 def cut(text: str, longest: int = LONGEST) -> str:
@@ -17,7 +23,7 @@ def shown(value: Any) -> str:
     """Return a value as Python writes it, cut: no line ends, no control characters."""
     if isinstance(value, str) and len(value) > LONGEST:
         return f"{value[:LONGEST]!r}… ({len(value)} characters)"
-    return cut(repr(value))
+    return cut(_REPR.repr(value))
 
 
 def shown_key(key: object) -> str:

@@ -1,8 +1,8 @@
 """The project's one reader of YAML: small, bounded, without YAML 1.1's surprises.
 
 Plain scalars keep the text that was typed; what they mean is decided where the type that a key
-wants is known (`fairhuman.settings`), or by `values`, which follows YAML 1.2: `010` is no octal
-number, `1:30` no sexagesimal one, `no` no boolean, `2024-01-02` no date, and `1e-5` a number.
+wants is known (`config/yaml_settings.py`), or by `values`, which follows YAML 1.2: `010` is no
+octal number, `1:30` no sexagesimal one, `no` no boolean, `2024-01-02` no date, and `1e-5` a number.
 Keys given twice, tags, and values beyond the bounds of `text_files` are refused.
 """
 
@@ -16,9 +16,9 @@ from typing import Any
 import yaml
 from yaml import events
 
+from fairhuman.common.errors import ConfigError
 from fairhuman.common.quoting import cut, shown_key
 from fairhuman.common.text_files import DEEPEST, MOST_DIGITS, MOST_VALUES
-from fairhuman.errors import ConfigError
 
 NULLS = ("", "~", "null", "Null", "NULL")
 _BOOLEANS = {"true": True, "True": True, "TRUE": True} | {

@@ -1,6 +1,6 @@
 """What the frozen models make of a data set, on disk: a safetensors file per posterior or caption.
 
-A file's name is a digest of all that its content hangs on: the image file's bytes, how the image
+A file's name is a digest of all that its content depends on: the image file's bytes, how the image
 is placed, the text, and the models. So what is stale is never found, and runs may share a folder.
 """
 
@@ -17,11 +17,11 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from fairhuman.common.errors import OutputError
 from fairhuman.common.files import as_output_error, replacing
-from fairhuman.data.encoded import Moments, Prompt
 from fairhuman.data.records import Record
 from fairhuman.data.transform import Placement
-from fairhuman.errors import OutputError
+from fairhuman.models.encoded import Posterior, Prompt
 
 # To be raised when the same inputs come to give other tensors.
 VERSION = 2
@@ -39,7 +39,7 @@ class Cache:
     images: Mapping[str, str]
     """Digest of each record's image file, by the record's id."""
 
-    def moments_path(self, record: Record, placement: Placement) -> Path:
+    def posterior_path(self, record: Record, placement: Placement) -> Path:
         """Return where the posterior of a placed image is, or would be."""
         image = self.images[record.id]
         return self._path("latents", self.vae, image, repr(astuple(placement)))
@@ -50,13 +50,13 @@ class Cache:
         words = ("dropped",) if caption is None else ("caption", caption)
         return self._path("text", self.text, *words)
 
-    def moments(self, record: Record, placement: Placement) -> Moments:
+    def posterior(self, record: Record, placement: Placement) -> Posterior:
         """Read a posterior, as a batch of one.
 
         Raises:
             OutputError: it is not there, or damaged.
         """
-        return Moments(**_read(self.moments_path(record, placement)))
+        return Posterior(**_read(self.posterior_path(record, placement)))
 
     def prompt(self, caption: str | None) -> Prompt | None:
         """Read an encoded caption, as a batch of one; None where captions are not kept.
@@ -72,7 +72,7 @@ class Cache:
         return self.folder / kind / name[:2] / f"{name}.safetensors"
 
 
-def write(path: Path, tensors: Moments | Prompt) -> None:
+def write(path: Path, tensors: Posterior | Prompt) -> None:
     """Write a file of the cache, whole or not at all.
 
     Raises:
@@ -111,5 +111,5 @@ def _read(path: Path) -> dict[str, Tensor]:
         return safetensors.torch.load_file(path)
     except (OSError, SafetensorError) as error:
         raise OutputError(
-            f"data.cache: {path} cannot be read ({error}); start again, and it is built anew"
+            f"data.cache: {path} cannot be read ({error}); start again, and it is built again"
         ) from error

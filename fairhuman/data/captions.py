@@ -11,7 +11,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from fairhuman.errors import DataError
+from fairhuman.common.errors import DataError
+from fairhuman.common.text_files import NotPlainError, TooLargeError, read_up_to
 
 ENDINGS = (".txt", ".caption")
 
@@ -96,14 +97,13 @@ def read_caption(path: Path) -> str:
         DataError: it cannot be read as text.
     """
     try:
-        if path.exists() and not path.is_file():
-            raise DataError(f"{path}: is not a file")
-        with path.open("rb") as file:
-            content = file.read(LONGEST + 1)
+        content = read_up_to(path, LONGEST)
+    except NotPlainError:
+        raise DataError(f"{path}: is not a file") from None
+    except TooLargeError:
+        raise DataError(f"{path}: is larger than {LONGEST >> 20} MiB, so not a caption") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    if len(content) > LONGEST:
-        raise DataError(f"{path}: is larger than {LONGEST >> 20} MiB, so not a caption")
     encoding = next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8")
     try:
         text = content.decode(encoding)

@@ -14,16 +14,18 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from fairhuman.common.errors import DataError
 from fairhuman.common.images import ImageError, open_image, open_mask
+from fairhuman.common.masks import extent
+from fairhuman.common.pixels import to_model
 from fairhuman.config import Data
 from fairhuman.data.buckets import frame
 from fairhuman.data.cache import Cache
-from fairhuman.data.encoded import Moments, Prompt
 from fairhuman.data.order import Draw, StepSampler, generator
 from fairhuman.data.records import Record
 from fairhuman.data.regions import Box, as_tensor, cut, rasterize, to_latent, widen
 from fairhuman.data.transform import Placement, grey
-from fairhuman.errors import DataError
+from fairhuman.models.encoded import Posterior, Prompt
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Batch:
     control: Tensor | None = None
     """[B, 3, H, W] float32 in [0, 1]: the control image, all 0 where it is dropped. None: the
     data set has none."""
-    moments: Moments | None = None
+    posterior: Posterior | None = None
     """From a cache."""
     prompt: Prompt | None = None
     """From a cache: the captions, encoded."""
@@ -93,7 +95,7 @@ class People(Dataset[Batch]):
             captions=[caption],
             time_ids=torch.tensor([placement.time_ids()], dtype=torch.float32),
             control=self._control(record, placement, epoch),
-            moments=cache.moments(record, placement) if cache else None,
+            posterior=cache.posterior(record, placement) if cache else None,
             prompt=cache.prompt(caption) if cache else None,
         )
 
@@ -108,8 +110,7 @@ class People(Dataset[Batch]):
     def pixels(self, record: Record, placement: Placement) -> Tensor:
         """Return the training image, [1, 3, H, W] in [-1, 1]."""
         image = placement.image(_read(open_image, record.image))
-        pixels = torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1)
-        return (pixels / 127.5 - 1.0)[None]
+        return to_model([image])
 
     def placement(self, record: Record, epoch: int) -> Placement:
         """Return how the record's image lies in its training image in that epoch."""
@@ -140,9 +141,8 @@ class People(Dataset[Batch]):
                 boxes += annotation.boxes
                 continue
             mask = _read(open_mask, annotation.mask)
-            if around := mask.point(lambda v: 255 * (v > 127)).getbbox():
-                left, top, right, bottom = around
-                boxes.append((left, top, right - left, bottom - top))
+            if around := extent(np.asarray(mask) > 127):
+                boxes.append(around)
         return boxes
 
     def _masks(self, record: Record, placement: Placement) -> Tensor:
@@ -193,7 +193,7 @@ def _joined(values: Sequence[Any]) -> Any:
 
 
 def _outlive_signals(worker: int) -> None:
-    """Let a worker go on when its process group is signalled, until its rank has ended.
+    """Let a worker continue when its process group is signalled, until its rank has ended.
 
     Otherwise it dies, and with it the rank that wants to finish its step and write a checkpoint.
     """
@@ -205,6 +205,8 @@ def steps(
     people: People, sampler: StepSampler, workers: int, prefetch: int = 2
 ) -> Iterator[list[Batch]]:
     """Yield this rank's micro-batches of each optimizer step, without end.
+
+    The workers end when the generator is closed, or fails.
 
     Args:
         people: the samples.
@@ -224,9 +226,15 @@ def steps(
         prefetch_factor=prefetch if workers else None,
         worker_init_fn=_outlive_signals,
     )
+    batches: Any = iter(loader)
     try:
-        for batch in loader:
+        for batch in batches:
             yield batch.split(sampler.batch_size)
     except DataError as error:
         # A worker's error comes with its traceback; the last line says what is wrong.
         raise DataError(str(error).strip().rpartition("DataError: ")[2]) from None
+    finally:
+        # Left to the process's exit, which waits for them after a signal that they ignore, they
+        # would keep it for ever. An error's traceback keeps them from being collected before.
+        if workers:
+            batches._shutdown_workers()

@@ -9,12 +9,12 @@ from typing import Any
 
 from PIL import Image
 
+from fairhuman.common.errors import DataError
 from fairhuman.common.images import SUFFIXES, UNOPENABLE, ImageError, open_image
-from fairhuman.data.json_text import short
-from fairhuman.data.records import METADATA, SHOWN, LineError, Problem, parse_line
-from fairhuman.errors import DataError
+from fairhuman.common.quoting import shown
+from fairhuman.data.records import METADATA, SHOWN, LineError, Problem, read_lines
 
-# Folders beside the images that hold something else.
+# Folders next to the images that hold something else.
 MASKS = "masks"
 
 # How the stems of pictures end that belong to a photograph, as OneTrainer names them.
@@ -81,7 +81,7 @@ def _find(root: Path) -> tuple[list[str], list[Problem]]:
             if file[0] == "." or suffix not in SUFFIXES | UNOPENABLE:
                 continue
             if not _encodable(name):
-                problems.append(Problem(short(name), "its name is not UTF-8: rename it"))
+                problems.append(Problem(shown(name), "its name is not UTF-8: rename it"))
             elif suffix in UNOPENABLE:
                 message = f"{suffix} pictures are not opened: convert it to .jpg or .png"
                 problems.append(Problem(name, message))
@@ -114,24 +114,16 @@ def scan_rows(root: Path, key: str = "file_name") -> tuple[list[dict[str, Any]],
     rows: list[dict[str, Any]] = []
     problems: list[Problem] = []
     seen: dict[str, int] = {}
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        if not line.strip():
-            continue
+    for number, row in read_lines(path):
         place = f"{path}:{number}"
-        try:
-            row = parse_line(line)
-        except LineError as error:
-            problems.append(Problem(place, str(error)))
+        if isinstance(row, LineError):
+            problems.append(Problem(place, str(row)))
             continue
         name = row.get(key)
         if not isinstance(name, str) or not name:
             problems.append(Problem(place, f"must be a JSON object with {key!r}"))
         elif name in seen:
-            problems.append(Problem(place, f"{short(name)} is there already (line {seen[name]})"))
+            problems.append(Problem(place, f"{shown(name)} is listed already (line {seen[name]})"))
         else:
             seen[name] = number
             rows.append(row)

@@ -40,7 +40,7 @@ class Order:
         seed: of the run.
         shows: which of them show a region; needed for `share`.
         share: of the positions that hold such a sample; None, and where there are samples of one
-            kind alone, takes all alike.
+            kind alone, takes all equally.
     """
 
     def __init__(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,9 +13,12 @@ from typing import Any
 
 from PIL import Image
 
+from fairhuman.common.errors import DataError
+from fairhuman.common.files import write_text
 from fairhuman.common.images import ImageError, open_image, open_mask
+from fairhuman.common.json_text import JsonError, parse_lines
+from fairhuman.common.quoting import shown
 from fairhuman.data.regions import Annotation, Box
-from fairhuman.errors import DataError
 
 METADATA = "metadata.jsonl"
 CONTROL = "conditioning_image"
@@ -32,18 +34,13 @@ MOST_BOXES = 1000
 # In bytes of UTF-8; longer names no system can open.
 LONGEST_NAME = 4096
 
-# Values in messages are cut.
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
-_shown = _SHORT.repr
-
 
 @dataclass(frozen=True)
 class Record:
     """One image of the data set."""
 
     id: str
-    """Its file name in metadata.jsonl: what the sample's random draws hang on."""
+    """Its file name in metadata.jsonl: what the sample's random draws depend on."""
     image: Path
     text: str
     regions: dict[str, Annotation]
@@ -109,12 +106,15 @@ def read_entries(
     problems: list[Problem] = []
     seen: dict[str, str] = {}
     names = dict(columns or {})
-    for place, line in _lines(root):
+    path = _metadata(root)
+    for number, fields in read_lines(path):
+        place = f"{path}:{number}"
         try:
-            fields = parse_line(line)
+            if isinstance(fields, LineError):
+                raise fields
             name = _name(fields, names.get("file_name", "file_name"))
             if name in seen:
-                raise LineError(f"{_shown(name)} is there already ({seen[name]})")
+                raise LineError(f"{shown(name)} is listed already ({seen[name]})")
             seen[name] = place
             caption = _string(fields, names.get("text", "text"))
             annotations = {
@@ -138,38 +138,23 @@ class LineError(Exception):
     """What is wrong with one line of metadata.jsonl."""
 
 
-def parse_line(line: bytes) -> dict[str, Any]:
-    """Return the object that a line of metadata.jsonl holds.
+def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | LineError]]:
+    """Yield the numbers of metadata.jsonl's lines and what they hold, or why they hold no object.
 
     Raises:
-        LineError: it holds none.
+        DataError: the file cannot be read.
     """
-    try:
-        fields = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_without_twins)
-    except UnicodeDecodeError:
-        raise LineError("is not UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise LineError(f"is not JSON: {error.msg} at column {error.colno}") from None
-    except RecursionError:
-        raise LineError("is nested too deeply") from None
-    except ValueError:  # Python reads no whole number of more than 4,300 digits
-        raise LineError("holds a number of thousands of digits") from None
-    if not isinstance(fields, dict):
-        raise LineError("must be a JSON object")
-    return fields
+    for number, found in parse_lines(path, lenient=True):
+        if isinstance(found, JsonError):
+            yield number, LineError(str(found))
+        elif isinstance(found, dict):
+            yield number, found
+        else:
+            yield number, LineError("must be a JSON object")
 
 
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in fields:
-            raise LineError(f"has the key {_shown(key)} twice")
-        fields[key] = value
-    return fields
-
-
-def _lines(root: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield the lines of metadata.jsonl that hold something, each with its place."""
+def _metadata(root: Path) -> Path:
+    """Return the path of metadata.jsonl; raise a DataError if it is not there."""
     path = root / METADATA
     try:
         if not root.is_dir():
@@ -179,27 +164,24 @@ def _lines(root: Path) -> Iterator[tuple[str, bytes]]:
                 f"data.root = {str(root)!r}: holds no {METADATA} (one JSON object per image; see "
                 "the README, 'Your own data')"
             )
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield f"{path}:{number}", line
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    return path
 
 
 def _string(fields: dict[str, Any], key: str) -> str:
     if key not in fields:
-        keys = ", ".join(map(_shown, list(fields)[:20])) or "no keys"
+        keys = ", ".join(map(shown, list(fields)[:20])) or "no keys"
         raise LineError(f"{key!r} is missing (it has {keys})")
     value = fields[key]
     if not isinstance(value, str):
-        raise LineError(f"{key} = {_shown(value)}: must be text")
+        raise LineError(f"{key} = {shown(value)}: must be text")
     try:
         value.encode()
     except UnicodeEncodeError as error:
         half = value[error.start]
         raise LineError(
-            f"{key} = {_shown(value)}: holds {ascii(half)[1:-1]}, one half of a character that "
+            f"{key} = {shown(value)}: holds {ascii(half)[1:-1]}, one half of a character that "
             "UTF-16 writes in two: write the whole character, or leave it out"
         ) from None
     return value
@@ -211,7 +193,7 @@ def _name(fields: dict[str, Any], key: str) -> str:
     if not value:
         raise LineError(f"{key} = '': must be text")
     if "\0" in value or len(value.encode()) > LONGEST_NAME:
-        raise LineError(f"{key} = {_shown(value)}: no file can have this name")
+        raise LineError(f"{key} = {shown(value)}: no file can have this name")
     return value
 
 
@@ -234,7 +216,7 @@ def _annotation(
 
 def _boxes(key: str, value: Any) -> tuple[Box, ...]:
     if not isinstance(value, list):
-        raise LineError(f"{key} = {_shown(value)}: must be a list of [x, y, width, height]")
+        raise LineError(f"{key} = {shown(value)}: must be a list of [x, y, width, height]")
     if len(value) > MOST_BOXES:
         raise LineError(f"{key}: holds {len(value)} boxes, more than {MOST_BOXES}")
     return tuple(_box(key, box) for box in value)
@@ -245,15 +227,15 @@ def _box(key: str, box: Any) -> Box:
         isinstance(n, int | float) and not isinstance(n, bool) for n in box
     )
     if not numbers or len(box) != 4:
-        raise LineError(f"{key}: {_shown(box)} is not [x, y, width, height] in pixels")
+        raise LineError(f"{key}: {shown(box)} is not [x, y, width, height] in pixels")
     try:
         x, y, width, height = map(float, box)
     except OverflowError:  # a whole number of more than 308 digits
-        raise LineError(f"{key}: {_shown(box)} holds a number that is too large") from None
+        raise LineError(f"{key}: {shown(box)} holds a number that is too large") from None
     if not all(map(math.isfinite, (x, y, width, height))):
-        raise LineError(f"{key}: {_shown(box)} holds a number that is not finite")
+        raise LineError(f"{key}: {shown(box)} holds a number that is not finite")
     if not (width > 0 and height > 0):
-        raise LineError(f"{key}: {_shown(box)} has no area (it must be [x, y, width, height])")
+        raise LineError(f"{key}: {shown(box)} has no area (it must be [x, y, width, height])")
     return (x, y, width, height)
 
 
@@ -376,9 +358,10 @@ def load_records(
 
 
 def write_metadata(root: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write metadata.jsonl whole or not at all."""
-    aside = root / f"{METADATA}.partial"
-    with aside.open("w", encoding="utf-8") as lines:
-        for row in rows:
-            lines.write(json.dumps(row, ensure_ascii=False) + "\n")
-    os.replace(aside, root / METADATA)
+    """Write metadata.jsonl, in place of what was there.
+
+    Raises:
+        OutputError: it cannot be written; what was there still is.
+    """
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_text(root / METADATA, lines)

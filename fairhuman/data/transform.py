@@ -1,4 +1,4 @@
-"""The one geometric transform of a sample: image, masks and boxes alike."""
+"""The one geometric transform of a sample: image, masks and boxes."""
 
 from __future__ import annotations
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import TypeVar
 
-from fairhuman.common.files import first_line
-from fairhuman.errors import DataError, OutputError, UserError
+from fairhuman.common.error_text import first_line
+from fairhuman.common.errors import DataError, OutputError, UserError
 
 T = TypeVar("T")
 _SHARED_MEMORY = ("shared memory", "torch_shm", "</torch_", "Bus error", "file_descriptor")
 
 
-def from_workers(loader: Iterable[T]) -> Iterator[T]:
+def from_workers(loader: Iterable[T]) -> Generator[T, None, None]:
     """Yield what a DataLoader does.
 
     A worker's error arrives with its whole traceback in its message, and a full /dev/shm, through
@@ -21,7 +21,7 @@ def from_workers(loader: Iterable[T]) -> Iterator[T]:
     Raises:
         UserError: a worker raised one; its message alone.
         DataError: a file cannot be read any more.
-        OutputError: /dev/shm is full.
+        OutputError: /dev/shm is full, or the process may open no more files.
     """
     try:
         yield from loader
@@ -32,6 +32,11 @@ def from_workers(loader: Iterable[T]) -> Iterator[T]:
             raise
         raise DataError(f"data.root: a sample cannot be read any more: {_last(error)}") from None
     except RuntimeError as error:
+        if "ancdata" in str(error):  # the system has dropped descriptors that a worker passed
+            raise OutputError(
+                "data.workers: this process may open too few files to receive what its workers "
+                "read; raise the limit (ulimit -n), or set data.workers=0"
+            ) from error
         if not any(words in str(error) for words in _SHARED_MEMORY):
             raise
         raise OutputError(

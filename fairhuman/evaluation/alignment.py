@@ -12,10 +12,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
-from fairhuman.errors import UserError
+from fairhuman.common.error_text import first_line
+from fairhuman.common.errors import UserError
 from fairhuman.evaluation.figures import Measured, mean
 from fairhuman.evaluation.missing import MissingError
-from fairhuman.evaluation.pictures import Pictures, find_prompts
+from fairhuman.evaluation.picture_pairs import Pictures, find_prompts
 
 METRICS = ("clip",)
 CLIP = "openai/clip-vit-large-patch14"
@@ -162,8 +163,9 @@ def load_clip(model: str, device: torch.device) -> Clip:
         )
     except (OSError, ValueError, SafetensorError) as error:
         if Path(model).is_dir():
-            first = str(error).strip().splitlines()[0]
-            raise UserError(f"--clip-model {model}: cannot be loaded: {first}") from None
+            raise UserError(
+                f"--clip-model {model}: cannot be loaded: {first_line(error)}"
+            ) from None
         raise _absent(model) from None
     tokenizer = load_tokenizer(model, network.config.text_config.vocab_size)
     return Clip(

@@ -18,10 +18,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from fairhuman.annotation.held import held_stderr
+from fairhuman.curation.annotation.held import held_stderr
 from fairhuman.evaluation.figures import Figure, Measured, mean
 from fairhuman.evaluation.missing import MissingError
-from fairhuman.evaluation.pictures import Pictures
+from fairhuman.evaluation.picture_pairs import Pictures
 
 METRICS = ("hands", "faces")
 LEAST = 0.5

@@ -20,11 +20,12 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fairhuman.errors import UserError
+from fairhuman.common.error_text import first_line
+from fairhuman.common.errors import UserError
 from fairhuman.evaluation.figures import Figure, Measured
 from fairhuman.evaluation.images import bicubic
 from fairhuman.evaluation.missing import MissingError
-from fairhuman.evaluation.pictures import Pictures
+from fairhuman.evaluation.picture_pairs import Pictures
 
 METRICS = ("fid", "kid")
 SIDE = 299
@@ -114,9 +115,9 @@ class Inception(nn.Module):
                 warnings.simplefilter("ignore", DeprecationWarning)
                 self.layers = torch.jit.load(str(path), map_location=device).eval().layers
         except (RuntimeError, AttributeError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
             raise UserError(
-                f"--inception {path}: is not the TorchScript Inception of {URL}: {first}"
+                f"--inception {path}: is not the TorchScript Inception of {URL}: "
+                f"{first_line(error)}"
             ) from None
         self.device = device
 

@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
+from fairhuman.common.error_text import first_line
+from fairhuman.common.errors import OutputError, UserError
 from fairhuman.common.files import write_text
-from fairhuman.errors import OutputError, UserError
 from fairhuman.evaluation import alignment, confidence, distances, hpsv2
 from fairhuman.evaluation.figures import METHOD, Figure, Measured
 from fairhuman.evaluation.missing import MissingError
-from fairhuman.evaluation.pictures import Pictures, find_pictures
+from fairhuman.evaluation.picture_pairs import Pictures, find_pictures
 
 METRICS = (*confidence.METRICS, *distances.METRICS, *alignment.METRICS, *hpsv2.METRICS)
 
@@ -184,5 +185,5 @@ def _device(name: str | None) -> torch.device:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"--device {name}: {first_line(error)}") from None
     return device

@@ -1,7 +1,7 @@
 """HPSv2 (arXiv 2306.09341): how much people would like a picture, given its prompt.
 
-It is the cosine of a CLIP ViT-H/14 that its authors fine-tuned. Their package cannot stand beside
-mediapipe (it asks for protobuf 3), so their weights are read into transformers' CLIP.
+It is the cosine of a CLIP ViT-H/14 that its authors fine-tuned. Their package cannot be installed
+next to mediapipe (it asks for protobuf 3), so their weights are read into transformers' CLIP.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fairhuman.errors import UserError
+from fairhuman.common.error_text import first_line
+from fairhuman.common.errors import UserError
 from fairhuman.evaluation.alignment import Clip, load_tokenizer, said
 from fairhuman.evaluation.figures import Measured
 from fairhuman.evaluation.images import CLIP_MEAN, CLIP_STD, bicubic
 from fairhuman.evaluation.missing import MissingError
-from fairhuman.evaluation.pictures import Pictures, find_prompts
+from fairhuman.evaluation.picture_pairs import Pictures, find_prompts
+from fairhuman.models import open_clip
 
 METRICS = ("hpsv2",)
 SIDE = 224
@@ -30,20 +32,10 @@ SIDE = 224
 HEAD_WIDTHS = {"vision": 80, "text": 64}
 """ViT-H/14's: the one thing that the weights' shapes do not tell."""
 
-# open_clip's names of a block's parts, and transformers'.
-_BLOCK = {
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "attn.out_proj": "self_attn.out_proj",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-}
+# open_clip's names, and transformers'.
 _REST = {
+    **open_clip.TEXT,
     "logit_scale": "logit_scale",
-    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
-    "positional_embedding": "text_model.embeddings.position_embedding.weight",
-    "ln_final.weight": "text_model.final_layer_norm.weight",
-    "ln_final.bias": "text_model.final_layer_norm.bias",
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
     "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
     "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
@@ -114,8 +106,9 @@ def load_hpsv2(weights: Path, tokenizer: str, device: torch.device) -> Clip:
         network: Any = CLIPModel(CLIPConfig(**config))
         network.load_state_dict(parameters)
     except (RuntimeError, LookupError, TypeError, pickle.UnpicklingError, EOFError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"--hpsv2 {weights}: is no HPS_v2.1_compressed.pt: {first}") from None
+        raise UserError(
+            f"--hpsv2 {weights}: is no HPS_v2.1_compressed.pt: {first_line(error)}"
+        ) from None
     words = load_tokenizer(tokenizer, config["text_config"]["vocab_size"])
     return Clip(network, words, lambda images: torch.stack([*map(framed, images)]), device)
 
@@ -150,7 +143,7 @@ def to_transformers(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[s
             for part, piece in zip("qkv", value.chunk(3), strict=True):
                 parameters[f"{place}.self_attn.{part}_proj.{kind}"] = piece
         else:
-            parameters[f"{place}.{_BLOCK[block[3]]}.{block[4]}"] = value
+            parameters[f"{place}.{open_clip.BLOCK[block[3]]}.{block[4]}"] = value
     kernel = state["visual.conv1.weight"]
     vocabulary, _ = state["token_embedding.weight"].shape
     config = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fairhuman.errors import UserError
+from fairhuman.common.errors import UserError
 
 
 class MissingError(UserError):

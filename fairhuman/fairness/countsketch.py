@@ -91,7 +91,7 @@ def _shifted(values: Tensor) -> Tensor:
 
 
 def _mixed(seed: int) -> int:
-    """Return a signed 64-bit number in which every bit hangs on the seed."""
+    """Return a signed 64-bit number in which every bit depends on the seed."""
     mask = 2**64 - 1
     mixed = (seed * (_GOLDEN & mask) + 0x632BE59BD9B4E019) & mask
     for factor in _MIX:

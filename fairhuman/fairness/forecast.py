@@ -113,7 +113,7 @@ class Forecast:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`; an empty one (of another mode) begins with a refresh.
+        """Continue from `state_dict`; an empty one (of another mode) begins with a refresh.
 
         Raises:
             ValueError: it is that of another number of objectives.

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fairhuman import ops
+from fairhuman.fairness import ops
 from fairhuman.fairness.mpd import MPDSolution, Normalize, Status
 from fairhuman.fairness.scaled import active, refuse_scaled, scale_of
 

@@ -129,8 +129,8 @@ def solve_mpd(
     On a CUDA device this is one kernel on the current stream: nothing waits for the device, and a
     CUDA graph can capture it.
 
-    Exact cases return a status instead of raising, so that all ranks of a run can act alike: an
-    absent objective, exact conflict, NaN or inf (see `Status`).
+    Exact cases return a status instead of raising, so that all ranks do the same: an absent
+    objective, exact conflict, NaN or inf (see `Status`).
 
     Args:
         gram: [K, K] Gram matrix, float64 (or float32, which is upcast), K from 1 to 16. Its scale

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fairhuman import ops
+from fairhuman.fairness import ops
 from fairhuman.fairness.mpd import MPDSolution, Normalize, solves_on
 
 # ||d||^2 = w'Aw is a difference of large numbers where objectives conflict. Below this part of the

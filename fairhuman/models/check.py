@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fairhuman.common.errors import ConfigError, UserError
 from fairhuman.common.hub import Named, Place, locate
 from fairhuman.config import Model
-from fairhuman.errors import ConfigError, UserError
-from fairhuman.export import kinds
-from fairhuman.export.base import BASE
-from fairhuman.export.kinds import Kind, file_kind, folder_kind
-from fairhuman.export.layout import COMPONENTS, Layout
-from fairhuman.export.single_file import in_one_form, opened_parts
-from fairhuman.export.weights import PICKLED, open_weights, weights_in
+from fairhuman.models.formats import kinds
+from fairhuman.models.formats.base import BASE
+from fairhuman.models.formats.kinds import Kind, file_kind, folder_kind
+from fairhuman.models.formats.pipeline_folder import COMPONENTS, PipelineFolder
+from fairhuman.models.formats.single_file import in_one_form, opened_parts
+from fairhuman.models.formats.weights import PICKLED, open_weights, weights_in
 
 SINGLE = ".safetensors"
 _TRAINS = "FairHuman trains SDXL"
@@ -47,7 +47,7 @@ class Keys:
 class Checked:
     """A model that may be loaded."""
 
-    layout: Layout | None
+    layout: PipelineFolder | None
     """Its configs; None: it is not on this machine, and was not asked for."""
     place: Place | None
     config: Place | None
@@ -79,7 +79,7 @@ def check_model(settings: Model, keys: Keys | None = None, ask_hub: bool = True)
         if config:
             with _blamed(config_named):
                 _refuse_kind(config_named, folder_kind(config.path))
-                layout = Layout.read(config.path)
+                layout = PipelineFolder.read(config.path)
             with _blamed(named), opened_parts(place.path, config.path):
                 pass
     elif place:
@@ -112,7 +112,7 @@ def check_control(named: Named, kind: str, ask_hub: bool = True) -> Place | None
     return place
 
 
-def _pipeline(named: Named, place: Place, vae: Place | None) -> Layout:
+def _pipeline(named: Named, place: Place, vae: Place | None) -> PipelineFolder:
     folder = place.path
     with _blamed(named):
         kind = folder_kind(folder)
@@ -121,7 +121,7 @@ def _pipeline(named: Named, place: Place, vae: Place | None) -> Layout:
             hint = f"; give the file itself: {files[0]}" if files else ""
             named.refuse(f"holds no model_index.json (diffusers' layout){hint}")
         _refuse_kind(named, kind)
-        layout = Layout.read(folder, vae.path if vae else None)
+        layout = PipelineFolder.read(folder, vae.path if vae else None)
     _check_parts(named, layout, own_vae=vae is None)
     own = [name for name in COMPONENTS if not (vae and name == "vae")]
     for name in _TOKENIZERS if place.whole else ():
@@ -133,7 +133,7 @@ def _pipeline(named: Named, place: Place, vae: Place | None) -> Layout:
     return layout
 
 
-def _check_parts(named: Named, layout: Layout, own_vae: bool) -> None:
+def _check_parts(named: Named, layout: PipelineFolder, own_vae: bool) -> None:
     """Check that the parts fit one another, by their configs."""
     unet, latents = layout.unet, layout.vae.get("latent_channels", 4)
     width = _sum(layout.text_encoder.get("hidden_size"), layout.text_encoder_2.get("hidden_size"))
@@ -161,7 +161,7 @@ def _sum(first: Any, second: Any) -> int | None:
     return first + second if isinstance(first, int) and isinstance(second, int) else None
 
 
-def _check_header(layout: Layout, name: str, folder: Path) -> None:
+def _check_header(layout: PipelineFolder, name: str, folder: Path) -> None:
     """Compare the names and shapes in a header with the config; what is more is never loaded."""
     path = weights_in(folder)
     with open_weights(path) as weights:
@@ -184,7 +184,7 @@ def _vae(named: Named, ask_hub: bool) -> Place | None:
     return place
 
 
-def _check_vae(named: Named, place: Place, layout: Layout) -> None:
+def _check_vae(named: Named, place: Place, layout: PipelineFolder) -> None:
     given, wanted = layout.vae.get("latent_channels", 4), layout.unet.get("in_channels", 4)
     if given != wanted:
         named.refuse(f"its latents have {given!r} channels, and the UNet takes {wanted!r}")

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fairhuman.common.files import first_line
+from fairhuman.common.error_text import first_line
+from fairhuman.common.errors import ConfigError
 from fairhuman.common.hub import Named
-from fairhuman.errors import ConfigError
 from fairhuman.models.check import check_control
 from fairhuman.models.sdxl import SDXL, UNUSABLE
 
@@ -63,7 +63,7 @@ class ControlNet:
 
     Args:
         sdxl: its UNet is frozen.
-        pretrained: a folder or a hub name to go on from; None starts with a copy of the UNet's
+        pretrained: a folder or a hub name to continue from; None starts with a copy of the UNet's
             encoder whose residuals are 0.
         seed: of what is initialised at random.
         checkpointing: recompute its activations in every backward pass.
@@ -99,7 +99,7 @@ class T2IAdapter:
 
     Args:
         sdxl: its UNet is frozen.
-        pretrained: a folder or a hub name to go on from; None starts at random.
+        pretrained: a folder or a hub name to continue from; None starts at random.
         seed: of what is initialised at random.
 
     Raises:

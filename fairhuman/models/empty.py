@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fairhuman.common.errors import ConfigError, UserError
 from fairhuman.config import Model
-from fairhuman.errors import ConfigError, UserError
-from fairhuman.export.base import BASE
-from fairhuman.export.layout import Layout, read_json
+from fairhuman.models.formats.base import BASE
+from fairhuman.models.formats.pipeline_folder import PipelineFolder, read_json
 from fairhuman.models.method import Method, make_method
 from fairhuman.models.sdxl import SDXL
 
@@ -32,7 +32,7 @@ def empty_sdxl(settings: Model, dtype: torch.dtype) -> Empty:
     the hub is not asked. So is a VAE.
 
     Args:
-        settings: of a ControlNet or adapter to go on from, the sizes of a new one are taken.
+        settings: of a ControlNet or adapter to continue from, the sizes of a new one are taken.
         dtype: of the UNet and the text encoders.
 
     Raises:
@@ -63,14 +63,14 @@ def empty_sdxl(settings: Model, dtype: torch.dtype) -> Empty:
 _DTYPED = ("unet", "text_encoder", "text_encoder_2")
 
 
-def _layout(settings: Model) -> Layout:
+def _layout(settings: Model) -> PipelineFolder:
     single = settings.pretrained.endswith(".safetensors")
     name = (settings.config or BASE) if single else settings.pretrained
     folder = _on_this_machine(name)
-    return Layout.read(folder) if folder else Layout.base()
+    return PipelineFolder.read(folder) if folder else PipelineFolder.base()
 
 
-def _vae(settings: Model, layout: Layout) -> Layout:
+def _vae(settings: Model, layout: PipelineFolder) -> PipelineFolder:
     folder = _on_this_machine(settings.vae) if settings.vae else None
     return replace(layout, vae=read_json(folder / "config.json")) if folder else layout
 

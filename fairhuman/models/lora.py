@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from fairhuman.common.errors import ConfigError
 from fairhuman.config import Lora
-from fairhuman.errors import ConfigError
 from fairhuman.models.sdxl import SDXL
 from fairhuman.models.text import CaptionedUNet, checkpoint_blocks
 

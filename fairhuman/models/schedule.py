@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 
-from fairhuman.errors import ConfigError
+from fairhuman.common.errors import ConfigError
 from fairhuman.models.sdxl import SDXL
 
 

@@ -11,14 +11,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from fairhuman.common.files import first_line
+from fairhuman.common.error_text import first_line
+from fairhuman.common.errors import ConfigError, UserError
 from fairhuman.common.hub import Named, Place
 from fairhuman.config import Model
-from fairhuman.data.encoded import Moments, Prompt
-from fairhuman.errors import ConfigError, UserError
 from fairhuman.models import captions
 from fairhuman.models.check import Keys, check_model
-from fairhuman.models.single_file import load_single_file
+from fairhuman.models.encoded import Posterior, Prompt
+from fairhuman.models.single_file_base import load_single_file
 from fairhuman.models.text import Tokens
 
 # What diffusers and transformers raise for a folder that is not a whole SDXL.
@@ -111,10 +111,10 @@ class SDXL:
         return sdxl
 
     @torch.no_grad()
-    def moments(self, pixels: Tensor) -> Moments:
+    def posterior(self, pixels: Tensor) -> Posterior:
         """Return the VAE's posterior of images, [B, C, H, W] each.
 
-        One image at a time: what it gets does not hang on those beside it, and at SDXL's sizes
+        One image at a time: what it gets does not depend on those next to it, and at SDXL's sizes
         more at a time take memory and save nothing.
 
         Args:
@@ -126,16 +126,16 @@ class SDXL:
             posterior = self.vae.encode(image).latent_dist
             means.append(posterior.mean)
             stds.append(posterior.std)
-        return Moments(torch.cat(means), torch.cat(stds))
+        return Posterior(torch.cat(means), torch.cat(stds))
 
-    def latents(self, moments: Moments, noise: Tensor) -> Tensor:
+    def latents(self, posterior: Posterior, noise: Tensor) -> Tensor:
         """Return scaled latents, [B, C, H, W] float32: one draw from the posterior.
 
         Args:
-            moments: the posterior.
+            posterior: the posterior.
             noise: [B, C, H, W] standard normal: the draw.
         """
-        drawn = moments.mean + moments.std * noise.to(moments.mean)
+        drawn = posterior.mean + posterior.std * noise.to(posterior.mean)
         shift = getattr(self.vae.config, "shift_factor", None) or 0.0
         scaled: Tensor = (drawn - shift) * self.vae.config.scaling_factor
         return scaled

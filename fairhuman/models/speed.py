@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from fairhuman.common.error_text import first_line
+from fairhuman.common.errors import ConfigError
 from fairhuman.config import Model
-from fairhuman.errors import ConfigError
 
 
 def check_speed(settings: Model, dtype: torch.dtype, device: torch.device) -> None:
@@ -55,10 +56,9 @@ def _check_xformers(dtype: torch.dtype, device: torch.device) -> None:
         states = torch.zeros(1, 8, 1, 64, dtype=dtype, device=device, requires_grad=True)
         memory_efficient_attention(states, states, states).sum().backward()
     except (ImportError, OSError, NotImplementedError, RuntimeError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
             f"model.attention = 'xformers': xformers cannot compute {str(dtype)[6:]} attention on "
-            f"this {device.type} ({reason}); use sdpa"
+            f"this {device.type} ({first_line(error)}); use sdpa"
         ) from error
 
 
@@ -80,7 +80,7 @@ def _output_channels_last(block: nn.Module, inputs: Any, output: Any) -> Any:
 
 
 def _compile(model: nn.Module) -> None:
-    """Compile the transformer blocks, one for all that are alike.
+    """Compile the transformer blocks, one for all of the same kind.
 
     Not the whole UNet, which takes minutes per image size and is no faster for it.
     """

@@ -66,12 +66,12 @@ def _announce_positions(encoder: nn.Module) -> None:
 
     Where it is on its way already, DeepSpeed's own search for such weights passes over it.
     """
-    from deepspeed.runtime.zero import register_external_parameter
+    import deepspeed
 
     for part in encoder.modules():
         positions = getattr(part, "position_embedding", None)
         if isinstance(positions, nn.Embedding):
-            register_external_parameter(part, positions.weight)
+            deepspeed.zero.register_external_parameter(part, positions.weight)
 
 
 def checkpoint_blocks(encoder: Any) -> None:

@@ -4,6 +4,6 @@
 `bars` draw; `gallery` shows pictures; `figures`, `run_page` and `compare` choose what is shown.
 """
 
-from fairhuman.report.command import REPORT, write_comparison, write_report
+from fairhuman.report.command import write_comparison, write_report
 
-__all__ = ["REPORT", "write_comparison", "write_report"]
+__all__ = ["write_comparison", "write_report"]

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fairhuman.common.files import write_text
+from fairhuman.common.run_folder import REPORT
 from fairhuman.report.compare import comparison
 from fairhuman.report.history import read_run
 from fairhuman.report.run_page import run_page
-
-REPORT = "report.html"
 
 
 def write_report(folder: Path, out: Path | None = None) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fairhuman.places import without_places
+from fairhuman.common.redact import redacted
 from fairhuman.report import figures
 from fairhuman.report.bars import share_below
 from fairhuman.report.chart import Data, Line, lines
@@ -110,7 +110,7 @@ def _differences(runs: Sequence[History], names: Sequence[str]) -> Html:
 
 
 def _shown(key: str, value: Any) -> str:
-    value = without_places({key: value})[key]
+    value = redacted({key: value})[key]
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return "–" if value is None else str(value)

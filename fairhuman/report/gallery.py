@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
 from PIL import Image
 
+from fairhuman.common.errors import UserError
 from fairhuman.common.images import ImageError, open_image
-from fairhuman.errors import UserError
+from fairhuman.common.pixels import data_uri
 from fairhuman.report.parts import Html
 from fairhuman.report.series import spread
 
@@ -22,9 +21,9 @@ MOST = 8
 
 
 def gallery(pictures: Iterable[tuple[str, Path]]) -> Html:
-    """Return pictures beside each other, from (caption, file)."""
+    """Return pictures side by side, from (caption, file)."""
     figures = "".join(
-        f'<figure><img src="{data_uri(path)}" alt="{escape(caption)}" loading="lazy">'
+        f'<figure><img src="{_embedded(path)}" alt="{escape(caption)}" loading="lazy">'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
         for caption, path in pictures
     )
@@ -36,7 +35,7 @@ def chosen(sheets: Sequence[tuple[int, Path]], most: int = MOST) -> list[tuple[i
     return [sheets[i] for i in spread(len(sheets), most)]
 
 
-def data_uri(path: Path, side: int = SIDE) -> str:
+def _embedded(path: Path, side: int = SIDE) -> str:
     """Return a picture as text that a page can hold, made smaller where it is large.
 
     Raises:
@@ -47,6 +46,4 @@ def data_uri(path: Path, side: int = SIDE) -> str:
     except ImageError as error:
         raise UserError(f"{path}: {error}") from None
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
-    jpeg = io.BytesIO()
-    small.save(jpeg, "jpeg", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode()
+    return data_uri(small, quality=85)

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fairhuman.common.errors import UserError
+from fairhuman.common.run_folder import CONFIG, ENVIRONMENT, METRICS, SAMPLES
 from fairhuman.common.text_files import read_small
 from fairhuman.common.yaml_text import parse_yaml, values
-from fairhuman.errors import UserError
 
 Column = list[float | None]
 _SHEET = re.compile(r"step-(\d{8})\.png")
@@ -82,28 +83,28 @@ def read_run(folder: Path) -> History:
     Raises:
         UserError: there is no run, or none of its steps was finished, or a file is broken.
     """
-    path = folder / "metrics.jsonl"
+    path = folder / METRICS
     if not path.is_file():
         raise UserError(
-            f"{folder}: holds no run (there is no metrics.jsonl); give the train.output_dir of one"
+            f"{folder}: holds no run (there is no {METRICS}); give the train.output_dir of one"
         )
     records = _records(path)
     if not records:
         raise UserError(f"{path}: holds no finished step yet; try again when the run has made one")
-    samples = folder / "samples"
+    samples = folder / SAMPLES
     sheets = [(m, p) for p in sorted(samples.glob("*.png")) if (m := _SHEET.fullmatch(p.name))]
     return History(
         folder.resolve().name,
         [record["step"] for record in records],
         records,
-        _tree(folder / "config.yaml"),
-        _tree(folder / "environment.json"),
+        _tree(folder / CONFIG),
+        _tree(folder / ENVIRONMENT),
         [(int(match[1]), path) for match, path in sheets],
     )
 
 
 def names_of(runs: Sequence[History]) -> list[str]:
-    """Return what to call runs on one page: their folders' names, numbered where they are alike."""
+    """Return what to call runs on one page: their folders' names, numbered if they are the same."""
     names = [run.name for run in runs]
     return [
         f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name

@@ -12,6 +12,8 @@ from html import escape
 from importlib import resources
 from typing import Any
 
+from fairhuman.common.html import document
+
 _COLOURED = ("global", "face", "hand")
 _OTHERS = 4
 LABELS = {"global": "whole image", "face": "faces", "hand": "hands"}
@@ -35,12 +37,13 @@ def page(title: str, sections: Iterable[Html], data: Any = None, lead: str = "")
     script = (files / "page.js").read_text(encoding="utf-8")
     body = "\n".join(sections)
     return Html(
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title>\n<style>\n{style}</style></head>\n"
-        f"<body><header><h1>{escape(title)}</h1>{_paragraph(lead)}</header>\n<main>\n{body}\n"
-        f'</main>\n<script type="application/json" id="data">{_json(data)}</script>\n'
-        f"<script>\n{script}</script></body></html>\n"
+        document(
+            title,
+            style,
+            f"<header><h1>{escape(title)}</h1>{_paragraph(lead)}</header>\n<main>\n{body}\n"
+            f'</main>\n<script type="application/json" id="data">{_json(data)}</script>\n'
+            f"<script>\n{script}</script>",
+        )
     )
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import yaml
 
-from fairhuman.places import without_places
+from fairhuman.common.redact import redacted
+from fairhuman.common.run_folder import CONFIG, SAMPLES
 from fairhuman.report import figures
 from fairhuman.report.chart import Data
 from fairhuman.report.gallery import chosen, gallery
@@ -70,7 +71,7 @@ def best_step(run: History) -> tuple[str, int, float] | None:
 
 
 def _lead(run: History) -> str:
-    model = without_places(run.config).get("model", {})
+    model = redacted(run.config).get("model", {})
     parts = [
         f"method {model['method']} on {model['pretrained']}" if "method" in model else "",
         f"weights by fairness.mode={mode}" if (mode := run.setting("fairness.mode")) else "",
@@ -92,9 +93,9 @@ def _sections(run: History, data: Data) -> Iterator[Html]:
     if run.environment:
         yield section("Environment", environment_table(run))
     if run.config:
-        shown = yaml.safe_dump(without_places(run.config), sort_keys=False, allow_unicode=True)
-        words = "Paths are cut to their last part; OUT/config.yaml has them."
-        yield section("Config", folded("config.yaml", code(shown)), note=words)
+        shown = yaml.safe_dump(redacted(run.config), sort_keys=False, allow_unicode=True)
+        words = f"Paths are cut to their last part; OUT/{CONFIG} has them."
+        yield section("Config", folded(CONFIG, code(shown)), note=words)
 
 
 def _samples(run: History) -> Html:
@@ -102,7 +103,7 @@ def _samples(run: History) -> Html:
     prompts = run.setting("train.sample_prompts") or []
     listed = [folded("The prompts", Html("".join(text(p) for p in prompts)))] if prompts else []
     left = len(run.sheets) - len(shown)
-    note = f"{left} sheets in between are in OUT/samples." if left else ""
+    note = f"{left} sheets in between are in OUT/{SAMPLES}." if left else ""
     return section(
         "Samples",
         gallery((f"step {step}", path) for step, path in shown),

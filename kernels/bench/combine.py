@@ -1,4 +1,4 @@
-"""`combine` in place, beside what one writes in torch."""
+"""`combine` in place, next to what one writes in torch."""
 
 from __future__ import annotations
 

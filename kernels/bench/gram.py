@@ -1,4 +1,4 @@
-"""`gram` beside a matrix product and beside pairwise dot products."""
+"""`gram` next to a matrix product and next to pairwise dot products."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`region_mse`, forward and backward, beside the formula written in torch."""
+"""`region_mse`, forward and backward, next to the formula written in torch."""
 
 from __future__ import annotations
 

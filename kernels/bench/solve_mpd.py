@@ -1,4 +1,4 @@
-"""`solve_mpd` beside what the published code calls, and beside a solver written in torch."""
+"""`solve_mpd` next to what the published code calls, and next to a solver written in torch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from fairhuman import _C
-from fairhuman.fairness.mpd import solve_mpd
+from fairhuman import _C, solve_mpd
 from fairhuman.kernels.bench.case import Case, Clock, Contender
 from fairhuman.kernels.bench.published import backward_error, published_weights
 

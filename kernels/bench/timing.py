@@ -1,4 +1,4 @@
-"""Times in turn, so that what disturbs the machine disturbs every contender alike."""
+"""Times in turn, so that what disturbs the machine disturbs every contender equally."""
 
 from __future__ import annotations
 

@@ -22,10 +22,10 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from fairhuman.common.errors import UserError
 from fairhuman.config import Config, load_config
-from fairhuman.deepspeed_section import Bf16, Fp16, Zero
-from fairhuman.errors import UserError
-from fairhuman.study.plan import Study, load_study
+from fairhuman.config.deepspeed_section import Bf16, Fp16, Zero
+from fairhuman.evaluation.study.plan import Study, load_study
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "200"))
 SEED = int(os.environ.get("FUZZ_SEED", "18"))

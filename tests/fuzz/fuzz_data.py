@@ -22,12 +22,12 @@ from hypothesis import strategies as st
 from hypothesis.database import DirectoryBasedExampleDatabase
 from PIL import Image, ImageCms
 
+from fairhuman.common.errors import DataError
 from fairhuman.config import Data
+from fairhuman.curation.inspection.inspect import View, inspect
+from fairhuman.curation.inspection.page import render
 from fairhuman.data.dataset import People
 from fairhuman.data.records import load_records
-from fairhuman.errors import DataError
-from fairhuman.inspection.inspect import View, inspect
-from fairhuman.inspection.page import render
 
 FOLDERS = int(os.environ.get("FUZZ_FOLDERS", "2000"))
 SEED = int(os.environ.get("FUZZ_SEED", "18"))

@@ -105,7 +105,7 @@ def _steps(out: Path, rehearse: bool) -> dict[str, Any]:
             name = f"batch {batch}, {'' if checkpointing else 'no '}activation checkpointing"
             table = out / f"steps-{batch}-{'checkpointed' if checkpointing else 'plain'}.json"
             table.unlink(missing_ok=True)
-            command = ["-m", "fairhuman.bench", "--batch", str(batch), "--json"]
+            command = ["-m", "fairhuman.planning.step_benchmark", "--batch", str(batch), "--json"]
             command += [str(table.resolve()), *(["--checkpointing"] if checkpointing else [])]
             if rehearse:
                 command += ["--steps", "1", "--size", "small"]

@@ -1,4 +1,4 @@
-"""The compiled Triton kernels on a CUDA device, through `fairhuman.ops`."""
+"""The compiled Triton kernels on a CUDA device, through `fairhuman.fairness.ops`."""
 
 from __future__ import annotations
 

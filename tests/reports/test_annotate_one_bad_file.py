@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 from square_detector import SquareDetector
 
-from fairhuman.annotation.annotate import Annotated, annotate
-from fairhuman.annotation.detector import Detection, DetectorChoice, Region
+from fairhuman.common.errors import OutputError
 from fairhuman.common.lock import FolderLock
+from fairhuman.curation.annotation.annotate import Annotated, annotate
+from fairhuman.curation.annotation.detector import Detection, DetectorChoice, Region
 from fairhuman.data.records import load_records
-from fairhuman.errors import OutputError
 
 FORMATS = {
     ".avif": "AVIF",

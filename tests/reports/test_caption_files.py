@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from fairhuman.annotation.annotate import Annotated, annotate
-from fairhuman.annotation.detector import DetectorChoice
+from fairhuman.curation.annotation.annotate import Annotated, annotate
+from fairhuman.curation.annotation.detector import DetectorChoice
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from pathlib import Path
 from typing import Any
 
@@ -42,21 +43,36 @@ def flip(path: Path, place: int, bit: int) -> None:
 def launch(output: Path) -> dict[str, Any]:
     import torch.distributed as dist
 
-    from fairhuman import checkpoint
-    from fairhuman.engine import make_engine
-    from fairhuman.errors import ConfigError
-    from fairhuman.manifest import Progress
-    from fairhuman.resume import find_start
+    from fairhuman import checkpointing
+    from fairhuman.checkpointing.manifest import Progress, read_manifest
+    from fairhuman.common.errors import ConfigError
+    from fairhuman.training.resume import find_start
+    from fairhuman.zero.ema import EMA
+    from fairhuman.zero.engine import make_engine
+
+    class SlowEMA(EMA):
+        """Whose file has a passing name for a while on rank 1, as safetensors writes it."""
+
+        def save(self, folder: Path) -> None:
+            passing = folder / ".tmpXYZ"
+            if dist.get_rank() == 1:
+                passing.write_bytes(b"half")
+                time.sleep(1)
+                passing.unlink()
+            super().save(folder)
 
     config = CASE.config()
     train = config.train.model_copy(update={"output_dir": str(output), "resume": "auto"})
     config = config.model_copy(update={"train": train})
     engine = make_engine(config, net())
     first, second = (
-        checkpoint.save(engine, output, Progress(step, 6 * step, 0), 9, {"n": 1}, config=config)
+        checkpointing.save(engine, output, Progress(step, 6 * step, 0), 9, {"n": 1}, config=config)
         for step in (1, 2)
     )
     assert find_start(config).folder == second
+    ema = SlowEMA(engine, 0.9)
+    signed = checkpointing.save(engine, output / "slow", Progress(1, 6, 0), 9, ema=ema)
+    listed = set(read_manifest(signed).digests or ())
     missed, loaded = [], []
     for number, where in enumerate(flips(second)):
         dist.barrier()
@@ -69,7 +85,7 @@ def launch(output: Path) -> dict[str, Any]:
             missed.append((*where, found.lines))
         if number % 9 == 0:
             try:
-                checkpoint.load(engine, second)
+                checkpointing.load(engine, second)
                 loaded.append(where)
             except ConfigError:
                 pass
@@ -88,7 +104,13 @@ def launch(output: Path) -> dict[str, Any]:
         started_over = "yes"
     except ConfigError as error:
         started_over = str(error)
-    return {"missed": missed, "loaded": loaded, "whole": whole, "all damaged": started_over}
+    return {
+        "missed": missed,
+        "loaded": loaded,
+        "whole": whole,
+        "all damaged": started_over,
+        "listed": listed,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +125,12 @@ def test_no_flipped_bit_is_resumed_from(launched: list[dict[str, Any]]) -> None:
         assert found["whole"]
 
 
+def test_only_finished_files_are_digested(launched: list[dict[str, Any]]) -> None:
+    for found in launched:
+        assert {"ema_rank_0.safetensors", "ema_rank_1.safetensors"} <= found["listed"]
+        assert ".tmpXYZ" not in found["listed"]
+
+
 def test_where_all_are_damaged_the_run_does_not_start_over(launched: list[dict[str, Any]]) -> None:
     for found in launched:
         assert "none of the 2 checkpoints" in found["all damaged"]
@@ -110,7 +138,7 @@ def test_where_all_are_damaged_the_run_does_not_start_over(launched: list[dict[s
 
 
 def test_the_ranks_share_the_files_and_leave_none_out() -> None:
-    from fairhuman.digests import share
+    from fairhuman.common.digests import share
 
     rng = np.random.default_rng(0)
     for ranks, count in itertools.product((1, 2, 3, 7), (0, 1, 5, 40)):
@@ -123,10 +151,11 @@ def test_the_ranks_share_the_files_and_leave_none_out() -> None:
 
 def test_damaged_ones_do_not_push_good_ones_out(tmp_path: Path) -> None:
     """Passed over at step 9, the run writes step 5 and 6: these stay, and not the damaged one."""
-    from fairhuman import checkpoint
+
+    from fairhuman import checkpointing
 
     for step in (4, 5, 9):
         (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
-    checkpoint._rotate(tmp_path / "checkpoints", 1, None, 5)
+    checkpointing.rotate(tmp_path / "checkpoints", 1, None, 5)
     kept = sorted(path.name[-1] for path in (tmp_path / "checkpoints").iterdir())
     assert kept == ["5", "9"]

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fairhuman import checkpoint
-from fairhuman.errors import ConfigError
-from fairhuman.manifest import Best, Manifest, Progress
+from fairhuman import checkpointing
+from fairhuman.checkpointing.manifest import Best, Manifest, Progress
+from fairhuman.common.errors import ConfigError
 
 
 def whole(output: Path, step: int) -> Path:
@@ -89,31 +89,31 @@ WRONG: dict[str, Callable[[Path], None]] = {
 @pytest.mark.parametrize("name", WRONG)
 def test_it_is_refused_by_name_and_passed_over_by_auto(name: str, tmp_path: Path) -> None:
     first, second = whole(tmp_path, 1), whole(tmp_path, 2)
-    assert checkpoint.find(tmp_path, "auto") == second
+    assert checkpointing.find(tmp_path, "auto") == second
     WRONG[name](second)
-    assert checkpoint.find(tmp_path, "auto") == first
+    assert checkpointing.find(tmp_path, "auto") == first
     with pytest.raises(ConfigError) as caught:
-        checkpoint.find(tmp_path / "other", str(second))
+        checkpointing.find(tmp_path / "other", str(second))
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_run_s_own_link_to_its_best_is_taken_and_others_are_not(tmp_path: Path) -> None:
     first = whole(tmp_path, 1)
     whole(tmp_path, 2)
-    checkpoint.mark_best(tmp_path, Best("val/loss/hand", 0.5, 1))
+    checkpointing.mark_best(tmp_path, Best("val/loss/hand", 0.5, 1))
     best = tmp_path / "checkpoints" / "best"
-    assert checkpoint.find(tmp_path / "other", str(best)) == first
+    assert checkpointing.find(tmp_path / "other", str(best)) == first
     best.unlink()
     shutil.copytree(first, tmp_path / "elsewhere")
     best.symlink_to("../elsewhere")
     with pytest.raises(ConfigError, match="symbolic link"):
-        checkpoint.find(tmp_path / "other", str(best))
+        checkpointing.find(tmp_path / "other", str(best))
 
 
 def test_a_note_that_nobody_opens_does_no_harm(tmp_path: Path) -> None:
     folder = whole(tmp_path, 1)
     (folder / "notes.txt").write_text("the good one")
-    assert checkpoint.find(tmp_path, "auto") == folder
+    assert checkpointing.find(tmp_path, "auto") == folder
 
 
 def test_where_none_can_be_taken_the_run_does_not_start_over(tmp_path: Path) -> None:
@@ -121,5 +121,5 @@ def test_where_none_can_be_taken_the_run_does_not_start_over(tmp_path: Path) -> 
         linked_file("layout.json")(whole(tmp_path, step))
         (tmp_path / "elsewhere").rename(tmp_path / str(step))
     with pytest.raises(ConfigError, match="none of the 2 checkpoints") as caught:
-        checkpoint.find(tmp_path, "auto")
+        checkpointing.find(tmp_path, "auto")
     assert len(str(caught.value).splitlines()) == 1

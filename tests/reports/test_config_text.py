@@ -10,10 +10,10 @@ import pytest
 from pydantic import BaseModel
 
 from fairhuman.cli import main
+from fairhuman.common.errors import ConfigError
 from fairhuman.config import Config, load_config
-from fairhuman.deepspeed_section import _REFUSED_ZERO, OffloadOptimizer, OffloadParam, Zero
-from fairhuman.errors import ConfigError
-from fairhuman.study.plan import load_study
+from fairhuman.config.deepspeed_section import _REFUSED_ZERO, OffloadOptimizer, OffloadParam, Zero
+from fairhuman.evaluation.study.plan import load_study
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = """
@@ -252,11 +252,11 @@ def test_an_alias_is_a_copy_and_merges_work(config: Path) -> None:
 
 JSONS = [
     ('{\n"zero_optimization": {"stage": 1,\n"stage": 2}}', "line 3: the key stage is given twice"),
-    ('{"fp16": {"loss_scale": NaN}}', "NaN is no JSON"),
-    ('{"fp16": {"loss_scale": 1e999}}', "1e999 is too large a number"),
+    ('{"fp16": {"loss_scale": NaN}}', "holds NaN, which is no JSON"),
+    ('{"fp16": {"loss_scale": 1e999}}', "holds a number that is too large: '1e999'"),
     ("[" * 100_000, "nested more than 32 levels deep"),
     ('{"a":' * 40 + "1" + "}" * 40, "nested more than 32 levels deep"),
-    ("9" * 5000, "has too many digits"),
+    ("9" * 5000, "holds a number of 5000 digits"),
     ("", "is not a JSON file: line 1: Expecting value"),
     ("[]", "must hold a JSON object"),
 ]

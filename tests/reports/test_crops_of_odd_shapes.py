@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from fairhuman.config import Data
+from fairhuman.curation.inspection.inspect import View, inspect
 from fairhuman.data.dataset import People
 from fairhuman.data.records import load_records
 from fairhuman.data.regions import Box, cut, rasterize
 from fairhuman.data.transform import Placement, grey
-from fairhuman.inspection.inspect import View, inspect
 
 
 def people(root: Path, size: tuple[int, int], data: dict[str, object], **row: object) -> People:

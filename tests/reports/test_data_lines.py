@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from fairhuman.cli import main
+from fairhuman.common.errors import DataError
+from fairhuman.curation.inspection.inspect import View, inspect
 from fairhuman.data.records import load_records
-from fairhuman.errors import DataError
-from fairhuman.inspection.inspect import View, inspect
 
 GOOD: dict[str, Any] = {"file_name": "a.png", "text": "x", "faces": [], "hands": []}
 

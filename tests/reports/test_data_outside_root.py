@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from fairhuman.common.errors import DataError
 from fairhuman.config import Data
+from fairhuman.curation.inspection.inspect import View, inspect
 from fairhuman.data.records import load_records
-from fairhuman.errors import DataError
-from fairhuman.inspection.inspect import View, inspect
 
 
 @pytest.fixture

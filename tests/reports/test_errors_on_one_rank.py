@@ -18,11 +18,11 @@ import torch.distributed as dist
 from ranks import run_ranks
 
 from fairhuman.common.distributed import PeerError, agreed, on_rank0
+from fairhuman.common.errors import ConfigError, DataError, OutputError, UserError
+from fairhuman.common.exit_code import exit_code
 from fairhuman.config import Config
-from fairhuman.errors import ConfigError, DataError, OutputError, UserError
-from fairhuman.run import Run
-from fairhuman.runtime import exit_code
-from fairhuman.train import train
+from fairhuman.training.loop import train
+from fairhuman.training.run import Run
 
 
 class OddError(UserError):
@@ -122,8 +122,33 @@ def _limit(run: Run) -> None:
 def _lose_image(run: Run) -> None:
     """Lose the held-out image that rank 1 measures first."""
     if run.first:
-        run.samples.held_out[1].image.unlink()
+        run.data.held_out[1].image.unlink()
     dist.barrier()
+
+
+def _lose_script(run: Run) -> None:
+    """Let DeepSpeed's copy of its own script fail, which it makes on rank 0."""
+    engine: Any = run.engine
+    copy = engine._copy_recovery_script
+
+    def fail(folder: str) -> None:
+        (Path(folder) / "zero_to_fp32.py").mkdir()
+        copy(folder)
+
+    engine._copy_recovery_script = fail
+
+
+def _lose_average(run: Run) -> None:
+    """Let safetensors fail to write rank 1's part of the moving average."""
+    assert run.ema
+    save = run.ema.save
+
+    def fail(folder: Path) -> None:
+        if not run.first:
+            (folder / "ema_rank_1.safetensors").mkdir()
+        save(folder)
+
+    run.ema.save = fail  # type: ignore[method-assign]
 
 
 def _bug(run: Run) -> None:
@@ -138,6 +163,8 @@ RUNS: dict[str, tuple[dict[str, Any], Callable[[Run], None]]] = {
     "final": (AVERAGED, functools.partial(_in_the_way, name="final")),
     "report": ({}, functools.partial(_in_the_way, name="report.html")),
     "quota": (AVERAGED, _limit),
+    "script": ({}, _lose_script),
+    "average": (AVERAGED, _lose_average),
     "bug": (AVERAGED, _bug),
     "image": ({"validate_every": 1, **AVERAGED}, _lose_image),
 }
@@ -184,6 +211,8 @@ def test_a_run_that_fails_on_one_rank_ends_on_both_in_one_line(
         "report": "report.html: cannot be written: Is a directory",
         "quota": "File too large",
         "image": "there is no such file",
+        "script": "step-00000001: the checkpoint could not be written with",
+        "average": "step-00000001: the checkpoint could not be written with",
     }.items():
         (code, lines), (other_code, other_lines) = (of_rank[name] for of_rank in ended)
         assert (code, other_code) == (2, 2), (name, lines, other_lines)

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from fairhuman.annotation.annotate import annotate
-from fairhuman.annotation.detector import DetectorChoice
+from fairhuman.common.errors import DataError
 from fairhuman.common.images import open_image, open_mask
-from fairhuman.data.export_coco import export_coco
-from fairhuman.data.importers.coco_wholebody import import_coco_wholebody
-from fairhuman.data.importers.masks import import_masks
-from fairhuman.data.importers.openpose import import_openpose
-from fairhuman.data.importers.yolo import import_yolo
-from fairhuman.errors import DataError
+from fairhuman.curation.annotation.annotate import annotate
+from fairhuman.curation.annotation.detector import DetectorChoice
+from fairhuman.curation.export_coco import export_coco
+from fairhuman.curation.importers.coco_wholebody import import_coco_wholebody
+from fairhuman.curation.importers.masks import import_masks
+from fairhuman.curation.importers.openpose import import_openpose
+from fairhuman.curation.importers.yolo import import_yolo
 
 WIDE, SQUARE = (160, 80), (96, 96)
 # The face in the stored pixels: left, top, width, height; no symmetry of the image keeps it.

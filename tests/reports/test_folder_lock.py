@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
+from fairhuman.common.errors import OutputError
 from fairhuman.common.lock import LOCK, FolderLock
-from fairhuman.errors import OutputError
 
 HOLDER = """
 import os, sys, time

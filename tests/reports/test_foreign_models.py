@@ -19,12 +19,12 @@ from ranks import run_ranks
 from safetensors.torch import load_file, save_file
 
 from fairhuman.cli import main
+from fairhuman.common.errors import ConfigError
 from fairhuman.config import Config, Model
-from fairhuman.errors import ConfigError
-from fairhuman.export.single_file import to_single_file
+from fairhuman.demo.tiny import tiny_sdxl
 from fairhuman.models.check import check_model
+from fairhuman.models.formats.single_file import to_single_file
 from fairhuman.models.sdxl import SDXL
-from fairhuman.models.tiny import tiny_sdxl
 
 CPU = torch.device("cpu")
 UNET = Path("unet") / "diffusion_pytorch_model.safetensors"
@@ -449,7 +449,7 @@ def test_commands_name_their_own_option(
 
 def start(people: str, tiny: str) -> str:
     """Start a run on ranks of which the second has no model."""
-    from fairhuman.run import Run
+    from fairhuman.training.run import Run
 
     rank = torch.distributed.get_rank()
     config = Config.model_validate(

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-import fairhuman.generate as generate_module
+import fairhuman.models.generate as generate_module
 from fairhuman.cli import main
-from fairhuman.errors import OutputError
-from fairhuman.generate import generate
-from fairhuman.models.tiny import tiny_sdxl
+from fairhuman.common.errors import OutputError
+from fairhuman.demo.tiny import tiny_sdxl
+from fairhuman.models.generate import generate
 
 
 @pytest.fixture(scope="module")
@@ -55,19 +55,19 @@ def test_a_signal_keeps_what_is_drawn_and_says_so(
 def test_a_picture_that_cannot_be_written_leaves_those_before_it(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder takes a picture's place while the first batch is drawn."""
+    """The folder is moved away while pictures are drawn."""
     drawn = generate_module.drawn
 
     def interrupted(*args: Any, **settings: Any) -> Any:
         for index, picture in enumerate(drawn(*args, **settings)):
             if index == 2:
-                (tmp_path / "out" / "0002.png.partial").mkdir()
+                (tmp_path / "out").rename(tmp_path / "moved")
             yield picture
 
     monkeypatch.setattr(generate_module, "drawn", interrupted)
-    with pytest.raises(OutputError, match=r"0002.png: cannot be written: Is a directory"):
+    with pytest.raises(OutputError, match=r"0002.png: cannot be written: No such file"):
         generate(str(tiny), ["x"] * 4, tmp_path / "out", steps=1, size=64, batch_size=1)
-    assert sorted(p.name for p in (tmp_path / "out").glob("*.png")) == ["0000.png", "0001.png"]
+    assert sorted(p.name for p in (tmp_path / "moved").glob("*.png")) == ["0000.png", "0001.png"]
 
 
 def test_the_grid_is_of_the_pictures_on_disk(

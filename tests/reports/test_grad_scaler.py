@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import run_ranks
-from test_local import assert_gradients, batch, expected_gradients, network, three_losses
+from three_outputs import assert_gradients, batch, expected_gradients, network, three_losses
 from torch import Tensor, nn
 
 from fairhuman import fair_backward

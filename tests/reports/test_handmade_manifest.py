@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from fairhuman import checkpoint
+from fairhuman import checkpointing
+from fairhuman.checkpointing.manifest import Manifest, Progress, Setup
 from fairhuman.cli import main
-from fairhuman.errors import ConfigError
-from fairhuman.layout import Buffer, Layout, Piece
-from fairhuman.manifest import Manifest, Progress, Setup
+from fairhuman.common.errors import ConfigError
+from fairhuman.zero.shard_map import Buffer, Piece, ShardMap
 
 DEEP = "[" * 100_000 + "]" * 100_000
 
@@ -22,7 +22,7 @@ DEEP = "[" * 100_000 + "]" * 100_000
 def whole(output: Path, step: int) -> Path:
     folder = output / "checkpoints" / f"step-{step:08d}"
     folder.mkdir(parents=True)
-    Layout({"w": (4,)}, [[Buffer(0, 4, [Piece("w", 0, 4, 0)])]]).write(folder)
+    ShardMap({"w": (4,)}, [[Buffer(0, 4, [Piece("w", 0, 4, 0)])]]).write(folder)
     nan = torch.full((2, 2), torch.nan)
     state = {"squares": nan[0], "cosines": nan, "log_kappas": nan[0], "since": 3}
     torch.save(state, folder / "balancer.pt")
@@ -109,10 +109,10 @@ BALANCERS: dict[str, Any] = {
 
 def refused(output: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        checkpoint.find(output / "other", str(folder))
+        checkpointing.find(output / "other", str(folder))
     assert len(str(caught.value).splitlines()) == 1
     assert len(str(caught.value)) < 700
-    found = checkpoint.find(output, "auto")
+    found = checkpointing.find(output, "auto")
     assert found is not None
     assert found.name == "step-00000001"
     assert main(["doctor", "--checkpoint", str(folder)]) == 1
@@ -123,7 +123,7 @@ def refused(output: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> N
 def newest(tmp_path: Path) -> Path:
     whole(tmp_path, 1)
     folder = whole(tmp_path, 2)
-    assert checkpoint.find(tmp_path, "auto") == folder
+    assert checkpointing.find(tmp_path, "auto") == folder
     return folder
 
 

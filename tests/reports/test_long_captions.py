@@ -14,14 +14,14 @@ from PIL import Image
 from ranks import run_ranks
 from torch import Tensor
 
-from fairhuman.caching import text_digest
 from fairhuman.cli import main
 from fairhuman.config import Config, Lora, Model
+from fairhuman.data.cache_fill import text_digest
+from fairhuman.demo.tiny import tiny_sdxl
 from fairhuman.models import captions
+from fairhuman.models.drawing import draw
 from fairhuman.models.method import make_method
 from fairhuman.models.sdxl import SDXL
-from fairhuman.models.tiny import tiny_sdxl
-from fairhuman.pictures import draw
 
 CPU = torch.device("cpu")
 SHORT = "a boy with brown hair, waving"
@@ -146,9 +146,9 @@ def test_trained_text_encoders_read_the_same_chunks(model: Path) -> None:
 
 def prepared(people: str, model: str, cache: str | None, chunks: str) -> list[Tensor]:
     """What the UNet gets of the first batches of a run with a long caption."""
-    from fairhuman.manifest import Progress
-    from fairhuman.samples import Samples
-    from fairhuman.step import Denoising
+    from fairhuman.checkpointing.manifest import Progress
+    from fairhuman.training.run_data import RunData
+    from fairhuman.training.step import Denoising
 
     config = Config.model_validate(
         {
@@ -158,7 +158,7 @@ def prepared(people: str, model: str, cache: str | None, chunks: str) -> list[Te
             "deepspeed": {"zero_optimization": {"stage": 2}},
         }
     )
-    samples = Samples(config)
+    samples = RunData(config)
     sdxl = SDXL.load(config.model, torch.float32, CPU)
     samples.encode(sdxl, Progress(), None)
     assert any("longer than 75 tokens" in line for line in samples.lines())

@@ -13,13 +13,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from fairhuman.common.errors import DataError
 from fairhuman.common.images import ImageError, open_mask
 from fairhuman.config import Data
+from fairhuman.curation.importers.masks import import_masks
+from fairhuman.curation.inspection.inspect import View, inspect
 from fairhuman.data.dataset import People
-from fairhuman.data.importers.masks import import_masks
 from fairhuman.data.records import load_records
-from fairhuman.errors import DataError
-from fairhuman.inspection.inspect import View, inspect
 
 REGION = np.zeros((64, 64), dtype=np.uint8)
 REGION[16:48, 16:48] = 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+import socket
+from multiprocessing import reduction
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,9 @@ import torch.distributed as dist
 from ranks import run_ranks
 from torch.utils.data import DataLoader, Dataset
 
+from fairhuman.common.errors import DataError, OutputError, UserError
+from fairhuman.common.output_folder import check_cache, check_writable, claim
 from fairhuman.data.workers import from_workers
-from fairhuman.errors import DataError, OutputError, UserError
-from fairhuman.output import check_cache, check_writable, claim
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "final", "samples", "tensorboard"])
@@ -53,6 +55,9 @@ def test_ranks_with_folders_of_their_own_are_refused_in_a_line(tmp_path: Path) -
     """As on two machines that share no disk: relative paths from two working directories."""
     for rank in "01":
         (tmp_path / rank).mkdir()
+    for place in (tmp_path / "0" / "out", tmp_path / "0" / "out" / "checkpoints"):
+        place.mkdir()
+        (place / ".fairhuman.probe.0123").touch()  # left by a run that was killed as it looked
     first, second = run_ranks(functools.partial(claims, str(tmp_path)), 2)
     assert first == second
     for line, key in zip(first, ("train.output_dir = 'out'", "data.cache = 'cache'"), strict=True):
@@ -83,3 +88,12 @@ def test_errors_of_workers_are_one_line() -> None:
         with pytest.raises(kind, match=words) as caught:
             list(from_workers(DataLoader(Broken(error), num_workers=1)))
         assert "\n" not in str(caught.value)
+
+
+def test_too_few_descriptors_for_what_workers_send_are_one_line() -> None:
+    """The message is multiprocessing's own, from reduction.recvfds."""
+    ends = socket.socketpair()
+    ends[1].send(b"A")  # as the system passes on a message whose descriptors it had to drop
+    with pytest.raises(OutputError, match="ulimit -n") as caught, ends[0], ends[1]:
+        list(from_workers(reduction.recvfds(ends[0], 1) for _ in range(1)))
+    assert "\n" not in str(caught.value)

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from forms import GLOBAL_BATCH, OFFLOAD, Form, Net, go, masters
 from launch import run
 from ranks import run_ranks
-from test_resume import GLOBAL_BATCH, OFFLOAD, Form, Net, go, masters
 
-from fairhuman.changes import changes
+from fairhuman.checkpointing.changes import changes
+from fairhuman.checkpointing.manifest import Best, Progress
+from fairhuman.common.errors import ConfigError
 from fairhuman.config import Config
-from fairhuman.errors import ConfigError
-from fairhuman.manifest import Best, Progress
-from fairhuman.resume import finished
+from fairhuman.training.resume import finished
 
 STEPS = 4  # before the resume
 OTHER = {
@@ -46,9 +46,9 @@ def other(config: Config) -> Config:
 
 def engine_of(form: Form, config: Config) -> Any:
     from deepspeed.accelerator import get_accelerator
-    from test_resume import DTYPES
 
-    from fairhuman.engine import make_engine
+    from fairhuman.common.units import DTYPES
+    from fairhuman.zero.engine import make_engine
 
     get_accelerator().is_fp16_supported = lambda: True
     torch.manual_seed(0)
@@ -56,15 +56,15 @@ def engine_of(form: Form, config: Config) -> Any:
 
 
 def launch(folder: Path) -> dict[str, Any]:
-    from fairhuman import checkpoint
+    from fairhuman import checkpointing
 
     results: dict[str, Any] = {}
     for (old, new), name in zip(FORMS, NAMES, strict=True):
         engine = engine_of(old, old.config())
         go(engine, range(STEPS))
-        path = checkpoint.save(engine, folder / name, Progress(STEPS, 0, 0), 1)
+        path = checkpointing.save(engine, folder / name, Progress(STEPS, 0, 0), 1)
         resumed = engine_of(new, other(new.config()))
-        checkpoint.load(resumed, path)
+        checkpointing.load(resumed, path)
         groups = [
             {key: group[key] for key in ("lr", "betas", "weight_decay", "eps")}
             for group in resumed.optimizer.optimizer.param_groups
@@ -76,7 +76,7 @@ def launch(folder: Path) -> dict[str, Any]:
 
 
 def loss_scales(folder: Path) -> dict[str, Any]:
-    from fairhuman import checkpoint
+    from fairhuman import checkpointing
 
     form = Form(2, 2, precision="fp16")
 
@@ -87,7 +87,7 @@ def loss_scales(folder: Path) -> dict[str, Any]:
 
     engine = engine_of(form, config())
     go(engine, range(STEPS))
-    path = checkpoint.save(engine, folder, Progress(STEPS, 0, 0), 1)
+    path = checkpointing.save(engine, folder, Progress(STEPS, 0, 0), 1)
     found: dict[str, Any] = {"before": engine.optimizer.loss_scaler.cur_scale}
     runs: dict[str, dict[str, Any]] = {
         "same": {},
@@ -97,7 +97,7 @@ def loss_scales(folder: Path) -> dict[str, Any]:
     }
     for name, keys in runs.items():
         resumed = engine_of(form, config(**keys))
-        checkpoint.load(resumed, path)
+        checkpointing.load(resumed, path)
         scaler = resumed.optimizer.loss_scaler
         found[name] = (scaler.cur_scale, getattr(scaler, "scale_window", None))
     return found
@@ -250,7 +250,7 @@ deepspeed: {{zero_optimization: {{stage: 2}}}}
 
 
 def test_a_finished_run_is_left_as_it_is(people: Path, tiny_model: Path, tmp_path: Path) -> None:
-    """Not one that was killed before OUT/final was written; one that goes on says what changed."""
+    """Not one that was killed before OUT/final; one that continues says what changed."""
     path, output = tmp_path / "c.yaml", tmp_path / "out"
     path.write_text(CONFIG.format(model=tiny_model, people=people, output=output))
 

@@ -17,18 +17,18 @@ import torch
 from ranks import run_ranks
 from runs import CONFIG, metrics, repeatable
 from small_net import REGIONS, aside, batches, net
-from test_modes import Way
 from torch import Tensor
+from training_modes import Way
 
-from fairhuman.errors import ConfigError
-from fairhuman.fairness.balancer import Balance
+from fairhuman.common.errors import ConfigError
 from fairhuman.fairness.forecast import Forecast
 from fairhuman.fairness.mpd import Status
-from fairhuman.log import NOT_FINITE, Log, finite, step_record
-from fairhuman.objectives import Objectives
 from fairhuman.report import write_report
 from fairhuman.report.history import read_run
-from fairhuman.tracking import TensorBoard
+from fairhuman.training.balancers.base import Balance
+from fairhuman.training.metrics_log import NOT_FINITE, Log, finite, step_record
+from fairhuman.training.objectives import RegionObjectives
+from fairhuman.training.trackers import TensorBoard
 
 NAMES = ["global", *REGIONS]
 OFFLOAD = {"offload_optimizer": {"device": "cpu", "pin_memory": False}}
@@ -80,13 +80,13 @@ def train_on_ranks(cases: list[tuple[str, int, Way]]) -> list[dict[str, Any]]:
 def train(kind: str, at: int, way: Way) -> dict[str, Any]:
     import torch.distributed as dist
 
-    from fairhuman.engine import gathered, make_engine
-    from fairhuman.fairness.balancer import Sensitivity
-    from fairhuman.step import make_balancer
+    from fairhuman.training.balancers.base import Sensitivity
+    from fairhuman.training.step import make_balancer
+    from fairhuman.zero.engine import gathered, make_engine
 
     engine = make_engine(way.config(), net())
     dtype = next(engine.module.parameters()).dtype
-    objectives = Objectives(REGIONS, way.reduction, {})
+    objectives = RegionObjectives(REGIONS, way.reduction, {})
     balancer = make_balancer(way.config(), engine)
 
     def parameters() -> Tensor:
@@ -97,7 +97,7 @@ def train(kind: str, at: int, way: Way) -> dict[str, Any]:
     for step in range(3):
         everything = batches(step, way.ranks * way.accumulation)
         mine = everything[dist.get_rank() :: way.ranks]
-        area = torch.stack([Objectives.area(masks) for _, _, masks in everything]).mean(0)
+        area = torch.stack([RegionObjectives.areas(masks) for _, _, masks in everything]).mean(0)
         balancer.start((area > 0).tolist(), len(mine))
         for _ in range(balancer.passes):
             for x, y, masks in mine:
@@ -106,7 +106,7 @@ def train(kind: str, at: int, way: Way) -> dict[str, Any]:
                 squares = objectives.sensitivity(pred, y, masks, None, area)
                 if step == at and dist.get_rank() == way.ranks - 1:
                     losses = spoil(losses, kind)
-                share = Objectives.area(masks) / (area * len(everything)).clamp(min=1e-9)
+                share = RegionObjectives.areas(masks) / (area * len(everything)).clamp(min=1e-9)
                 balancer.backward(losses, Sensitivity(squares, share))
         found["reports"].append(balancer.step())
         found["parameters"].append(parameters())
@@ -241,8 +241,9 @@ def test_a_bf16_check_that_is_switched_off_is_refused(tmp_path: Path) -> None:
 # A run whose images of steps 2, 4 and 5 turn to NaN on their way: it skips and then gives up.
 SPOILT = """
 import sys
-import fairhuman.train as program
-whole = program.train
+from fairhuman.training import loop
+from fairhuman.train import main
+whole = loop.train
 def spoil(run):
     def batches(plain):
         for step, parts in enumerate(plain, start=1):
@@ -250,8 +251,8 @@ def spoil(run):
                 part.pixels.fill_(float("nan"))
             yield parts
     run.batches = batches(run.batches)
-program.train = lambda config, overrides: whole(config, overrides, prepare=spoil)
-sys.exit(program.main(sys.argv[1:]))
+loop.train = lambda config, overrides: whole(config, overrides, prepare=spoil)
+sys.exit(main(sys.argv[1:]))
 """
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fairhuman.caching import vae_digest
 from fairhuman.config import Model
-from fairhuman.export.single_file import to_single_file
+from fairhuman.data.cache_fill import vae_digest
+from fairhuman.models.formats.single_file import to_single_file
 from fairhuman.models.method import Full, save
 from fairhuman.models.sdxl import SDXL
 

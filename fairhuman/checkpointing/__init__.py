@@ -1,0 +1,35 @@
+"""Checkpoints: written whole, found, verified, and brought back into engines of any form."""
+
+from fairhuman.checkpointing.balancer_state import load_balancer
+from fairhuman.checkpointing.finding import (
+    best_kept,
+    best_target,
+    config_of,
+    damage,
+    damage_on_ranks,
+    find,
+    folders,
+    newest,
+    unsound,
+)
+from fairhuman.checkpointing.loading import check_base, load, resumable
+from fairhuman.checkpointing.saving import mark_best, rotate, save
+
+__all__ = [
+    "best_kept",
+    "best_target",
+    "check_base",
+    "config_of",
+    "damage",
+    "damage_on_ranks",
+    "find",
+    "folders",
+    "load",
+    "load_balancer",
+    "mark_best",
+    "newest",
+    "resumable",
+    "rotate",
+    "save",
+    "unsound",
+]

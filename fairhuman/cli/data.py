@@ -1,0 +1,268 @@
+"""Commands of data sets: draw, import, annotate, look at them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fairhuman.common.errors import UserError
+
+if TYPE_CHECKING:
+    from fairhuman.data.records import Problem
+
+
+def add(commands: Any) -> None:
+    """Add them to the subparsers of `fairhuman`."""
+    data = commands.add_parser("demo-data", help="draw people as a data set")
+    data.add_argument("--out", type=Path, default=Path("demo/people"), help="the data set's folder")
+    data.add_argument("--count", type=int, default=512, help="people to draw")
+    data.add_argument("--size", type=int, default=128, help="side in pixels")
+    data.add_argument("--seed", type=int, default=0, help="another seed draws other people")
+    data.set_defaults(run=_demo_data)
+
+    importer = commands.add_parser("import", help="bring annotations into the data format")
+    formats = importer.add_subparsers(required=True, metavar="FORMAT")
+    coco = formats.add_parser("coco-wholebody", help="COCO-WholeBody's JSON")
+    coco.add_argument("--annotations", type=Path, required=True, help="the JSON file")
+    coco.add_argument("--images", type=Path, required=True, help="the folder of the images")
+    coco.add_argument(
+        "--captions", type=Path, help="COCO's captions JSON, or JSON lines: file_name, text"
+    )
+    coco.add_argument("--out", type=Path, required=True, help="the data set to make")
+    coco.set_defaults(run=_import_coco_wholebody)
+    openpose = _format(formats, "openpose", "OpenPose's or DWPose's keypoint JSON")
+    openpose.add_argument("--keypoints", type=Path, required=True, help="the folder of STEM.json")
+    openpose.add_argument("--confidence", type=float, default=0.3, help="least, of a keypoint")
+    openpose.set_defaults(run=_import_openpose)
+    yolo = _format(formats, "yolo", "YOLO's label files")
+    yolo.add_argument("--labels", type=Path, required=True, help="the folder of STEM.txt")
+    for region in ("face", "hand"):
+        yolo.add_argument(
+            f"--{region}-class",
+            type=int,
+            action="append",
+            default=[],
+            help="a class number, may be repeated",
+        )
+    yolo.set_defaults(run=_import_yolo)
+    masks = _format(formats, "masks", "mask images named like their images")
+    for region in ("face", "hand"):
+        masks.add_argument(f"--{region}-masks", type=Path, help="their folder; white = region")
+    masks.add_argument("--invert", action="store_true", help="black = region")
+    masks.add_argument(
+        "--mask-suffix",
+        help="what is appended to an image's name in its mask's, such as --mask-suffix=-mask; "
+        "default: nothing or -masklabel, and in the images' own folder -masklabel",
+    )
+    masks.set_defaults(run=_import_masks)
+
+    exporter = commands.add_parser("export-annotations", help="write annotations as COCO's JSON")
+    exporter.add_argument("folder", type=Path, help="a data set")
+    exporter.add_argument("--out", type=Path, required=True, help="the JSON file")
+    exporter.set_defaults(run=_export_annotations)
+
+    annotate = commands.add_parser("annotate", help="find faces and hands in a folder of images")
+    annotate.add_argument("folder", type=Path, help="a folder of images")
+    annotate.add_argument(
+        "--detector",
+        default="mediapipe",
+        help="mediapipe, yolo, or yours as module:Class; default: mediapipe",
+    )
+    annotate.add_argument("--threshold", type=float, default=0.5, help="least confidence")
+    annotate.add_argument(
+        "--face-weights", type=Path, help="weights of a YOLO detector, for --detector yolo"
+    )
+    annotate.add_argument(
+        "--hand-weights", type=Path, help="weights of a YOLO detector, for --detector yolo"
+    )
+    annotate.add_argument(
+        "--trust-weights", action="store_true", help="load pickled weights, which can run code"
+    )
+    annotate.add_argument(
+        "--force", action="store_true", help="also replace annotations that a human edited"
+    )
+    annotate.add_argument("--jobs", type=int, help="processes; default: one per core")
+    annotate.set_defaults(run=_annotate)
+
+    inspect = commands.add_parser("inspect", help="write a page that shows what is in a data set")
+    inspect.add_argument("folder", type=Path, help="a data set")
+    inspect.add_argument("--out", type=Path, default=Path("inspect.html"), help="the page")
+    inspect.add_argument(
+        "--model",
+        help="a folder in diffusers' layout, or a name on the hub: count the captions' tokens with "
+        "its tokenizers, as training does",
+    )
+    inspect.add_argument(
+        "--resolution", type=int, help="of training; default: 1024, or the config's"
+    )
+    inspect.add_argument("--limit", type=int, default=300, help="the most samples on the page")
+    inspect.add_argument(
+        "--train-view", action="store_true", help="show the samples as the trainer sees them"
+    )
+    inspect.add_argument("--config", type=Path, help="the training config, for --train-view")
+    inspect.add_argument(
+        "--epoch", type=int, default=0, help="the epoch whose crops --train-view shows"
+    )
+    inspect.add_argument("--strict", action="store_true", help="list mistakes; exit 1 if any")
+    inspect.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="KIND",
+        help="a kind of mistake that --strict lets pass",
+    )
+    inspect.set_defaults(run=_inspect)
+
+
+def _format(formats: Any, name: str, title: str) -> argparse.ArgumentParser:
+    """Add an import format whose files are named like the images they belong to."""
+    parser: argparse.ArgumentParser = formats.add_parser(name, help=title)
+    parser.add_argument("--images", type=Path, required=True, help="the folder of the images")
+    parser.add_argument(
+        "--captions",
+        type=Path,
+        help="JSON lines: file_name, text; default: .txt or .caption files next to the images",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the data set to make")
+    return parser
+
+
+def _demo_data(args: argparse.Namespace) -> None:
+    from fairhuman.demo.drawn import draw_people
+
+    counts = draw_people(args.out, args.count, args.size, args.seed)
+    print(
+        f"{args.out}: {counts['images']} drawn people, {counts['faces']} faces, "
+        f"{counts['hands']} hands; {counts['without_face']} without a face, "
+        f"{counts['without_hands']} without hands"
+    )
+
+
+def _import_coco_wholebody(args: argparse.Namespace) -> None:
+    from fairhuman.curation.importers.coco_wholebody import import_coco_wholebody
+
+    done = import_coco_wholebody(args.annotations, args.images, args.out, args.captions)
+    print(f"{args.out}: {done.images} images, {done.faces} faces, {done.hands} hands")
+    if done.missing:
+        print(f"{done.missing} annotated images are not in {args.images} and were left out")
+    _say_left_out(done.left_out)
+
+
+def _import_openpose(args: argparse.Namespace) -> None:
+    from fairhuman.curation.importers.openpose import import_openpose
+
+    done = import_openpose(args.keypoints, args.images, args.out, args.captions, args.confidence)
+    print(f"{args.out}: {done.images} images, {done.faces} faces, {done.hands} hands")
+    if done.unannotated:
+        print(f"{done.unannotated} images have no keypoint file and were left out")
+    _say_left_out(done.left_out)
+
+
+def _import_yolo(args: argparse.Namespace) -> None:
+    from fairhuman.curation.importers.yolo import import_yolo
+
+    done = import_yolo(
+        args.labels, args.images, args.out, args.face_class, args.hand_class, args.captions
+    )
+    print(f"{args.out}: {done.images} images, {done.faces} faces, {done.hands} hands")
+    if done.unannotated:
+        print(f"{done.unannotated} images have no label file: taken as holding none")
+    _say_left_out(done.left_out)
+
+
+def _import_masks(args: argparse.Namespace) -> None:
+    from fairhuman.curation.importers.masks import import_masks
+
+    found = import_masks(
+        args.images,
+        args.out,
+        args.face_masks,
+        args.hand_masks,
+        args.invert,
+        args.captions,
+        args.mask_suffix,
+    )
+    masks = ", ".join(f"{count} {region} masks" for region, count in found.masks.items())
+    print(f"{args.out}: {found.done.images} images, {masks}")
+    if found.done.unannotated:
+        print(f"{found.done.unannotated} images lack one of their masks: not annotated for it")
+    if found.bright:
+        print(
+            f"{len(found.bright)} masks are mostly white, such as {found.bright[0]}: if black is "
+            "the region in them, import them again with --invert"
+        )
+    _say_left_out(found.done.left_out)
+
+
+def _say_left_out(problems: Sequence[Problem]) -> None:
+    """Print what was passed over, a line for each."""
+    if problems:
+        print(f"{len(problems)} left out:")
+    for problem in problems:
+        print(f"  {problem}")
+
+
+def _export_annotations(args: argparse.Namespace) -> None:
+    from fairhuman.curation.export_coco import export_coco
+
+    done = export_coco(args.folder, args.out)
+    print(f"{args.out}: {done.annotations} annotations of {done.images} images")
+
+
+def _annotate(args: argparse.Namespace) -> int:
+    from fairhuman.curation.annotation.annotate import annotate
+    from fairhuman.curation.annotation.detector import DetectorChoice
+
+    if not 0 < args.threshold < 1:
+        raise UserError(f"--threshold {args.threshold}: must be between 0 and 1")
+    if args.jobs is not None and args.jobs < 1:
+        raise UserError(f"--jobs {args.jobs}: must be at least 1")
+    settings = {"threshold": args.threshold}
+    weights = {"face_weights": args.face_weights, "hand_weights": args.hand_weights}
+    if args.detector == "yolo":
+        settings |= weights | {"trust_weights": args.trust_weights}
+    elif any(weights.values()) or args.trust_weights:
+        raise UserError("--face-weights, --hand-weights and --trust-weights need --detector yolo")
+    choice = DetectorChoice(args.detector, settings)
+    try:
+        done = annotate(args.folder, choice, force=args.force, jobs=args.jobs)
+    except KeyboardInterrupt:
+        print(
+            f"fairhuman: stopped; run the same command to continue with {args.folder}",
+            file=sys.stderr,
+        )
+        return 130
+    print("\n".join(done.lines()))
+    return 0
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from fairhuman.config import load_config
+    from fairhuman.curation.inspection.findings import KINDS
+    from fairhuman.curation.inspection.inspect import View, inspect, write_page
+    from fairhuman.models.captions import load_tokenizers
+
+    for kind in args.allow:
+        if kind not in KINDS:
+            raise UserError(f"--allow {kind}: must be one of {', '.join(KINDS)}")
+    if args.train_view != bool(args.config):
+        raise UserError("--train-view and --config go together: the crop is the config's")
+    if args.train_view:
+        sized = [f"data.resolution={args.resolution}"] if args.resolution else []
+        view = View.of(load_config(args.config, [f"data.root={args.folder}", *sized]), args.epoch)
+    else:
+        view = View.plain(args.folder, args.resolution or 1024)
+    if args.model:
+        view = replace(view, tokenizers=load_tokenizers(args.model))
+    found = inspect(args.folder, view)
+    write_page(found, args.out, args.limit)
+    print(found.summary())
+    mistakes = found.mistakes(frozenset(args.allow)) if args.strict else []
+    for line in mistakes:
+        print(line)
+    print(f"see {args.out}")
+    return 1 if mistakes else 0

@@ -1,0 +1,49 @@
+"""From a rank's work to the exit code of its process, and to one line for what went wrong."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+from fairhuman.common.distributed import PeerError, peer_lost, rank
+from fairhuman.common.error_text import first_line, reason
+from fairhuman.common.errors import OutputError, UserError
+
+
+def exit_code(work: Callable[[], int], output: str) -> int:
+    """Do a rank's work and return the process's exit code: the work's, or that of its error.
+
+    That of a UserError, which is printed as it is; 1: another rank ended, in one line. A
+    bug keeps its traceback, on the rank where it happened.
+
+    Args:
+        work: the whole of it.
+        output: what an error of the disk is about if it does not say.
+    """
+    try:
+        return work()
+    except UserError as error:
+        # What all ranks know of is said once; what only one met, such as a lost file, by that one.
+        if rank() == 0 or (isinstance(error, OutputError) and not error.shared):
+            _complain(str(error))
+        return error.exit_code
+    except OSError as error:  # of a disk, wherever it was met; never worth a traceback
+        place = error.filename2 or error.filename or (output if error.errno else None)
+        _complain(f"{place}: {reason(error)}" if place else reason(error))
+        return 2
+    except PeerError as error:
+        _complain(str(error))
+        return 1
+    except RuntimeError as error:
+        if not peer_lost(error):
+            raise
+        why = f"another rank has ended, and says why itself ({first_line(error)})"
+        _complain(f"rank {rank()}: {why}")
+        return 1
+
+
+def _complain(message: str) -> None:
+    """Print to stderr, on a line of its own where there is a progress bar."""
+    tqdm.write(message, file=sys.stderr)

@@ -1,0 +1,598 @@
+"""The typed configuration: load, override, check, save.
+
+A config is YAML with the sections below. Everything that can be told without loading a model or
+the data is told here, every problem in one line that names the key, the value and the fix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, StringConstraints, field_validator
+
+from fairhuman.common.errors import ConfigError
+from fairhuman.common.files import write_text
+from fairhuman.common.json_text import parse_config
+from fairhuman.common.quoting import shown, shown_key
+from fairhuman.common.text_files import read_small
+from fairhuman.common.yaml_text import NULLS, Plain
+from fairhuman.config.deepspeed_section import deepspeed_problems
+from fairhuman.config.yaml_settings import (
+    Name,
+    PathText,
+    Section,
+    Text,
+    apply_override,
+    near,
+    read_yaml,
+    refusal,
+    validate,
+)
+from fairhuman.fairness.mpd import MAX_ALPHA, MIN_ALPHA
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+# Bounds are far beyond any use, and within what torch, numpy and DeepSpeed can count.
+Count = Annotated[int, Field(ge=0, le=10**9)]
+Positive = Annotated[int, Field(ge=1, le=10**9)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Factor = Annotated[float, Field(gt=0, le=1e6)]
+Guidance = Annotated[float, Field(ge=1, le=1000)]
+Batch = Annotated[int, Field(ge=1, le=2**16)]
+# In float32, 1 - beta is 0 for a beta nearer to 1 than this, and Adam divides by it.
+Beta = Annotated[float, Field(ge=0.0, lt=1.0, le=0.999999)]
+
+
+WandbName = Annotated[Name, StringConstraints(max_length=128)]
+"""Of a project or a run of Weights & Biases, which allow so many characters."""
+
+
+class Lora(Section):
+    """Low-rank adapters (LoRA) of the UNet, and optionally of the text encoders."""
+
+    rank: Annotated[int, Field(ge=1, le=8192)] = 64
+    """Rank of every adapter."""
+    alpha: Factor | None = None
+    """LoRA scaling is alpha / rank; null sets alpha = rank (scaling 1)."""
+    targets: Annotated[list[Name], Field(min_length=1, max_length=1000)] = [
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+    ]
+    """The UNet layers to adapt, given by the ends of their names. The default is every attention
+    projection."""
+    text_encoders: bool = False
+    """Also adapt the attention layers of both text encoders, with the same rank and alpha: for
+    words that the model does not know. Captions are then encoded in every step, by encoders that
+    stay on the device."""
+
+
+class Model(Section):
+    """Which SDXL is trained, and how."""
+
+    pretrained: PathText
+    """A folder in diffusers' layout, a name on the Hugging Face hub, or a single .safetensors
+    file as used by ComfyUI and kohya."""
+    config: PathText | None = None
+    """For a single file: an SDXL in diffusers' layout (folder or hub name) whose configs and
+    tokenizers describe it; null: SDXL base."""
+    method: Literal["full", "lora", "controlnet", "t2i_adapter"] = "full"
+    """What is trained: the whole UNet, low-rank adapters on top of it, or a network that steers it
+    by control images. The VAE is never trained, and the text encoders only with
+    model.lora.text_encoders."""
+    lora: Lora = Lora()
+    """Settings of method=lora."""
+    control: PathText | None = None
+    """An existing ControlNet or T2I-Adapter to continue training: a folder in diffusers' layout or
+    a hub name. Null starts a new one: a ControlNet as a copy of the UNet's encoder, an adapter from
+    random weights."""
+    vae: PathText | None = None
+    """A VAE to use in place of the model's own: a folder in diffusers' layout or a hub name."""
+    long_captions: Literal["cut", "chunk"] = "cut"
+    """What to do with captions of more than 75 tokens, the most that SDXL's text encoders read at
+    a time: cut them, or encode them in chunks of 75 tokens as kohya does (max_token_length). With
+    `chunk` every caption of a run gets as many chunks as the longest one needs, up to
+    caption_chunks; shorter captions are padded with empty chunks. A run reports how many captions
+    are longer than 75 tokens."""
+    caption_chunks: Annotated[int, Field(ge=2, le=16)] = 3
+    """With long_captions=chunk: the most chunks per caption; the rest is cut. 3 corresponds to
+    kohya's max_token_length=225."""
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None
+    """What the UNet predicts; null takes it from the model's scheduler."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in every backward pass: less memory, 10/7 of the time in `exact`."""
+    attention: Literal["sdpa", "xformers"] = "sdpa"
+    """torch's scaled_dot_product_attention, or xformers' memory_efficient_attention."""
+    compile: bool = False
+    """Compile the transformer blocks with torch.compile: the first steps take minutes longer. Not
+    available under ZeRO-3, which fetches weights between the layers."""
+    channels_last: bool = False
+    """Keep activations and frozen kernels in NHWC, the layout that tensor-core convolutions use."""
+
+    @property
+    def conditioned(self) -> bool:
+        """Whether the method trains on control images."""
+        return self.method in ("controlnet", "t2i_adapter")
+
+    @property
+    def most_chunks(self) -> int:
+        """The most chunks of 75 tokens that a caption is encoded in."""
+        return self.caption_chunks if self.long_captions == "chunk" else 1
+
+
+class Data(Section):
+    """The training data and how images are cropped, augmented and cached."""
+
+    root: PathText
+    """A folder with metadata.jsonl (the imagefolder convention)."""
+    resolution: Annotated[int, Field(ge=64, le=8192, multiple_of=8)] = 1024
+    """Side of the square training image, in pixels."""
+    buckets: bool = False
+    """Train every image in the bucket nearest to its aspect ratio instead of a square: sizes of
+    about the square's area. All images of a step are from one bucket, and every image is used
+    equally often."""
+    bucket_step: Annotated[int, Field(ge=8, le=8192, multiple_of=8)] = 64
+    """The sides of buckets are multiples of this, in pixels."""
+    max_aspect: Annotated[float, Field(ge=1, le=100)] = 2.5
+    """A bucket's longer side is at most this times its shorter side; more extreme images are
+    cropped."""
+    mask_margin: Annotated[float, Field(ge=0, le=8192)] = 16.0
+    """Boxes are widened by this much on each side, in pixels at the training resolution."""
+    unannotated: Literal["error", "absent"] = "error"
+    """An image that lacks a region's key in metadata.jsonl: an error, or treated as having no such
+    region."""
+    on_error: Literal["fail", "skip"] = "fail"
+    """A sample that cannot be used: stop before training, or leave it out, counted and logged."""
+    outside: Literal["error", "allow"] = "error"
+    """Images, masks and control images outside data.root: absolute names, names with .., and links
+    that lead out of it."""
+    crop: Literal["center", "random", "regions"] = "center"
+    """`regions` draws among the crops that keep the most faces and hands whole."""
+    region_share: Probability | None = None
+    """Share of the samples that show a region, in every batch on average. To reach it, samples with
+    regions are repeated or the others are left out. Null: as in the data set."""
+    flip: bool = False
+    """Mirror half of the samples, with their masks, boxes and control images."""
+    caption_dropout: Probability = 0.0
+    """Share of the samples trained without their caption (for classifier-free guidance)."""
+    condition_dropout: Probability = 0.0
+    """Share of the samples trained with a black control image (controlnet, t2i_adapter)."""
+    validation: Count = 0
+    """How many images are held out of training, for train.validate_every."""
+    columns: dict[Name, Name] = {}
+    """Your names of metadata.jsonl's keys, by ours: {text: caption, face_mask: mask_face}."""
+    workers: Annotated[int, Field(ge=0, le=512)] = 2
+    """Processes per rank that read images; 0 reads them in the training process."""
+    prefetch: Annotated[int, Field(ge=1, le=1000)] = 2
+    """Optimizer steps that each worker reads ahead."""
+    cache: PathText | None = None
+    """A folder for the latents and encoded captions of everything that the run will draw, built
+    before its first step; null: none. The VAE and the text encoders then leave the GPU except to
+    draw samples; text encoders that are trained stay, and captions are then not cached. Results are
+    bit-identical with and without the cache. Runs may share it; entries of another image, crop or
+    model are never used. Every crop has its own latents: with crop=center there is one entry per
+    image, or two with flip."""
+
+
+class Objectives(Section):
+    """The losses of the regions, next to the loss of the whole image."""
+
+    regions: Annotated[list[Name], Field(max_length=7)] = ["face", "hand"]
+    """Each is annotated by boxes under its plural (`faces`) or by a mask (`face_mask`). Any word
+    works."""
+    reduction: Literal["image", "region"] = "image"
+    """Divide a region's loss by the image's area, as in the paper, so that a small region has a
+    small loss; or by the region's own area, so that its size does not matter."""
+    scale: dict[Name, Factor] = {}
+    """Factors on the objectives' losses, by name, such as {hand: 2.0}."""
+    snr_gamma: Factor | None = None
+    """Min-SNR weighting of the samples, the same for every objective; null turns it off."""
+
+    @field_validator("regions")
+    @classmethod
+    def _names(cls, regions: list[str]) -> list[str]:
+        for name in regions:
+            if not name.isidentifier() or name == "global":
+                raise ValueError(f"{shown(name)} cannot name a region; use a word such as 'face'")
+        if len(set(regions)) < len(regions):
+            raise ValueError("a region is named twice")
+        return regions
+
+
+class Noise(Section):
+    """How the latents are noised. The defaults are SDXL's own way."""
+
+    offset: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """Noise offset: shift each channel of a sample's noise by this times a normal random number."""
+    timesteps: Literal["uniform", "logit_normal", "earlier", "later", "range"] = "uniform"
+    """`logit_normal` draws the middle timesteps more often (SD3). The others draw some timesteps
+    `bias` times as often as the rest (diffusers' timestep_bias_strategy): the least noisy
+    (`earlier`) or the noisiest (`later`) `bias_portion`, or those of `bias_range`."""
+    logit_mean: Annotated[float, Field(ge=-100, le=100)] = 0.0
+    """Mean of logit_normal; above 0 draws more noise."""
+    logit_std: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """Standard deviation of logit_normal."""
+    bias: Factor = 2.0
+    """How many times as often the timesteps chosen by `earlier`, `later` or `range` are drawn."""
+    bias_portion: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Share of the timesteps that `earlier` and `later` choose."""
+    bias_range: tuple[Count, Positive] | None = None
+    """The timesteps that `range` chooses: [first, end], without the end."""
+    min_timestep: Count = 0
+    """The least timestep that is drawn."""
+    max_timestep: Positive | None = None
+    """Only timesteps below this are drawn; null: all up to the model's last."""
+    zero_terminal_snr: bool = False
+    """Rescale the schedule to end in pure noise (Lin et al. 2023). Needs v_prediction, and
+    rescales the saved scheduler too. Min-SNR weights are 0 at pure noise: leave
+    objectives.snr_gamma null if the last timesteps are to count."""
+
+
+class Fairness(Section):
+    """How the objectives share a step."""
+
+    mode: Literal["exact", "amortized", "sketch", "sum", "global"] = "exact"
+    """`exact` solves for fair weights from one backward pass per objective in every step;
+    `amortized` does so every refresh_every steps, with one backward pass in each step between;
+    `sketch` solves from sketches of the gradients, in the memory of one gradient. To compare with:
+    `sum` weighs all objectives equally, and `global` is plain fine-tuning."""
+    alpha: Annotated[float, Field(ge=MIN_ALPHA, le=MAX_ALPHA)] = 2.0
+    """The fairness exponent: 2 is Minimum Potential Delay, 1 proportional fairness (Nash)."""
+    normalize: Literal["ball", "simplex", "none"] = "ball"
+    """Length of the step: `ball` gives every step's gradient the norm train.max_grad_norm,
+    `simplex` makes the weights sum to 1 and then clips, `none` leaves the weights as solved."""
+    floor: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Solve with A + (floor * largest norm)^2 I, so that a gradient much smaller than the largest
+    one gets less weight."""
+    refresh_every: Positive | None = None
+    """Steps from one measurement of the gradients to the next; null: 5 in `amortized`, 1 in
+    `sketch`. A step in which two objectives meet for the first time is measured too."""
+    between: Literal["calibrated", "stale", "ema"] = "calibrated"
+    """Where the weights of the steps between measurements come from: the last Gram matrix with
+    norms predicted for this batch, the last one as it was, or a moving average."""
+    sketch_size: Annotated[int, Field(ge=64, le=2**20, multiple_of=64)] = 4096
+    """Numbers per sketch; the error of a cosine is about 1 / sqrt(sketch_size)."""
+
+    @property
+    def solves(self) -> bool:
+        """Whether weights are solved for, and the step's length set, before DeepSpeed's step."""
+        return self.mode in ("exact", "amortized", "sketch")
+
+    @property
+    def every(self) -> int:
+        """Steps from one measurement to the next, also where `refresh_every` is null."""
+        return self.refresh_every or (5 if self.mode == "amortized" else 1)
+
+
+class Optimizer(Section):
+    """The optimizer under ZeRO, and its learning rate over time."""
+
+    name: Literal["AdamW8bit", "PagedAdamW8bit", "AdamW", "Adafactor", "SGD"] = "AdamW8bit"
+    """`PagedAdamW8bit` lets CUDA move moments to the CPU's memory and back. `Adafactor` has one
+    moment per parameter, and betas and eps of its own: ZeRO's flat shards have no rows and columns
+    to factor it into, and its rules based on a tensor's root mean square (step size, clipping) are
+    off, because a shard's would change with the number of ranks."""
+    lr: Annotated[float, Field(gt=0, le=1000)] = 1e-5
+    """Learning rate, after warm-up."""
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """Decay rates of Adam's two moments. SGD and Adafactor do not use them."""
+    weight_decay: Annotated[float, Field(ge=0, le=1000)] = 1e-2
+    """Decoupled weight decay; not applied to norms and biases."""
+    eps: Annotated[float, Field(ge=1e-30, le=1)] = 1e-8
+    """Added to Adam's denominator."""
+    schedule: Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"] = (
+        "constant"
+    )
+    """As in diffusers, over train.steps. `polynomial` ends at 1e-7, the others except `constant`
+    at 0. A run that is resumed with another train.steps follows the new schedule from there."""
+    warmup_steps: Count = 0
+    """Steps over which the learning rate rises from 0."""
+    cycles: Positive = 1
+    """For cosine_with_restarts: how many times the rate falls to 0."""
+    power: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """For polynomial: its exponent; 1 is a straight line."""
+
+
+class Train(Section):
+    """The run: its length, batches, checkpoints, samples and logs."""
+
+    output_dir: PathText
+    """The folder that the run writes to, called OUT here. Two runs cannot share it."""
+    steps: Positive
+    """Total optimizer steps."""
+    batch_size: Batch = 1
+    """Samples per rank and micro-batch."""
+    gradient_accumulation: Batch = 1
+    """Micro-batches per optimizer step."""
+    max_grad_norm: Annotated[float, Field(ge=1e-12, le=1e12)] | None = 1.0
+    """The norm to clip to, and the step's norm under fairness.normalize=ball; null: no clipping."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Keep a moving average of the weights, such as 0.9999, sharded over the ranks; null: none.
+    Samples, held-out losses and OUT/final then use the average. Its first steps decay faster, as in
+    diffusers."""
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """Type of the weights and activations. Master weights are float32, and so is the VAE."""
+    seed: Seed = 0
+    """Seed of noise, timesteps, crops, order, dropout and new weights."""
+    checkpoint_every: Count = 500
+    """Write a checkpoint every so many steps; 0: only at the end and when the run is stopped."""
+    keep_checkpoints: Positive = 2
+    """How many of the newest checkpoints are kept."""
+    max_skips: Positive = 50
+    """A step whose gradients are not finite is skipped: no parameter, optimizer moment or moving
+    average changes, the learning rate's schedule waits, and the fp16 loss scale is lowered. After
+    this many skips in a row the run writes a checkpoint and ends with exit code 3."""
+    resume: PathText = "none"
+    """`auto` continues from the newest complete checkpoint in output_dir, or starts a new run if
+    there is none; `none` starts a new run; anything else is a checkpoint's folder."""
+    verify_checkpoints: bool = True
+    """Before resuming, compare the checkpoint's files with the digests in its manifest. This reads
+    the checkpoint once more, shared among the ranks. `auto` passes over a damaged checkpoint."""
+    sample_every: Count = 0
+    """Draw sample pictures every so many steps and at the end; 0: never."""
+    sample_prompts: Annotated[list[Text], Field(max_length=16)] = []
+    """Prompts of the samples; empty takes captions from the data."""
+    sample_guidance: Guidance = 5.0
+    """Scale of classifier-free guidance for the samples; 1: none."""
+    validate_every: Count = 0
+    """Measure the held-out images' losses every so many steps and at the end; 0: never. They are
+    logged as val/loss/NAME, and by quarter of the timesteps, the least noisy first, as
+    val/loss/NAME/q1 to q4."""
+    keep_best: Name | None = None
+    """A held-out loss, such as val/loss/hand/q1. The step where it is lowest so far is saved,
+    whatever checkpoint_every says, and kept as OUT/checkpoints/best in addition to the newest
+    ones."""
+    wandb: WandbName | None = None
+    """A Weights & Biases project to log to, in addition to TensorBoard; null: none. Needs the extra
+    `wandb`. Entity, mode and so on are set by wandb's own environment variables, such as
+    WANDB_MODE=offline. A resumed run continues the same wandb run."""
+    wandb_name: WandbName | None = None
+    """The run's name in wandb; null lets wandb choose one."""
+
+
+class Config(Section):
+    """A whole training configuration."""
+
+    model: Model
+    data: Data
+    objectives: Objectives = Objectives()
+    noise: Noise = Noise()
+    fairness: Fairness = Fairness()
+    optimizer: Optimizer = Optimizer()
+    train: Train
+    deepspeed: dict[str, Any]
+    """A DeepSpeed config, or the path of one in JSON: ZeRO stage 1, 2 or 3, offload, bucket sizes.
+    Batch sizes, clipping and precision come from the section train; setting them here is an
+    error."""
+
+    def save(self, path: Path) -> None:
+        """Write the resolved config, so that training on it repeats the run.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        write_text(path, text)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML config, apply `section.key=value` overrides, and check it.
+
+    Raises:
+        ConfigError: every problem found, one line each.
+    """
+    tree = read_yaml(path)
+    if "arms" in tree:
+        raise ConfigError(
+            f"{shown_key(path)}: describes a study of several runs; give it to `fairhuman study`"
+        )
+    for override in overrides:
+        if override.startswith("deepspeed."):
+            _resolve_deepspeed(tree)
+        apply_override(tree, override, Config)
+    _resolve_deepspeed(tree)
+    config = validate(Config, tree, path)
+    problems = _conflicts(config)
+    if problems:
+        raise refusal(path, problems)
+    return config
+
+
+def training_configs(folder: Path) -> list[Path]:
+    """Return a folder's training configs: all YAML files but studies."""
+    return [path for path in sorted(folder.glob("*.yaml")) if "arms" not in read_yaml(path)]
+
+
+def _resolve_deepspeed(tree: dict[str, Any]) -> None:
+    """Replace the path of a DeepSpeed config by its text."""
+    path = tree.get("deepspeed")
+    if isinstance(path, str) and not (isinstance(path, Plain) and path in NULLS):
+        tree["deepspeed"] = _read_deepspeed(path)
+
+
+def _read_deepspeed(path: str) -> dict[str, Any]:
+    name = f"deepspeed = {shown(str(path))}"
+    try:
+        tree = parse_config(read_small(Path(path), "file"), shown_key(path))
+    except ConfigError as error:
+        problem = str(error).removeprefix(f"{shown_key(path)}: ")
+        raise ConfigError(f"{name}: {problem}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{name}: must hold a JSON object")
+    return tree
+
+
+def column_names(regions: Sequence[str]) -> list[str]:
+    """Return the keys of metadata.jsonl that are read for these regions."""
+    annotations = [name for region in regions for name in (f"{region}s", f"{region}_mask")]
+    return ["file_name", "text", "conditioning_image", *annotations]
+
+
+QUARTERS = 4
+"""Parts of the timesteps whose held-out losses are measured apart; the first is the least noisy."""
+
+
+def held_out_keys(objective: str) -> list[str]:
+    """Return the keys of an objective's held-out losses: the mean, and each quarter's."""
+    key = f"val/loss/{objective}"
+    return [key, *(f"{key}/q{quarter}" for quarter in range(1, QUARTERS + 1))]
+
+
+def _conflicts(config: Config) -> list[str]:
+    """Return what cannot work together, one line each."""
+    problems = []
+    if config.model.config and not config.model.pretrained.endswith(".safetensors"):
+        problems.append(
+            f"model.config = {shown(config.model.config)}: describes a single .safetensors file, "
+            f"and model.pretrained is {shown(config.model.pretrained)}; remove it"
+        )
+    for name in config.objectives.scale:
+        known = ["global", *config.objectives.regions]
+        if name not in known:
+            problems.append(
+                f"objectives.scale.{shown_key(name)}: there is no such objective"
+                f"{near(name, known)}; they are {', '.join(known)}"
+            )
+    columns = column_names(config.objectives.regions)
+    for name in config.data.columns:
+        if name not in columns:
+            problems.append(
+                f"data.columns.{shown_key(name)}: there is no such column{near(name, columns)}; "
+                f"they are {', '.join(columns)}"
+            )
+    if config.data.buckets and config.data.resolution % config.data.bucket_step:
+        problems.append(
+            f"data.bucket_step = {config.data.bucket_step}: does not divide data.resolution = "
+            f"{config.data.resolution}, so that no bucket would be square; choose one that does"
+        )
+    balled = config.fairness.solves and config.fairness.normalize == "ball"
+    if balled and config.train.max_grad_norm is None:
+        problems.append(
+            "train.max_grad_norm = None: fairness.normalize=ball scales each step to this norm; "
+            "give a number, or set fairness.normalize to simplex or none"
+        )
+    if config.model.lora != Lora() and config.model.method != "lora":
+        problems.append(
+            f"model.method = {config.model.method!r}: model.lora is for method=lora; set that, or "
+            "remove model.lora"
+        )
+    if config.model.control and not config.model.conditioned:
+        problems.append(
+            f"model.control = {shown(config.model.control)}: is for method=controlnet or "
+            f"t2i_adapter, and model.method is {config.model.method!r}"
+        )
+    if config.data.condition_dropout and not config.model.conditioned:
+        problems.append(
+            f"data.condition_dropout = {config.data.condition_dropout}: method="
+            f"{config.model.method} has no control images; remove it"
+        )
+    sides = {"data.resolution": config.data.resolution}
+    if config.data.buckets:
+        sides["data.bucket_step"] = config.data.bucket_step
+    for key, side in sides.items():
+        if config.model.method == "t2i_adapter" and side % 16:
+            problems.append(f"{key} = {side}: must be a multiple of 16 for method=t2i_adapter")
+    zero = config.deepspeed.get("zero_optimization")
+    if config.model.compile and isinstance(zero, dict) and zero.get("stage") == 3:
+        problems.append(
+            "model.compile = True: does not work under ZeRO-3, which fetches weights between the "
+            "layers; use stage 2, or remove it"
+        )
+    if config.train.validate_every and not config.data.validation:
+        problems.append(
+            f"train.validate_every = {config.train.validate_every}: no image is held out; set "
+            "data.validation to a number of images"
+        )
+    if config.train.wandb_name is not None and config.train.wandb is None:
+        problems.append(
+            f"train.wandb_name = {shown(config.train.wandb_name)}: names a run of Weights & "
+            "Biases, and train.wandb names no project; set it, or remove train.wandb_name"
+        )
+    problems += _best_conflicts(config) + _optimizer_conflicts(config) + _noise_conflicts(config)
+    fairness = config.fairness
+    return problems + deepspeed_problems(config.deepspeed, fairness.mode, fairness.solves)
+
+
+def _best_conflicts(config: Config) -> list[str]:
+    """Return why train.keep_best cannot be had, one line each."""
+    metric, problems = config.train.keep_best, []
+    if metric is None:
+        return []
+    known = [k for name in ["global", *config.objectives.regions] for k in held_out_keys(name)]
+    if metric not in known:
+        problems.append(
+            f"train.keep_best = {shown(metric)}: there is no such held-out loss"
+            f"{near(metric, known)}; they are {', '.join(known)}"
+        )
+    elif not config.train.validate_every:
+        problems.append(
+            f"train.keep_best = {shown(metric)}: nothing is measured; set train.validate_every to "
+            "a number of steps"
+        )
+    return problems
+
+
+# diffusers' lr_end.
+POLYNOMIAL_END = 1e-7
+
+
+def _optimizer_conflicts(config: Config) -> list[str]:
+    """Return what of the section optimizer cannot work, one line each."""
+    optimizer, problems = config.optimizer, []
+    if optimizer.warmup_steps >= config.train.steps:
+        problems.append(
+            f"optimizer.warmup_steps = {optimizer.warmup_steps}: must be less than train.steps = "
+            f"{config.train.steps}"
+        )
+    if optimizer.schedule == "polynomial" and optimizer.lr <= POLYNOMIAL_END:
+        problems.append(
+            f"optimizer.lr = {optimizer.lr}: schedule=polynomial ends at {POLYNOMIAL_END:g}; give "
+            "more, or use schedule=linear"
+        )
+    if optimizer.cycles != 1 and optimizer.schedule != "cosine_with_restarts":
+        problems.append(
+            f"optimizer.cycles = {optimizer.cycles}: only schedule=cosine_with_restarts has "
+            "cycles; remove it"
+        )
+    if optimizer.power != 1 and optimizer.schedule != "polynomial":
+        problems.append(
+            f"optimizer.power = {optimizer.power}: only schedule=polynomial has a power; remove it"
+        )
+    zero = config.deepspeed.get("zero_optimization")
+    offloads = isinstance(zero, dict) and zero.get("offload_optimizer")
+    if optimizer.name == "PagedAdamW8bit" and offloads:
+        problems.append(
+            "optimizer.name = 'PagedAdamW8bit': under offload_optimizer its moments are on the CPU "
+            "for good, and nothing is left to page; use AdamW8bit"
+        )
+    return problems
+
+
+def _noise_conflicts(config: Config) -> list[str]:
+    """Return what of the section noise cannot work with any model, one line each."""
+    noise, problems = config.noise, []
+    if noise.max_timestep is not None and noise.min_timestep >= noise.max_timestep:
+        problems.append(
+            f"noise.min_timestep = {noise.min_timestep}: must be less than noise.max_timestep = "
+            f"{noise.max_timestep}"
+        )
+    if (noise.timesteps == "range") != (noise.bias_range is not None):
+        wanted = "give [first, end]" if noise.timesteps == "range" else "set noise.timesteps=range"
+        problems.append(
+            f"noise.bias_range = {noise.bias_range and list(noise.bias_range)}: does not go with "
+            f"noise.timesteps={noise.timesteps}; {wanted}"
+        )
+    elif noise.bias_range and noise.bias_range[0] >= noise.bias_range[1]:
+        problems.append(
+            f"noise.bias_range = {list(noise.bias_range)}: must end after it begins; write "
+            "[first, end]"
+        )
+    if noise.zero_terminal_snr and config.model.prediction_type == "epsilon":
+        problems.append(
+            "noise.zero_terminal_snr = True: the noise tells nothing of the image at pure noise; "
+            "set model.prediction_type=v_prediction"
+        )
+    return problems

@@ -1,0 +1,1 @@
+"""Drawn people and a tiny SDXL, to try everything without photographs or weights."""

@@ -1,0 +1,188 @@
+"""`fairhuman study`: run what is missing, measure, and write the outcome."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from fairhuman.common.errors import ConfigError
+from fairhuman.common.files import replacing, write_text
+from fairhuman.common.lock import FolderLock
+from fairhuman.common.quiet import quiet
+from fairhuman.evaluation.study.contact_sheet import opened, sheet
+from fairhuman.evaluation.study.detection import Onlooker
+from fairhuman.evaluation.study.outcome import Outcome, Result, read_result, scales
+from fairhuman.evaluation.study.page import as_tree, standalone, study_page, tradeoff
+from fairhuman.evaluation.study.plan import Study
+from fairhuman.evaluation.study.run_trial import PICTURES, draw
+from fairhuman.evaluation.study.runner import Runner
+from fairhuman.evaluation.study.small_scale import Small
+from fairhuman.evaluation.study.tables import tables
+from fairhuman.evaluation.study.trials import Trial, make_trials
+from fairhuman.models.generate import read_prompts
+from fairhuman.report.history import read_run
+
+FACTORS = (1.0, 0.1, 0.01, 0.001)
+"""On the gradients, for the published solver."""
+START_PICTURES = "start"
+ROWS = 6
+"""Prompts on the sheet of pictures."""
+
+
+def study(plan: Study, say: Callable[[str], None] = print) -> list[Path]:
+    """Run a study to its end; return the files that hold its outcome.
+
+    Runs that are there already, with the same settings, are kept.
+
+    Raises:
+        UserError: it cannot be run, another process runs it, or a run has failed.
+    """
+    output = Path(plan.output_dir)
+    small = Small(output, plan.drawn, plan.pictures.count) if plan.drawn else None
+    shared = small.overrides() if small else []
+    trials = make_trials(plan, shared)  # what is wrong is told before anything is made
+    asked = _prompts(plan, small)
+    with FolderLock(output, "study"):
+        return _run(plan, trials, asked, small, say)
+
+
+def _run(
+    plan: Study,
+    trials: list[Trial],
+    asked: list[str],
+    small: Small | None,
+    say: Callable[[str], None],
+) -> list[Path]:
+    started = time.monotonic()
+    output = Path(plan.output_dir)
+    quiet()
+    if small:
+        small.make()
+    prompts = output / "prompts.txt" if asked else None
+    if prompts:
+        write_text(prompts, "".join(f"{line}\n" for line in asked))
+    say(f"{len(trials)} runs: {len(plan.arms)} arms, {len(plan.seeds)} seeds")
+    Runner(plan, prompts, say).run(trials)
+    start = output / START_PICTURES
+    if asked and len(opened(start)) != len(asked):
+        pictures = plan.pictures
+        model = trials[0].config.model.pretrained
+        draw(model, None, start, asked, pictures.steps, pictures.guidance)
+    outcome = measure(plan, trials, small, say)
+    made = write(plan, outcome, trials, small)
+    say(f"done in {(time.monotonic() - started) / 60:.0f} min")
+    return made
+
+
+def measure(
+    plan: Study, trials: list[Trial], small: Small | None, say: Callable[[str], None]
+) -> Outcome:
+    """Read what the runs have come to, and look at their pictures."""
+    onlooker = Onlooker(small, say) if plan.pictures.count else None
+    results: dict[str, list[Result]] = {name: [] for name in plan.arms}
+    for trial in trials:
+        look = onlooker.look(opened(trial.folder / PICTURES)) if onlooker else None
+        results[trial.arm].append(read_result(trial, look))
+    references = {}
+    if onlooker:
+        references = onlooker.references(opened(Path(plan.output_dir) / START_PICTURES))
+    first = {trial.arm: trial for trial in reversed(trials)}
+    reference = read_run(first[plan.reference].folder)
+    return Outcome(
+        names=reference.names,
+        marks={name: first[name].marks for name in plan.arms},
+        forwards={name: first[name].forwards for name in plan.arms},
+        results=results,
+        variants=[name for name, arm in plan.arms.items() if arm.variant],
+        reference=plan.reference,
+        references=references,
+        scales=scales(reference, FACTORS),
+    )
+
+
+def write(plan: Study, found: Outcome, trials: list[Trial], small: Small | None) -> list[Path]:
+    """Write the outcome: results.json, study.md, study.html, the plots and the pictures."""
+    output = Path(plan.output_dir)
+    shown = tables(found)
+    said = setting(plan, trials[0])
+    paths = {name: output / name for name in ("study.md", "study.html", "results.json")}
+    for name in found.names[1:]:
+        plot = output / f"tradeoff-{name}.svg"
+        write_text(plot, standalone(tradeoff(found, name)))
+        paths[plot.name] = plot
+    pictures = None
+    if plan.pictures.count:
+        pictures = paths["pictures.png"] = output / "pictures.png"
+        with replacing(pictures) as aside:
+            _sheet(plan, trials, small).save(aside, "png")
+    body = "\n\n".join(part.markdown() for part in shown)
+    write_text(paths["study.md"], f"{said}\n\n{body}\n")
+    write_text(paths["results.json"], json.dumps(_plain(as_tree(found)), indent=1) + "\n")
+    write_text(paths["study.html"], study_page(found, shown, pictures, said))
+    return list(paths.values())
+
+
+def setting(plan: Study, trial: Trial) -> str:
+    """Return what was trained and where, in a few sentences."""
+    config = trial.config
+    data = (
+        f"{plan.drawn.count} drawn people at {plan.drawn.size} px, from a tiny SDXL that was "
+        "fitted to as many others"
+        if plan.drawn
+        else f"{config.data.root}, from {config.model.pretrained}"
+    )
+    return (
+        f"{len(plan.arms)} arms, seeds {', '.join(map(str, plan.seeds))}, trained on {data}. "
+        f"{config.data.validation} images held out per seed, the same in every arm. "
+        f"Batch {config.train.batch_size * config.train.gradient_accumulation * plan.ranks}, "
+        f"{config.optimizer.name}, learning rate {config.optimizer.lr:g}, constant, "
+        f"{config.train.precision}. {_machine(trial)}, {plan.jobs} runs at a time, "
+        f"{time.strftime('%Y-%m-%d')}."
+    )
+
+
+def _machine(trial: Trial) -> str:
+    """Return what a run was trained on."""
+    found = read_run(trial.folder).environment
+    devices = ", ".join(f"{count} x {name}" for name, count in found["devices"].items())
+    return devices if found["cuda"] else f"{os.cpu_count()} CPU cores"
+
+
+def _prompts(plan: Study, small: Small | None) -> list[str]:
+    pictures = plan.pictures
+    if not pictures.count:
+        return []
+    if pictures.prompts is None:
+        assert small
+        return small.prompts()
+    found = read_prompts(Path(pictures.prompts))[: pictures.count]
+    if not found:
+        raise ConfigError(f"pictures.prompts = {pictures.prompts!r}: the file has no prompt")
+    return found
+
+
+def _sheet(plan: Study, trials: list[Trial], small: Small | None) -> Image.Image:
+    output = Path(plan.output_dir)
+    columns: list[tuple[str, list[Image.Image]]] = []
+    if small:
+        columns.append(("drawn (never seen)", [sample.image for sample in small.asked]))
+    columns.append(("start", opened(output / START_PICTURES)))
+    for trial in trials:
+        if trial.seed == plan.seeds[0]:
+            columns.append((trial.arm, opened(trial.folder / PICTURES)))
+    return sheet(columns, min(ROWS, len(columns[0][1])))
+
+
+def _plain(tree: Any) -> Any:
+    """Return a tree without NaN, which JSON has not."""
+    if isinstance(tree, dict):
+        return {key: _plain(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_plain(value) for value in tree]
+    return None if isinstance(tree, float) and tree != tree else tree

@@ -1,0 +1,199 @@
+"""What came of a study's runs: numbers per arm, over its seeds."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fairhuman.common.errors import UserError
+from fairhuman.evaluation.study.detection import Look
+from fairhuman.evaluation.study.run_trial import START
+from fairhuman.evaluation.study.trials import Marks, Trial
+from fairhuman.fairness.mpd import solve_mpd
+from fairhuman.fairness.solve import cosine
+from fairhuman.kernels.bench.published import backward_error, published_weights
+from fairhuman.report.history import History, read_run
+
+
+class Spread(NamedTuple):
+    """A mean over seeds and its standard deviation (of the seeds, not of the mean)."""
+
+    mean: float
+    deviation: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Return that of values; the deviation of a single one is NaN."""
+        deviation = statistics.stdev(values) if len(values) > 1 else math.nan
+        return cls(statistics.fmean(values), deviation)
+
+    def show(self, form: str = "+.2f") -> str:
+        """Return it as text."""
+        if math.isnan(self.deviation):
+            return format(self.mean, form)
+        return f"{format(self.mean, form)} ± {format(self.deviation, form.lstrip('+'))}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one run has come to."""
+
+    arm: str
+    seed: int
+    changes: dict[str, dict[str, float]]
+    """By mark, `steps` and `compute`, and by objective: 100 (held-out loss / that of the start
+    - 1), so that neither an objective's scale nor its reduction counts."""
+    step_s: float
+    """Median time of an optimizer step, in seconds."""
+    cosine: float | None
+    """Median cosine of its direction to the exact MPD direction (alpha = 2) of the same gradients;
+    None where those were not measured."""
+    residual: float | None
+    """Largest componentwise backward error of its weights."""
+    skipped: int
+    look: Look | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a study has come to."""
+
+    names: list[str]
+    """The objectives."""
+    marks: dict[str, Marks]
+    forwards: dict[str, float]
+    results: dict[str, list[Result]]
+    """By arm, in the order of the seeds."""
+    variants: list[str]
+    reference: str
+    references: dict[str, Look] = field(default_factory=dict)
+    """What the arms' pictures are to be held against."""
+    scales: list[Scale] = field(default_factory=list)
+
+    def change(self, arm: str, mark: str, name: str) -> Spread:
+        """Return how far an objective's held-out loss has changed, in per cent."""
+        return Spread.of([result.changes[mark][name] for result in self.results[arm]])
+
+    def difference(self, arm: str, other: str, mark: str, name: str) -> tuple[Spread, int]:
+        """Return an arm's change less another's, seed by seed, and in how many it is lower."""
+        pairs = zip(self.results[arm], self.results[other], strict=True)
+        values = [a.changes[mark][name] - b.changes[mark][name] for a, b in pairs]
+        return Spread.of(values), sum(value < 0 for value in values)
+
+    def compute(self, arm: str, mark: str) -> float:
+        """Return an arm's compute at a mark over the reference's at `steps`."""
+        marks, unit = self.marks, self.forwards[self.reference]
+        steps = marks[arm].steps if mark == "steps" else marks[arm].compute
+        return steps * self.forwards[arm] / (marks[self.reference].steps * unit)
+
+
+class Scale(NamedTuple):
+    """The published solver on the Gram matrices of the reference arm, all gradients scaled."""
+
+    factor: float
+    """On the gradients."""
+    norm: float
+    """Median of the largest gradient norm, after that."""
+    cosine: float
+    """Median to the exact direction, and the 10th percentile."""
+    low: float
+    residual: float
+    """Median backward error."""
+    own: float
+    """Largest backward error of our solver."""
+
+
+def read_result(trial: Trial, look: Look | None) -> Result:
+    """Read what a finished run has written.
+
+    Raises:
+        UserError: a file is not there, or a loss was never measured.
+    """
+    run = read_run(trial.folder)
+    start = json.loads((trial.folder / START).read_text(encoding="utf-8"))
+    changes: dict[str, dict[str, float]] = {}
+    for mark, step in (("steps", trial.marks.steps), ("compute", trial.marks.compute)):
+        changes[mark] = {}
+        for name in run.names:
+            key = f"val/loss/{name}"
+            then = dict(run.points(key)).get(step)
+            if then is None:
+                raise UserError(
+                    f"{trial.folder}: {key} was not measured at step {step}, or was not finite"
+                )
+            changes[mark][name] = 100 * (then / start[key] - 1)
+    known = trial.config.fairness.mode == "exact"  # the gradients of every step
+    cosines = [c for record in run.records if known and (c := direction(record, run.names))]
+    residuals = [value for _, value in run.points("solver/residual")]
+    return Result(
+        arm=trial.arm,
+        seed=trial.seed,
+        changes=changes,
+        step_s=statistics.median(value for _, value in run.points("step_time_s")),
+        cosine=statistics.median(cosines) if cosines else None,
+        residual=max(residuals) if residuals else None,
+        skipped=int(run.records[-1]["skipped"]),
+        look=look,
+    )
+
+
+def direction(record: Mapping[str, Any], names: Sequence[str]) -> float | None:
+    """Return the cosine of a step's direction to the exact MPD one, by its own gradients.
+
+    None where a gradient was not measured, fewer than two objectives were present, or the step
+    was skipped.
+    """
+    gram, here = gram_of(record, names)
+    if gram is None or len(here) < 2:
+        return None
+    weights = torch.tensor([record[f"weight/{name}"] for name in here], dtype=torch.float64)
+    if not weights.any():
+        return None
+    return cosine(gram, weights, solve_mpd(gram, 2.0).weights)
+
+
+def gram_of(record: Mapping[str, Any], names: Sequence[str]) -> tuple[Tensor | None, list[str]]:
+    """Return the Gram matrix of a step's present objectives, [K, K] float64, and their names."""
+    here = [name for name in names if record.get(f"grad_norm/{name}")]
+    gram = torch.empty(len(here), len(here), dtype=torch.float64)
+    for i, first in enumerate(here):
+        for j, second in enumerate(here):
+            pair = [f"cosine/{first}_{second}", f"cosine/{second}_{first}"]
+            cos = 1.0 if i == j else next((record[k] for k in pair if k in record), None)
+            if cos is None:
+                return None, here
+            gram[i, j] = cos * record[f"grad_norm/{first}"] * record[f"grad_norm/{second}"]
+    return (gram, here) if here else (None, here)
+
+
+def scales(run: History, factors: Sequence[float]) -> list[Scale]:
+    """Return how the published solver fares on a run's Gram matrices when gradients are scaled.
+
+    Nothing for a run that has measured no gradients.
+    """
+    found = [gram_of(record, run.names)[0] for record in run.records]
+    grams = [gram for gram in found if gram is not None and len(gram) > 1]
+    lines: list[Scale] = []
+    for factor in factors if grams else ():
+        cosines, residuals, own, norms = [], [], [], []
+        for gram in grams:
+            A = gram * factor**2
+            exact, weights = solve_mpd(A, 2.0), published_weights(A)
+            cosines.append(cosine(A, weights, exact.weights))
+            residuals.append(backward_error(A, weights))
+            own.append(float(exact.residual))
+            norms.append(float(A.diagonal().max().sqrt()))
+        ranked = sorted(cosines)
+        low = ranked[len(ranked) // 10]
+        middle = statistics.median
+        lines.append(
+            Scale(factor, middle(norms), middle(cosines), low, middle(residuals), max(own))
+        )
+    return lines

@@ -1,0 +1,141 @@
+"""What a study compares: a training config, its arms and seeds, and how they are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from fairhuman.common.errors import ConfigError
+from fairhuman.common.quoting import shown, shown_key
+from fairhuman.config import Guidance, Positive, Seed
+from fairhuman.config.json_schema import json_schema
+from fairhuman.config.yaml_settings import (
+    PathText,
+    Section,
+    Text,
+    apply_override,
+    read_yaml,
+    refusal,
+    validate,
+)
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9 .,+=()x-]*$"
+ArmName = Annotated[str, Field(pattern=NAME, max_length=100)]
+
+
+class Arm(Section):
+    """One way to train."""
+
+    set: Annotated[list[Text], Field(max_length=1000)] = []
+    """Its changes to the training config, as `section.key=value`."""
+    solver: Literal["own", "published"] = "own"
+    """`published`: weights by scipy's least_squares, called as the paper's code calls it."""
+    variant: bool = False
+    """Not a contender: it varies one choice of another arm, and has a table of its own."""
+
+
+class Drawn(Section):
+    """The small case: drawn people, and a tiny SDXL that was fitted to others of them."""
+
+    size: Annotated[int, Field(ge=64, le=1024, multiple_of=8)] = 128
+    """Side of the pictures, in pixels."""
+    count: Annotated[int, Field(ge=32, le=10**6)] = 512
+    """People that the arms train on; the tiny SDXL is fitted to as many others."""
+    vae_steps: Positive = 700
+    """Steps in which the tiny SDXL's VAE is fitted, as in `fairhuman demo-model`."""
+    unet_steps: Positive = 750
+    """Steps in which its UNet is fitted."""
+    judge_steps: Positive = 300
+    """Steps in which the judge is fitted that counts faces and fingers in the pictures."""
+
+
+class Pictures(Section):
+    """What is drawn with each trained model."""
+
+    count: Annotated[int, Field(ge=0, le=10**5)] = 32
+    """Pictures per run; 0: none."""
+    prompts: PathText | None = None
+    """A text file, one prompt per line, of which the first `count` are taken; null: the captions
+    of drawn people that no model has seen (needs the section `drawn`)."""
+    steps: Annotated[int, Field(ge=1, le=1000)] = 25
+    """Denoising steps per picture."""
+    guidance: Guidance = 2.0
+    """Scale of classifier-free guidance; 1: none."""
+
+
+class Study(Section):
+    """A whole study."""
+
+    train: PathText
+    """The training config that all arms share. Its data and model are replaced by `drawn`."""
+    set: Annotated[list[Text], Field(max_length=1000)] = []
+    """Changes to it that all arms share, as `section.key=value`."""
+    output_dir: PathText
+    """The folder for runs, tables and the page."""
+    arms: Annotated[dict[ArmName, Arm], Field(min_length=2, max_length=1000)]
+    """The ways to train that are compared, by name; at least two."""
+    reference: ArmName = "exact"
+    """The arm whose compute the others are given in the second comparison."""
+    steps: Positive
+    """Optimizer steps of the first comparison, the same in every arm."""
+    seeds: Annotated[list[Seed], Field(min_length=1, max_length=1000)] = [0, 1, 2]
+    """Each is a run's train.seed: the order of the data, the noise, and what is held out."""
+    measure_every: Positive = 10
+    """Steps between two measurements of what is held out."""
+    drawn: Drawn | None = None
+    """Settings of the small case; null: the config's own data and model."""
+    pictures: Pictures = Pictures()
+    """Settings of the pictures that are drawn with each trained model."""
+    ranks: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Ranks of each run; more than one are started by DeepSpeed's launcher."""
+    jobs: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Runs at a time; on GPUs leave it at 1."""
+    keep_models: bool = False
+    """Keep OUT/runs/…/final and the last checkpoint of every run, once its pictures are drawn."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("a seed is named twice")
+        return seeds
+
+
+def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
+    """Read a study, apply `key=value` overrides, and check it; arms are checked as they are made.
+
+    Raises:
+        ConfigError: every problem found, one line each.
+    """
+    tree = read_yaml(path)
+    if "arms" not in tree:
+        raise ConfigError(
+            f"{shown_key(path)}: is no study, for it names no `arms`; see configs/study.yaml"
+        )
+    for override in overrides:
+        apply_override(tree, override, Study)
+    study = validate(Study, tree, path)
+    problems = []
+    if study.reference not in study.arms:
+        problems.append(
+            f"reference = {shown(study.reference)}: is none of the arms {', '.join(study.arms)}"
+        )
+    if study.steps % study.measure_every:
+        problems.append(
+            f"steps = {study.steps}: must be a multiple of measure_every = {study.measure_every}"
+        )
+    if study.pictures.count and not (study.drawn or study.pictures.prompts):
+        problems.append(
+            "pictures.prompts: is missing; name a text file, or set pictures.count to 0"
+        )
+    if problems:
+        raise refusal(path, problems)
+    return study
+
+
+def study_schema() -> dict[str, Any]:
+    """Return the JSON schema of a study."""
+    return json_schema(Study, "FairHuman study")

@@ -1,0 +1,112 @@
+"""One run of a study, in its own process.
+
+python -m fairhuman.evaluation.study.run_trial --config FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fairhuman.common.distributed import on_rank0, rank
+from fairhuman.common.errors import ConfigError
+from fairhuman.common.exit_code import exit_code
+from fairhuman.common.files import replacing, write_text
+from fairhuman.common.quiet import quiet
+from fairhuman.common.run_folder import FINAL
+from fairhuman.config import Config, load_config
+from fairhuman.fairness.published import PublishedSolver
+from fairhuman.models.generate import generate, read_prompts
+
+if TYPE_CHECKING:
+    from fairhuman.training.run import Run
+
+START = "start.json"
+PICTURES = "pictures"
+
+
+def prepare(run: Run, published: bool) -> None:
+    """Measure the start, and put the published solver in the place of ours where it is asked for.
+
+    A collective, called when a run is built and no step is taken.
+
+    Raises:
+        ConfigError: no held-out image shows what the study is to measure.
+    """
+    balancer = run.step.balancer
+    if published:
+        own = balancer.solver  # type: ignore[attr-defined]  # of an ExactBalancer
+        balancer.solver = PublishedSolver(own.alpha, own.normalize, own.max_norm)  # type: ignore[attr-defined]
+    path = run.output / START
+    if on_rank0(lambda: path.is_file() and run.progress.step > 0):
+        return
+    measured = run.measure()
+    for name in run.names:
+        loss = measured[f"val/loss/{name}"]
+        if loss is not None and not math.isfinite(loss):
+            raise ConfigError(
+                f"model.pretrained = {run.config.model.pretrained!r}: its held-out loss of {name} "
+                f"is not finite under train.precision={run.config.train.precision}; give another "
+                "precision, or another model"
+            )
+        if loss is None:
+            raise ConfigError(
+                f"data.validation = {run.config.data.validation}: none of the images that "
+                f"train.seed = {run.config.train.seed} holds out shows a {name}; hold out more"
+            )
+    on_rank0(lambda: write_text(path, json.dumps(measured)))
+
+
+def draw(
+    model: str, lora: Path | None, out: Path, prompts: Sequence[str], steps: int, guidance: float
+) -> None:
+    """Draw a picture per prompt: all, or none."""
+    with replacing(out) as aside:
+        generate(
+            model, prompts, aside, lora=lora, seed=0, steps=steps, guidance=guidance, batch_size=8
+        )
+
+
+def trained(config: Config) -> tuple[str, Path | None]:
+    """Return the model that a run has trained, and its LoRA, as `generate` takes them."""
+    final = Path(config.train.output_dir) / FINAL
+    if config.model.method == "lora":
+        return config.model.pretrained, final
+    return str(final), None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train and draw; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="of the run")
+    parser.add_argument("--published", action="store_true", help="use the published solver")
+    parser.add_argument("--prompts", type=Path, help="draw these; default: no pictures")
+    parser.add_argument("--steps", type=int, default=25, help="of the sampler")
+    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # from the launcher
+    args = parser.parse_args(argv)
+
+    def work() -> int:
+        config = load_config(args.config)
+        quiet()
+        from fairhuman.training.loop import train
+
+        whole = train(config, prepare=lambda run: prepare(run, args.published))
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # there is no step to finish any more
+        if whole and args.prompts and rank() == 0:
+            model, lora = trained(config)
+            out = Path(config.train.output_dir) / PICTURES
+            draw(model, lora, out, read_prompts(args.prompts), args.steps, args.guidance)
+        return 0 if whole else 3
+
+    return exit_code(work, "train.output_dir")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""The runs of a study: every arm with every seed, each a training config of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from fairhuman.common.errors import ConfigError
+from fairhuman.config import Config, load_config
+from fairhuman.data.records import METADATA
+from fairhuman.evaluation.study.plan import Arm, Study
+from fairhuman.planning.plan import Plan
+
+STAMP = "trial.json"
+
+
+@dataclass(frozen=True)
+class Marks:
+    """After how many steps an arm is measured; both are multiples of `measure_every`."""
+
+    steps: int
+    """The same in every arm."""
+    compute: int
+    """Where it has had the reference arm's compute, as near as `measure_every` lets it be."""
+
+    @property
+    def last(self) -> int:
+        """Return the length of the run."""
+        return max(self.steps, self.compute)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run."""
+
+    arm: str
+    seed: int
+    config: Config
+    published: bool
+    """Weights by the published solver."""
+    marks: Marks
+    forwards: float
+    """Compute of a step, in forward passes of a micro-batch."""
+
+    @property
+    def folder(self) -> Path:
+        """Return where it writes."""
+        return Path(self.config.train.output_dir)
+
+    def digest(self, others: dict[str, Any]) -> str:
+        """Return a digest of all that its outcome depends on: what is stale is not taken."""
+        settings = self.config.model_dump(mode="json", exclude_defaults=True)
+        del settings["train"]["output_dir"]
+        told = {
+            "version": metadata.version("fairhuman"),
+            "config": settings,
+            "published": self.published,
+            "marks": [self.marks.steps, self.marks.compute],
+            "data": _file_digest(Path(self.config.data.root) / METADATA),
+            "model": _files(Path(self.config.model.pretrained)),
+            **others,
+        }
+        text = json.dumps(told, sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def make_trials(study: Study, overrides: Sequence[str] = ()) -> list[Trial]:
+    """Return all runs of a study, the first seed's first.
+
+    Args:
+        study: checked by itself.
+        overrides: of the training config, before those of the study.
+
+    Raises:
+        ConfigError: an arm cannot be trained, named with the reason.
+    """
+    unit = _forwards(_config(study, study.reference, overrides))
+    found = []
+    for name, arm in study.arms.items():
+        plain = _config(study, name, overrides)
+        _check(study, name, arm, plain)
+        forwards = _forwards(plain)
+        every = study.measure_every
+        compute = max(1, round(study.steps * unit / forwards / every)) * every
+        marks = Marks(study.steps, compute)
+        for seed in study.seeds:
+            config = _config(
+                study,
+                name,
+                overrides,
+                [
+                    f"train.output_dir={_folder(study, name) / f'seed-{seed}'}",
+                    f"train.seed={seed}",
+                    f"train.steps={marks.last}",
+                    f"train.validate_every={every}",
+                    "train.sample_every=0",
+                    "train.keep_checkpoints=1",
+                    "train.resume=auto",
+                ],
+            )
+            published = arm.solver == "published"
+            found.append(Trial(name, seed, config, published, marks, forwards))
+    return sorted(found, key=lambda trial: study.seeds.index(trial.seed))
+
+
+def _config(study: Study, name: str, before: Sequence[str], fixed: Sequence[str] = ()) -> Config:
+    """Return an arm's training config, its own changes between those of all arms."""
+    try:
+        return load_config(study.train, [*before, *study.set, *study.arms[name].set, *fixed])
+    except ConfigError as error:
+        lines = str(error).split("\n")
+        raise ConfigError("\n".join(f"arm {name!r}: {line}" for line in lines)) from None
+
+
+def _check(study: Study, name: str, arm: Arm, config: Config) -> None:
+    problems = []
+    if config.optimizer.schedule != "constant":
+        problems.append(
+            f"optimizer.schedule = {config.optimizer.schedule!r}: runs of unlike length would have "
+            "unlike rates after the same number of steps; set it to constant"
+        )
+    if not config.data.validation:
+        problems.append(
+            "data.validation = 0: nothing is held out to measure; set a number of images"
+        )
+    if study.pictures.count and config.model.conditioned:
+        problems.append(
+            f"model.method = {config.model.method!r}: its pictures want control images; set the "
+            "study's pictures.count to 0"
+        )
+    if arm.solver == "published" and (config.fairness.mode != "exact" or config.fairness.floor):
+        problems.append("solver = 'published': needs fairness.mode=exact and fairness.floor=0")
+    if problems:
+        raise ConfigError("\n".join(f"arm {name!r}: {problem}" for problem in problems))
+
+
+def _forwards(config: Config) -> float:
+    plan = Plan(
+        parameters=1,
+        ranks=1,
+        stage=2,
+        mode=config.fairness.mode,
+        objectives=1 + len(config.objectives.regions),
+        micro_batches=config.train.gradient_accumulation,
+    )
+    return plan.forwards_of_compute(config.fairness.every)
+
+
+def _folder(study: Study, name: str) -> Path:
+    return Path(study.output_dir) / "runs" / re.sub(r"[^A-Za-z0-9.=+-]+", "-", name)
+
+
+def _file_digest(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+
+
+def _files(folder: Path) -> list[Any]:
+    """Return names, sizes and times of a local model's files: its gigabytes are not read."""
+    paths = sorted(folder.rglob("*")) if folder.is_dir() else [folder]
+    return [
+        [path.name, path.stat().st_size, path.stat().st_mtime_ns]
+        for path in paths
+        if path.is_file()
+    ]

@@ -1,0 +1,252 @@
+"""A LoRA of SDXL from diffusers' layout to kohya's, which ComfyUI loads too, and back."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fairhuman.common.errors import UserError
+from fairhuman.models.formats.lora_names import LoraNames
+from fairhuman.models.formats.modelspec import modelspec
+from fairhuman.models.formats.weights import Source, Weights, open_weights
+from fairhuman.models.formats.writer import write_safetensors, written_aside
+
+WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
+"""The file's name in a folder that diffusers writes."""
+
+_METADATA = "lora_adapter_metadata"
+_DOWN = (".lora_A.weight", ".lora.down.weight", ".lora_linear_layer.down.weight")
+_UP = (".lora_B.weight", ".lora.up.weight", ".lora_linear_layer.up.weight")
+_KOHYA_DOWN, _KOHYA_UP = (".lora_down.weight",), (".lora_up.weight",)
+_ALPHA = ".alpha"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One adapted layer: W + (alpha / rank) up @ down."""
+
+    down: Source
+    up: Source
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        """Rows of `down`."""
+        return self.down.shape[0]
+
+
+def to_kohya(
+    lora: Path,
+    out: Path,
+    *,
+    unet: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+    fields: Mapping[str, str] | None = None,
+    allow_pickle: bool = False,
+    force: bool = False,
+) -> None:
+    """Write a LoRA in diffusers' layout with kohya's keys.
+
+    Args:
+        lora: the file, or the folder that `save_lora_weights` wrote.
+        out: the file to write.
+        unet: the config of the UNet that it adapts; None: SDXL base's.
+        dtype: None keeps each tensor's own.
+        fields: ModelSpec's keys that the user gives.
+        allow_pickle: read `lora` also if torch.save wrote it.
+        force: replace `out`.
+
+    Raises:
+        UserError: it is no LoRA of such a model, or `out` is there.
+        OutputError: it cannot be written.
+    """
+    path = lora_file(lora)
+    names = LoraNames(unet)
+    with open_weights(path, allow_pickle=allow_pickle) as weights:
+        if is_kohya(weights):
+            raise UserError(f"{path}: has kohya's keys already; ComfyUI and kohya open it as it is")
+        layers = _layers(weights, _DOWN, _UP, path)
+        tensors = {}
+        for name, layer in layers.items():
+            kohya = names.to_kohya(name)
+            tensors[f"{kohya}.lora_down.weight"] = layer.down
+            tensors[f"{kohya}.lora_up.weight"] = layer.up
+            tensors[f"{kohya}.alpha"] = _scalar(layer.alpha)
+        metadata = {
+            "format": "pt",
+            **modelspec(out.stem, adapter="lora", v_prediction=None, fields=fields),
+            "ss_base_model_version": "sdxl_base_v1-0",
+            "ss_network_module": "networks.lora",
+            "ss_network_dim": _common([layer.rank for layer in layers.values()]),
+            "ss_network_alpha": _common([layer.alpha for layer in layers.values()]),
+            "ss_output_name": out.stem,
+        }
+        with written_aside(out, force=force) as aside:
+            write_safetensors(aside, tensors, metadata, dtype)
+
+
+def from_kohya(
+    lora: Path,
+    out: Path,
+    *,
+    unet: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+    fields: Mapping[str, str] | None = None,
+    allow_pickle: bool = False,
+    force: bool = False,
+) -> None:
+    """Write a LoRA with kohya's keys as the folder that diffusers' `load_lora_weights` takes.
+
+    The arguments and errors are those of `to_kohya`.
+    """
+    path = lora_file(lora)
+    names = LoraNames(unet)
+    with open_weights(path, allow_pickle=allow_pickle) as weights:
+        kohya = _layers(weights, _KOHYA_DOWN, _KOHYA_UP, path)
+        layers = {names.to_diffusers(name): layer for name, layer in kohya.items()}
+        tensors = {}
+        for name, layer in layers.items():
+            tensors[f"{name}.lora_A.weight"] = layer.down
+            tensors[f"{name}.lora_B.weight"] = layer.up
+        said = {
+            key: value for key, value in weights.metadata.items() if key.startswith("modelspec.")
+        }
+        own = modelspec(
+            said.get("modelspec.title", out.name),
+            adapter="lora",
+            implementation="diffusers",
+            v_prediction=None,
+        )
+        metadata = {
+            "format": "pt",
+            **said,
+            **own,
+            **{f"modelspec.{key}": value for key, value in (fields or {}).items()},
+            _METADATA: json.dumps(_peft_config(layers), sort_keys=True),
+        }
+        with written_aside(out / WEIGHTS_NAME, force=force) as aside:
+            write_safetensors(aside, tensors, metadata, dtype)
+
+
+def lora_file(path: Path) -> Path:
+    """Return the file of a LoRA that is given as a file or as diffusers' folder.
+
+    Raises:
+        UserError: the folder holds none.
+    """
+    if not path.is_dir():
+        return path
+    if (path / WEIGHTS_NAME).is_file():
+        return path / WEIGHTS_NAME
+    raise UserError(f"{path}: holds no {WEIGHTS_NAME}; give a LoRA's folder or file")
+
+
+def is_kohya(weights: Weights) -> bool:
+    """Whether the keys are those of a LoRA in kohya's form."""
+    return any(name.startswith(("lora_unet_", "lora_te")) for name in weights.tensors)
+
+
+def _layers(
+    weights: Weights, downs: tuple[str, ...], ups: tuple[str, ...], path: Path
+) -> dict[str, Layer]:
+    """Pair the tensors; anything that is not a LoRA's (DoRA, LoHa, biases) is refused."""
+    pairs: dict[str, dict[str, Source]] = {}
+    alphas: dict[str, float] = {}
+    for key, part in weights.tensors.items():
+        for kind, endings in (("down", downs), ("up", ups)):
+            ending = next((ending for ending in endings if key.endswith(ending)), None)
+            if ending:
+                pairs.setdefault(key.removesuffix(ending), {})[kind] = part
+                break
+        else:
+            if not key.endswith(_ALPHA):
+                raise UserError(
+                    f"{path}: {key} is not a LoRA's; only plain LoRA can be converted "
+                    "(no DoRA, LoHa, LoKr or biases)"
+                )
+            alphas[key.removesuffix(_ALPHA)] = float(part.read())
+    if not pairs:
+        raise UserError(f"{path}: holds no LoRA")
+    settings = _adapter_settings(weights, path)
+    layers = {}
+    for name, pair in pairs.items():
+        if len(pair) < 2:
+            missing = "down" if "up" in pair else "up"
+            raise UserError(f"{path}: {name} has no {missing} matrix")
+        rank = pair["down"].shape[0]
+        if rank != pair["up"].shape[1]:
+            other = pair["up"].shape[1]
+            raise UserError(f"{path}: {name}: its matrices are of ranks {rank} and {other}")
+        layers[name] = Layer(
+            pair["down"],
+            pair["up"],
+            alphas[name] if name in alphas else _alpha(settings, name, rank),
+        )
+    return layers
+
+
+def _adapter_settings(weights: Weights, path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(weights.metadata.get(_METADATA, "{}"))
+    except ValueError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: the header's {_METADATA} is not a JSON object")
+    return settings
+
+
+def _alpha(settings: Mapping[str, Any], layer: str, rank: int) -> float:
+    """Return the alpha that peft's settings give a layer, as if it were divided by its rank."""
+    component, _, name = layer.partition(".")
+    alpha = settings.get(f"{component}.lora_alpha")
+    for pattern, value in (settings.get(f"{component}.alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", name):  # peft's own rule
+            alpha = value
+            break
+    if alpha is None:
+        return float(rank)  # what diffusers takes where a file does not say
+    if settings.get(f"{component}.use_rslora"):
+        return float(alpha * rank**0.5)  # rsLoRA divides by the root
+    return float(alpha)
+
+
+def _peft_config(layers: Mapping[str, Layer]) -> dict[str, Any]:
+    """Return the adapters' settings as diffusers packs them: `component.field`."""
+    config: dict[str, Any] = {}
+    for component in ("unet", "text_encoder", "text_encoder_2"):
+        # text_model. is absent from the modules of transformers 5.6; peft compares names' ends.
+        own = {
+            name.removeprefix(f"{component}.").removeprefix("text_model."): layer
+            for name, layer in layers.items()
+            if name.startswith(f"{component}.")
+        }
+        if not own:
+            continue
+        first = next(iter(own.values()))
+        config |= {
+            f"{component}.r": first.rank,
+            f"{component}.lora_alpha": first.alpha,
+            f"{component}.target_modules": sorted(own),
+            f"{component}.rank_pattern": {
+                name: layer.rank for name, layer in own.items() if layer.rank != first.rank
+            },
+            f"{component}.alpha_pattern": {
+                name: layer.alpha for name, layer in own.items() if layer.alpha != first.alpha
+            },
+        }
+    return config
+
+
+def _scalar(value: float) -> Source:
+    return Source((), torch.float32, lambda: torch.tensor(value))
+
+
+def _common(values: list[int] | list[float]) -> str:
+    """Return what kohya writes: one number, or Dynamic where layers differ."""
+    return f"{values[0]:g}" if len(set(values)) == 1 else "Dynamic"

@@ -1,0 +1,135 @@
+"""What a config's training step holds besides the model, counted on fake tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fairhuman.config import Config
+from fairhuman.models.drawing import DRAWN
+from fairhuman.models.encoded import Prompt
+from fairhuman.models.method import Method
+from fairhuman.models.sdxl import SDXL
+from fairhuman.models.text import Tokens
+from fairhuman.planning.fake_memory import FakeMemory, make_fake
+from fairhuman.training.objectives import RegionObjectives
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes of one rank, at their highest."""
+
+    encoding: int
+    """The VAE encodes an image, in float32."""
+    drawing: int
+    """It decodes a sample picture, or the UNet draws several with classifier-free guidance."""
+    inputs: int
+    """What the step's micro-batches hold until the UNet has taken them."""
+    forward: int
+    """A forward pass of one micro-batch, without gradients."""
+    step: int
+    """Forward and backward pass of one micro-batch, saved activations and all."""
+
+
+def count(config: Config, sdxl: SDXL, method: Method, dtype: torch.dtype) -> Activations:
+    """Count the activations of a config's step, in seconds, whatever the model's size.
+
+    One forward and one backward pass of what the method trains, with the config's batch size,
+    resolution and checkpointing. Where the mode goes through the graph more than once, the pass
+    keeps it. Parameters' gradients count until they are whole, when ZeRO takes them.
+
+    As on a GPU with fused attention (xformers' or torch's flash or memory-efficient kernels);
+    compiled blocks are counted as if they were not, and need less.
+
+    Args:
+        config: with buckets, the square counts: no bucket's area is larger.
+        sdxl: on the meta device; changed in place.
+        method: what is trained of it.
+        dtype: that of `train.precision`.
+    """
+    with FakeTensorMode():
+        make_fake(sdxl.vae, torch.float32)
+        make_fake(method.module, dtype)
+        encoding, decoding = _vae(config, sdxl)
+        inputs, forward, step = _passes(config, sdxl, method.module, dtype)
+    together = min(len(config.train.sample_prompts) or DRAWN, DRAWN)
+    guided = together * (1 + (config.train.sample_guidance > 1))
+    return Activations(
+        encoding,
+        drawing=max(decoding, forward * guided // config.train.batch_size),
+        inputs=inputs * config.train.gradient_accumulation,
+        forward=forward,
+        step=step,
+    )
+
+
+def _vae(config: Config, sdxl: SDXL) -> tuple[int, int]:
+    vae, side = sdxl.vae, config.data.resolution
+    with FakeMemory(_held(vae)) as encoding:
+        sdxl.posterior(torch.empty(1, 3, side, side))  # one image at a time
+    cells = side // sdxl.cell
+    with FakeMemory(_held(vae)) as decoding, torch.no_grad():
+        vae.decode(torch.empty(1, vae.config.latent_channels, cells, cells))
+    return encoding.peak, decoding.peak
+
+
+def _passes(
+    config: Config, sdxl: SDXL, module: nn.Module, dtype: torch.dtype
+) -> tuple[int, int, int]:
+    """Return the bytes of the inputs, and those of the passes above them."""
+    batch, side = config.train.batch_size, config.data.resolution
+    control = torch.empty(batch, 3, side, side) if config.model.conditioned else None
+    held = _held(module) + ([] if control is None else [control])  # it comes from the host
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(_take)
+    objectives = RegionObjectives(
+        config.objectives.regions, config.objectives.reduction, config.objectives.scale
+    )
+    keeps_graph = config.fairness.solves and len(objectives.names) > 1
+    with FakeMemory(held) as without, torch.no_grad():
+        noisy, target, masks, steps, prompt, time_ids = _inputs(config, sdxl, dtype)
+        inputs = without.live
+        sdxl.predict(module, noisy, steps, prompt, time_ids, control)
+    given = [noisy, target, masks, steps, *prompt, time_ids]
+    with FakeMemory([*held, *given]) as training:
+        prediction = sdxl.predict(module, noisy, steps, prompt, time_ids, control)
+        losses = objectives.losses(prediction, target, masks, None, RegionObjectives.areas(masks))
+        losses[0].backward(retain_graph=keeps_graph)
+    return inputs, without.peak - inputs, training.peak
+
+
+def _inputs(config: Config, sdxl: SDXL, dtype: torch.dtype) -> tuple[Any, ...]:
+    """Return a micro-batch as the trainer prepares it: latents, target, masks, conditions."""
+    batch, side = config.train.batch_size, config.data.resolution // sdxl.cell
+    first, second = (sdxl.pipeline.text_encoder.config, sdxl.pipeline.text_encoder_2.config)
+    shape = (batch, sdxl.vae.config.latent_channels, side, side)
+    length, chunks = first.max_position_embeddings, config.model.most_chunks
+    tokens, width = chunks * (length - 2) + 2, first.hidden_size + second.hidden_size
+    prompt: Prompt | Tokens
+    if sdxl.trains_text:
+        ids = torch.zeros(2, batch, chunks, length, dtype=torch.int64)
+        prompt = Tokens(ids, torch.zeros(batch, dtype=torch.bool))
+    else:
+        embeds = torch.empty(batch, tokens, width, dtype=dtype)
+        prompt = Prompt(embeds, torch.empty(batch, second.projection_dim, dtype=dtype))
+    return (
+        torch.empty(shape),
+        torch.empty(shape),
+        torch.empty(batch, len(config.objectives.regions), side, side),
+        torch.empty(batch, dtype=torch.int64),
+        prompt,
+        torch.empty(batch, 6),
+    )
+
+
+def _held(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _take(parameter: Tensor) -> None:
+    parameter.grad = None

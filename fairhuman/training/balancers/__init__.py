@@ -1,0 +1,1 @@
+"""What turns the objectives' gradients into one step."""

@@ -1,0 +1,230 @@
+"""How the objectives share a step: `exact` solves for their weights, the baselines fix them."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from fairhuman.fairness.mpd import MPDSolution, Status
+from fairhuman.fairness.solve import Solver
+from fairhuman.zero import ZeroGradients
+from fairhuman.zero.loss_scale import skip_at_least_scale
+from fairhuman.zero.protocol import Engine
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Balance:
+    """What one optimizer step did with its objectives. None: not measured in this mode.
+
+    Numbers of a skipped step may be NaN or infinite: `Log` writes them as null.
+    """
+
+    weights: list[float]
+    """[K], 0 for an absent objective; after `fairness.normalize` and clipping. All 0 if skipped."""
+    update_norm: float | None
+    """Norm of the gradient that the optimizer was given; None if skipped."""
+    skipped: bool
+    """The gradients were not finite: no rank changed its parameters."""
+    grad_norms: list[float | None] = field(default_factory=list)
+    cosines: list[list[float | None]] = field(default_factory=list)
+    status: int | None = None
+    """Bits of `Status`; NONFINITE in a skipped step, whatever the mode."""
+    residual: float | None = None
+    iterations: int | None = None
+
+
+class Sensitivity(NamedTuple):
+    """What a micro-batch's K losses feel of the prediction; see `Objectives.sensitivity`."""
+
+    squares: Tensor
+    """[K] float64, ||dl_k/dp||^2 of the micro-batch's contributions."""
+    share: Tensor
+    """[K] float64, its part of each objective's area in the whole global batch."""
+
+
+class Balancer(ABC):
+    """One optimizer step: `start`, `backward` per micro-batch, `step`.
+
+    Every method is a collective: all ranks call it with the same `present`. Between
+    `start` and `step` the caller goes through the step's micro-batches `passes` times, each time
+    with the same losses, and predicts with `model`.
+    """
+
+    measures = False
+    """Whether `backward` needs to be told the sensitivities."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        skip_at_least_scale(engine)
+
+    @property
+    def passes(self) -> int:
+        """How often this step's micro-batches are gone through."""
+        return 1
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """What to call for the next micro-batch's prediction."""
+        engine: Callable[..., Any] = self.engine
+        return engine
+
+    @abstractmethod
+    def start(self, present: Sequence[bool], micro_batches: int) -> None:
+        """Begin a step; `present[k]` tells whether any rank's batch holds objective k."""
+
+    @abstractmethod
+    def backward(self, losses: Tensor, sensitivity: Sensitivity | None = None) -> None:
+        """Take in a micro-batch's contributions to the K losses, [K]."""
+
+    @abstractmethod
+    def step(self) -> Balance:
+        """Move the parameters."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs: small, on the host, the same on every rank."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027  # most have none
+        """Continue from what `state_dict` returned; that of another mode is `{}` or is ignored."""
+
+
+class ExactBalancer(Balancer):
+    """Alpha-fair weights from the true gradients, one backward pass per present objective.
+
+    FairHuman (arXiv 2507.02714): d = sum_k w_k g_k with A w = w^(-1/alpha); alpha = 2 is the
+    Minimum Potential Delay criterion.
+    """
+
+    def __init__(self, engine: Engine, solver: Solver) -> None:
+        super().__init__(engine)
+        self.gradients = ZeroGradients(engine)
+        self.solver = solver
+        self._present: list[bool] = []
+
+    def start(self, present: Sequence[bool], micro_batches: int) -> None:
+        """Begin a step; an absent objective costs no backward pass."""
+        self._present = list(present)
+        self.gradients.start(sum(present))
+
+    def backward(self, losses: Tensor, sensitivity: Sensitivity | None = None) -> None:
+        """Add the gradient of each present loss to its sum."""
+        self.gradients.backward([losses[k] for k in indices(self._present)])
+
+    def step(self) -> Balance:
+        """Solve for the weights and move along d; skip on all ranks if A or d is not finite."""
+        gram = self.gradients.gram()
+        solution = self.solver(gram)
+        # All that the host needs to know, in the step's one wait for the backward passes.
+        found = solution.cpu()
+        measured = solved(found, self._present) | of_gram(gram.cpu(), self._present)
+        if unsolved(found):
+            self.gradients.skip()
+            return not_taken(len(self._present), measured)
+        self.gradients.step(solution.weights, solution.scale)
+        if not self.engine.was_step_applied():
+            return not_taken(len(self._present), measured)
+        weights = embed((found.weights * found.scale).tolist(), self._present, 0.0)
+        return Balance(weights, float(found.norm * found.scale), skipped=False, **measured)
+
+
+class FixedBalancer(Balancer):
+    """One ordinary backward pass of sum_k w_k l_k, with weights that never change."""
+
+    def __init__(self, engine: Engine, weights: Sequence[float]) -> None:
+        super().__init__(engine)
+        self.fixed = torch.tensor(weights)
+        self._weights = self.fixed
+        self._left = 0
+
+    def start(self, present: Sequence[bool], micro_batches: int) -> None:
+        """Begin a step; the loss of an absent objective is 0 and so is its logged weight."""
+        self._weights = self.fixed * torch.tensor(present)
+        self._left = micro_batches
+
+    def backward(self, losses: Tensor, sensitivity: Sensitivity | None = None) -> None:
+        """Run DeepSpeed's own backward, which reduces at the last micro-batch."""
+        self._left -= 1
+        self.engine.set_gradient_accumulation_boundary(self._left == 0)
+        weights = self._weights.to(losses)
+        # 0 * inf would be NaN.
+        self.engine.backward((torch.where(weights == 0, 0.0, losses) * weights).sum())
+
+    def step(self) -> Balance:
+        """Let DeepSpeed clip and step."""
+        self.engine.step()
+        if not self.engine.was_step_applied():
+            return not_taken(len(self.fixed), unmeasured(len(self.fixed)))
+        norm = self.engine.get_global_grad_norm()
+        update = None if norm is None else float(norm)
+        clip = self.engine.gradient_clipping()
+        if update is not None and clip > 0:
+            update = min(update, clip)
+        return Balance(
+            weights=self._weights.tolist(),
+            update_norm=update,
+            skipped=False,
+            **unmeasured(len(self.fixed)),
+        )
+
+
+def indices(present: Sequence[bool]) -> list[int]:
+    """Return which objectives are present."""
+    return [k for k, here in enumerate(present) if here]
+
+
+def embed(values: Sequence[T], present: Sequence[bool], absent: T) -> list[T]:
+    """Return one value for each of the K objectives from those of the present ones."""
+    left = iter(values)
+    return [next(left) if here else absent for here in present]
+
+
+def unsolved(found: MPDSolution) -> bool:
+    """Return whether there are no weights: the step must be skipped."""
+    return bool(int(found.status) & (Status.NONFINITE | Status.INVALID))
+
+
+def not_taken(count: int, report: dict[str, Any]) -> Balance:
+    """Return what a skipped step reports, with what was found out before."""
+    status = (report.get("status") or 0) | Status.NONFINITE
+    return Balance([0.0] * count, None, skipped=True, **(report | {"status": int(status)}))
+
+
+def solved(found: MPDSolution, present: Sequence[bool]) -> dict[str, Any]:
+    """Return a solution's part of `Balance`; it must be on the host."""
+    status = int(found.status) | (0 if all(present) else Status.ABSENT)
+    return {
+        "status": status,
+        "residual": float(found.residual),
+        "iterations": int(found.iterations),
+    }
+
+
+def of_gram(gram: Tensor, present: Sequence[bool]) -> dict[str, Any]:
+    """Return the part of `Balance` that the present objectives' A, on the host, tells.
+
+    The norm of a gradient that is not finite is not finite either.
+    """
+    norms = gram.diagonal().sqrt()
+    cosines = [
+        [value if math.isfinite(value) else None for value in row]
+        for row in (gram / (norms[:, None] * norms[None, :])).tolist()
+    ]
+    nothing: list[float | None] = [None] * len(present)
+    rows = [embed(row, present, None) for row in cosines]
+    return {
+        "grad_norms": embed(norms.tolist(), present, None),
+        "cosines": embed(rows, present, nothing),
+    }
+
+
+def unmeasured(count: int) -> dict[str, Any]:
+    """Return the part of `Balance` where no gradient of an objective is known by itself."""
+    return {"grad_norms": [None] * count, "cosines": [[None] * count] * count}

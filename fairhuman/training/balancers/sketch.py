@@ -1,0 +1,182 @@
+"""`fairness.mode: sketch`: the weights from sketches of the gradients, the step from one backward.
+
+For where K gradients have no room: each local gradient is sketched tensor by tensor as autograd
+produces it, and dropped. What crosses the network is K * m numbers; then one ordinary backward
+pass of sum_k w_k l_k goes through DeepSpeed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from fairhuman.fairness import ops
+from fairhuman.fairness.countsketch import CountSketch
+from fairhuman.fairness.forecast import Forecast
+from fairhuman.fairness.solve import Solver
+from fairhuman.training.balancers.amortized import ForecastStep, Watch
+from fairhuman.training.balancers.base import (
+    Balance,
+    Balancer,
+    Sensitivity,
+    indices,
+    of_gram,
+)
+from fairhuman.zero import ZeroGradients
+from fairhuman.zero.access import ShardAccess
+from fairhuman.zero.protocol import Engine
+
+
+class SketchBalancer(Balancer):
+    """Weights solved on the Gram matrix of CountSketches; every ZeRO stage, any offload.
+
+    A measured step makes K + 1 backward passes. With one micro-batch they share one graph; with
+    several, keeping all graphs would take their memory, so the micro-batches are gone through
+    twice (the same noise: `Balancer.passes`), which costs one more forward pass of the UNet.
+    Between measurements, if `fairness.refresh_every` is above 1, a step is that of `amortized`.
+    """
+
+    def __init__(self, engine: Engine, solver: Solver, forecast: Forecast, size: int) -> None:
+        super().__init__(engine)
+        # Without steps in between, nothing is to be forecast.
+        self.measures = forecast.rule == "calibrated" and forecast.every > 1
+        self.forecast = forecast
+        access = ZeroGradients(engine).access
+        self.forecast_step = ForecastStep(engine, access, solver, forecast)
+        self.sketches = Sketches(engine, access, size)
+        self._watch = Watch(engine.device)
+        self._present: list[bool] = []
+        self._measured: dict[str, Any] | None = None
+        self._micro_batches = 0
+        self._unsketched = 0
+
+    @property
+    def passes(self) -> int:
+        """Two where several micro-batches are measured."""
+        return 2 if self._unsketched and self._micro_batches > 1 else 1
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """The bare module for what is sketched, else the engine."""
+        engine: Callable[..., Any] = self.engine
+        return self.sketches.model if self._unsketched else engine
+
+    def start(self, present: Sequence[bool], micro_batches: int) -> None:
+        """Begin a step, a measured one if it is time."""
+        self._present = list(present)
+        self._micro_batches = micro_batches
+        self._unsketched = micro_batches if self.forecast.due(present) else 0
+        self._measured = None
+        self._watch.start()
+        self.sketches.start(sum(present))
+        self.forecast_step.start(present, micro_batches)
+
+    def backward(self, losses: Tensor, sensitivity: Sensitivity | None = None) -> None:
+        """Sketch a micro-batch's gradients, or take its weighted gradient, or both."""
+        if self._unsketched:
+            self._unsketched -= 1
+            self._watch.add(sensitivity)
+            alone = self._micro_batches == 1
+            present = [losses[k] / self._micro_batches for k in indices(self._present)]
+            self.sketches.add(present, keep_graph=alone)
+            if not self._unsketched:
+                gram = self.sketches.gram()
+                self._measured = of_gram(gram.cpu(), self._present)
+                self.forecast_step.solve(gram)
+            if not alone:
+                return
+        self.forecast_step.backward(losses, sensitivity)
+
+    def step(self) -> Balance:
+        """Move along d, with its true length."""
+        balance = self.forecast_step.step(self._measured)
+        sensitivities = self._watch.total()
+        if self._measured is not None and not balance.skipped:
+            self.forecast.learn(balance.grad_norms, balance.cosines, sensitivities)
+        return balance
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the measurements have shown."""
+        return self.forecast.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what measurements had shown."""
+        self.forecast.load_state_dict(state)
+
+
+class Sketches:
+    """The sketches of K gradients, summed over micro-batches and ranks."""
+
+    def __init__(self, engine: Engine, access: ShardAccess, size: int) -> None:
+        self.engine = engine
+        self.access = access
+        self.sketch = CountSketch(size)
+        self._places: list[tuple[nn.Parameter, int]] = []
+        """Each trained parameter, and the index of its first element among all."""
+        count = 0
+        for p in engine.module.parameters():
+            if p.requires_grad:
+                self._places.append((p, count))
+                count += getattr(p, "ds_numel", p.numel())  # ZeRO-3 leaves p empty
+        self._rows = torch.zeros(0)
+
+    def start(self, count: int) -> None:
+        """Begin a step of `count` objectives."""
+        self._rows = torch.zeros(
+            count, self.sketch.size, dtype=torch.float64, device=self.engine.device
+        )
+
+    def model(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module itself: DeepSpeed's engine takes any backward for that of a step."""
+        self.access.forget_backward()
+        return self.engine.module(*args, **kwargs)
+
+    def add(self, losses: Sequence[Tensor], keep_graph: bool) -> None:
+        """Add the sketches of a micro-batch's local gradients, those of losses of one graph."""
+        parameters = [p for p, _ in self._places]
+        # Half-precision gradients need the loss scale as in any backward pass.
+        scale = self.access.loss_scale()
+        self.access.mark()
+        for k, (row, loss) in enumerate(zip(self._rows, losses, strict=True)):
+            if k:
+                self.access.rewind()
+            with self._hooked(row):
+                # No hook of DeepSpeed's runs here: they wait for gradients to be accumulated.
+                torch.autograd.grad(
+                    loss * scale,
+                    parameters,
+                    retain_graph=keep_graph or k + 1 < len(losses),
+                    allow_unused=True,
+                )
+        if keep_graph:
+            self.access.rewind()
+
+    def gram(self) -> Tensor:
+        """Return the Gram matrix of the sketches, averaged over the ranks, [K, K] float64.
+
+        A collective; free of the loss scale, the same bits on every rank.
+        """
+        dist.all_reduce(self._rows)
+        divisor = self.access.loss_scale() * dist.get_world_size()
+        return ops.gram(self._rows / divisor)
+
+    @contextmanager
+    def _hooked(self, row: Tensor) -> Iterator[None]:
+        """Have every gradient sketched into `row` and replaced by a zero that takes no memory."""
+
+        def take(start: int) -> Callable[[Tensor], Tensor]:
+            def hook(gradient: Tensor) -> Tensor:
+                self.sketch.add(row, gradient, start)
+                return gradient.new_zeros(()).expand(gradient.shape)
+
+            return hook
+
+        with ExitStack() as handles:
+            for p, start in self._places:
+                handles.callback(p.register_hook(take(start)).remove)
+            yield

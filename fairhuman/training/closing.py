@@ -1,0 +1,56 @@
+"""What a run prints when it ends: what it wrote and where, or how to continue it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fairhuman.checkpointing.manifest import Progress
+from fairhuman.common.run_folder import FINAL, METRICS, REPORT, SAMPLES
+from fairhuman.config import Config
+from fairhuman.training.stop import Stop
+
+
+def closing_lines(config: Config, done: bool, progress: Progress, stop: Stop) -> list[str]:
+    """Return where to look after the last step, or how to continue after a stop."""
+    output = Path(config.train.output_dir)
+    if not done:
+        return [
+            f"Stopped after step {progress.step}{_skips(progress)} "
+            f"({stop.reason or 'another rank was asked'}); the checkpoint is written.",
+            "Continue with the same command and train.resume=auto",
+        ]
+    best = progress.best
+    return [
+        f"Done: {progress.step} steps{_skips(progress)}.",
+        _trained(config, output / FINAL),
+        *(
+            [f"  the best        step {best.step}: {best.metric} = {best.value:.6g}"]
+            if best
+            else []
+        ),
+        f"  the pictures    {output / SAMPLES}",
+        f"  the report      {output / REPORT}",
+        f"  the numbers     {output / METRICS}, or: tensorboard --logdir {output}",
+    ]
+
+
+def _trained(config: Config, final: Path) -> str:
+    name, words = {
+        "full": ("model", "--model …"),
+        "lora": ("LoRA", f"--model {config.model.pretrained} --lora …"),
+        "controlnet": (
+            "ControlNet",
+            f"--model {config.model.pretrained} --controlnet … --control IMAGE",
+        ),
+        "t2i_adapter": (
+            "T2I-Adapter",
+            f"--model {config.model.pretrained} --adapter … --control IMAGE",
+        ),
+    }[config.model.method]
+    return f"  the {name:<11} {final}   (diffusers; `fairhuman generate {words}`)"
+
+
+def _skips(progress: Progress) -> str:
+    if not progress.skipped:
+        return ""
+    return f", {progress.skipped} of them skipped (gradients not finite)"

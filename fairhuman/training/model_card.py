@@ -1,0 +1,155 @@
+"""The page of a trained model, as the Hugging Face hub reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import yaml
+
+from fairhuman.common.files import write_text
+from fairhuman.common.redact import on_the_hub, redacted
+from fairhuman.common.run_folder import CARD
+from fairhuman.config import Config
+
+_WHAT = {
+    "full": "The UNet was trained whole; the text encoders and the VAE are as they were.",
+    "lora": "A LoRA: low-rank additions to the layers of {adapted}.",
+    "controlnet": "A ControlNet: it guides the model by a control image.",
+    "t2i_adapter": "A T2I-Adapter: it guides the model by a control image.",
+}
+_TAGS = {
+    "full": [],
+    "lora": ["lora"],
+    "controlnet": ["controlnet"],
+    "t2i_adapter": ["t2i-adapter"],
+}
+_LOAD = {
+    "full": """\
+pipeline = StableDiffusionXLPipeline.from_pretrained("{here}")
+""",
+    "lora": """\
+pipeline = StableDiffusionXLPipeline.from_pretrained("{base}")
+pipeline.load_lora_weights("{here}")
+""",
+    "controlnet": """\
+controlnet = ControlNetModel.from_pretrained("{here}")
+pipeline = StableDiffusionXLControlNetPipeline.from_pretrained("{base}", controlnet=controlnet)
+""",
+    "t2i_adapter": """\
+adapter = T2IAdapter.from_pretrained("{here}")
+pipeline = StableDiffusionXLAdapterPipeline.from_pretrained("{base}", adapter=adapter)
+""",
+}
+_IMPORTS = {
+    "full": "StableDiffusionXLPipeline",
+    "lora": "StableDiffusionXLPipeline",
+    "controlnet": "ControlNetModel, StableDiffusionXLControlNetPipeline",
+    "t2i_adapter": "StableDiffusionXLAdapterPipeline, T2IAdapter",
+}
+
+
+def write_card(
+    folder: Path,
+    config: Config,
+    *,
+    steps: int | None = None,
+    prompts: Sequence[str] = (),
+) -> Path:
+    """Write README.md into the folder of a trained model, replacing the last; return its path.
+
+    Paths on this machine are shortened to their last part: a card is made to be published.
+
+    Args:
+        folder: where the model is.
+        config: what it was trained with.
+        steps: how many were made; None: as many as the config asks for.
+        prompts: examples to try.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    path = folder / CARD
+    text = card_text(
+        config,
+        name=folder.resolve().name,
+        steps=steps,
+        prompts=prompts,
+    )
+    write_text(path, text)
+    return path
+
+
+def card_text(
+    config: Config,
+    *,
+    name: str,
+    steps: int | None = None,
+    prompts: Sequence[str] = (),
+) -> str:
+    """Return the text of a card; the arguments are those of `write_card`."""
+    base, method = config.model.pretrained, config.model.method
+    front: dict[str, Any] = {}
+    if on_the_hub(base):  # the hub refuses a base_model that is no name of its own
+        front["base_model"] = base
+        front["base_model_relation"] = "finetune" if method == "full" else "adapter"
+    front |= {
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "license": "unknown",
+        "tags": ["stable-diffusion-xl", "text-to-image", "diffusers", "fairhuman", *_TAGS[method]],
+    }
+    if prompts:
+        front["widget"] = [{"text": prompt} for prompt in prompts]
+    shown_base = base if on_the_hub(base) else PurePath(base).name
+    regions = ", ".join(config.objectives.regions) or "none"
+    batch = f"{config.train.batch_size} x {config.train.gradient_accumulation}"
+    rows = [
+        ("trained from", f"`{shown_base}`"),
+        ("steps", str(config.train.steps if steps is None else steps)),
+        ("resolution", f"{config.data.resolution} px"),
+        ("objectives", f"the whole image; regions: {regions}"),
+        ("weights of the objectives", f"`{config.fairness.mode}`"),
+        ("optimizer", f"{config.optimizer.name}, learning rate {config.optimizer.lr:g}"),
+        ("batch per rank", f"{batch} (samples x accumulation)"),
+        ("precision", config.train.precision),
+        ("prediction", config.model.prediction_type or "as the model it was trained from"),
+    ]
+    adapted = "the UNet and both text encoders" if config.model.lora.text_encoders else "the UNet"
+    what = _WHAT[method].format(adapted=adapted)
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows)
+    load = _LOAD[method].format(here=name, base=shown_base)
+    resolved = _dump(redacted(config.model_dump(mode="json")))
+    return f"""\
+---
+{_dump(front)}---
+
+# {name}
+
+Stable Diffusion XL, fine-tuned with FairHuman on the whole image and on its regions at once, by
+the method of [arXiv 2507.02714](https://arxiv.org/abs/2507.02714). {what}
+
+| | |
+| --- | --- |
+{table}
+
+The license is not known: it follows from the model that this one was trained from and from the
+pictures. Put the right one here before you publish it.
+
+## Load it
+
+```python
+from diffusers import {_IMPORTS[method]}
+
+{load}```
+
+## The config
+
+```yaml
+{resolved}```
+"""
+
+
+def _dump(tree: Any) -> str:
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)

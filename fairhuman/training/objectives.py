@@ -1,0 +1,117 @@
+"""What is trained: the target, the weight of a sample, and the K losses of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fairhuman.fairness.ops import region_mse
+
+GLOBAL = "global"
+
+
+def target(
+    prediction_type: str, latents: Tensor, noise: Tensor, alphas_cumprod: Tensor, steps: Tensor
+) -> Tensor:
+    """Return what the model must predict, [B, C, H, W]: the noise, or the velocity v.
+
+    v = sqrt(a_t) noise - sqrt(1 - a_t) x_0 (Salimans & Ho 2022, eq. 8).
+    """
+    if prediction_type == "epsilon":
+        return noise
+    alpha = alphas_cumprod.to(latents)[steps][:, None, None, None]
+    return alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
+
+
+def snr_weight(
+    prediction_type: str, alphas_cumprod: Tensor, steps: Tensor, gamma: float | None
+) -> Tensor | None:
+    """Return the min-SNR weight of each sample, [B] float32, or None for equal weights.
+
+    min(SNR, gamma) / SNR for the noise, min(SNR, gamma) / (SNR + 1) for v (Hang et al. 2023,
+    arXiv 2303.09556), with SNR = a_t / (1 - a_t). At zero SNR the weight of v is 0: there all of
+    v is the image, and min-SNR gives the image's error the weight min(SNR, gamma).
+    """
+    if gamma is None:
+        return None
+    alpha = alphas_cumprod.float()[steps]
+    snr = alpha / (1 - alpha)
+    clipped = snr.clamp(max=gamma)
+    if prediction_type == "v_prediction":
+        return clipped / (snr + 1)
+    # At zero terminal SNR the noise cannot be told from the input: the ratio's limit is 1.
+    return torch.where(snr > 0, clipped / snr.clamp(min=1e-20), torch.ones_like(snr))
+
+
+class RegionObjectives:
+    """The K = 1 + R losses of a global batch that arrives in micro-batches.
+
+    The losses of a step are those of the whole accumulated batch over all ranks. Each
+    micro-batch contributes `losses(...)`, and the mean of the contributions over micro-batches
+    and ranks is the loss of the step: a region's mask area is a sum over the whole batch, so
+    under `reduction: region` a micro-batch counts by its share of that area.
+    """
+
+    def __init__(self, regions: Sequence[str], reduction: str, scale: dict[str, float]) -> None:
+        self.names = [GLOBAL, *regions]
+        self.reduction = reduction
+        self.scale = torch.tensor([scale.get(name, 1.0) for name in self.names])
+
+    @staticmethod
+    def areas(masks: Tensor) -> Tensor:
+        """Return the area of the whole and of each region in a micro-batch, [K] float64.
+
+        In cells of the latent grid; `masks` is [B, R, H, W].
+        """
+        batch, _, height, width = masks.shape
+        whole = masks.new_full((1,), batch * height * width, dtype=torch.float64)
+        return torch.cat([whole, masks.double().sum(dim=(0, 2, 3))])
+
+    def losses(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        masks: Tensor,
+        sample_weight: Tensor | None,
+        mean_areas: Tensor,
+    ) -> Tensor:
+        """Return this micro-batch's contribution to the K losses, [K].
+
+        Args:
+            pred: [B, C, H, W]; also target.
+            target: what the model should have predicted.
+            masks: [B, R, H, W] in [0, 1].
+            sample_weight: [B] or None.
+            mean_areas: [K], the areas of the step's micro-batches, averaged over micro-batches
+                and ranks.
+        """
+        losses = region_mse(pred, target, masks, sample_weight, self.reduction)
+        factor = self.scale.to(losses)
+        if self.reduction == "region":
+            area = self.areas(masks)
+            share = area / mean_areas.to(area).clamp(min=torch.finfo(torch.float64).tiny)
+            factor = factor * share.to(losses)
+        return losses * factor
+
+    def sensitivity(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        masks: Tensor,
+        sample_weight: Tensor | None,
+        mean_areas: Tensor,
+    ) -> Tensor:
+        """Return ||dl_k/dp||^2 of what `losses` returns for the same arguments, [K] float64.
+
+        Touches the prediction only, never the model behind it.
+        """
+        # In float32, for gradients as small as 1 / numel vanish in fp16.
+        leaf = pred.detach().to(torch.promote_types(pred.dtype, torch.float32)).requires_grad_()
+        squares = []
+        with torch.enable_grad():
+            for loss in self.losses(leaf, target, masks, sample_weight, mean_areas):
+                (gradient,) = torch.autograd.grad(loss, leaf, retain_graph=True)
+                squares.append(gradient.double().square().sum())
+        return torch.stack(squares)

@@ -1,0 +1,133 @@
+"""Where a run starts: which checkpoint it resumes from, and what its config changes there."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch.distributed as dist
+
+from fairhuman import checkpointing
+from fairhuman.checkpointing.changes import Changes, changes
+from fairhuman.checkpointing.manifest import Manifest, Progress, Setup, setup_of
+from fairhuman.common.distributed import on_rank0
+from fairhuman.common.errors import ConfigError
+from fairhuman.common.run_folder import CARD, CHECKPOINTS, FINAL, MANIFEST, REPORT
+from fairhuman.config import Config
+from fairhuman.zero.engine import deepspeed_config
+
+
+@dataclass(frozen=True)
+class Start:
+    """From where a run continues; the same on every rank."""
+
+    setup: Setup
+    """This run's."""
+    folder: Path | None = None
+    """The checkpoint; None: the run starts from the beginning."""
+    manifest: Manifest | None = None
+    progress: Progress = field(default_factory=Progress)
+    keeps_balance: bool = True
+    """Whether what the checkpoint's balancer measured still holds."""
+    lines: tuple[str, ...] = ()
+    """What there is to say of the checkpoint and of changed settings."""
+    finished: bool = False
+    """Whether the run has ended and written all that it writes."""
+
+    def farewell(self, config: Config) -> list[str]:
+        """Return what to say of a finished run, which is left as it is."""
+        output, step = config.train.output_dir, self.progress.step
+        return [
+            f"{output}: this run is finished: {step} steps were taken, and train.steps is "
+            f"{config.train.steps}. Nothing was changed; to train longer, raise train.steps",
+            *self.lines,
+        ]
+
+
+def find_start(config: Config) -> Start:
+    """Find out where a run starts, before anything of it is loaded or written; a collective.
+
+    Raises:
+        ConfigError: the checkpoint cannot be resumed from, or not with this config.
+    """
+    output = Path(config.train.output_dir)
+    setup = setup_of(deepspeed_config(config), config.optimizer.name, dist.get_world_size())
+    folder, passed = _choose(config)
+    if folder is None:
+        return Start(setup)
+    start = on_rank0(functools.partial(_start, config, output, setup, folder))
+    return replace(start, lines=(*passed, *start.lines))
+
+
+def _choose(config: Config) -> tuple[Path | None, list[str]]:
+    """Return the checkpoint to resume from, and a line per newer one that `auto` passed over."""
+    output, resume = Path(config.train.output_dir), config.train.resume
+    damaged: dict[Path, str] = {}
+    while True:
+        find: Callable[[], Path | None] = functools.partial(
+            checkpointing.find, output, resume, list(damaged)
+        )
+        folder = on_rank0(find)
+        if folder is None:
+            return None, []
+        problem = checkpointing.damage_on_ranks(folder) if config.train.verify_checkpoints else None
+        if problem is None:
+            break
+        if resume != "auto":
+            raise ConfigError(f"train.resume = {resume!r}: {problem}; resume from another one")
+        damaged[folder] = problem
+    passed = functools.partial(_passed_over, output, resume, folder, damaged)
+    return folder, on_rank0(passed)
+
+
+def _passed_over(output: Path, resume: str, taken: Path, damaged: dict[Path, str]) -> list[str]:
+    if resume != "auto":
+        return []
+    newer = [folder for folder in checkpointing.folders(output) if folder.name > taken.name]
+    problems = {folder: damaged.get(folder) or checkpointing.unsound(folder) for folder in newer}
+    return [f"passed over {folder}: it {problem}" for folder, problem in problems.items()]
+
+
+def _start(config: Config, output: Path, setup: Setup, folder: Path) -> Start:
+    manifest = checkpointing.resumable(folder, setup)
+    lines = []
+    if manifest.digests is None:
+        lines.append(
+            f"{folder} was written before checkpoints had digests: its contents are not verified"
+        )
+    old = checkpointing.config_of(folder)
+    if old is None:
+        lines.append(
+            f"{folder} does not hold its config: this run's settings take effect, and what they "
+            "change cannot be said"
+        )
+    changed = changes(old, config) if old is not None else Changes()
+    progress = manifest.progress
+    if finished(output, folder, progress, config.train.steps):
+        said = [f"{change} (has no effect: the run is finished)" for change in changed.found]
+        return Start(setup, folder, manifest, progress, True, tuple(said), finished=True)
+    changed.check(folder)
+    lines += changed.lines(config, progress)
+    best = checkpointing.best_kept(output, progress.best, config.train.keep_best)
+    if changed.unmakes_best:
+        best = None
+    progress = replace(progress, best=best)
+    return Start(setup, folder, manifest, progress, not changed.unbalances, tuple(lines))
+
+
+def finished(output: Path, folder: Path, progress: Progress, steps: int) -> bool:
+    """Return whether a run that has taken its steps has also written what comes after them.
+
+    OUT/final's card and the report are the last, and newer than the checkpoint of the last step.
+    """
+    inside = folder.resolve().parent == (output / CHECKPOINTS).resolve()
+    if progress.step < steps or not inside:
+        return False
+    try:
+        before = (folder / MANIFEST).stat().st_mtime_ns
+        after = (output / FINAL / CARD, output / REPORT)
+        return all(path.stat().st_mtime_ns >= before for path in after)
+    except OSError:
+        return False

@@ -1,0 +1,102 @@
+"""Whether a run was asked to stop: by a signal, or because its launcher is gone."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from types import FrameType
+
+import psutil
+import torch
+import torch.distributed as dist
+
+from fairhuman.common import distributed
+
+# How long a rank may continue after its launcher is gone: enough for most steps' ends.
+GRACE_S = 45.0
+
+
+@dataclass
+class Stop:
+    """Whether someone asked the run to end: SIGTERM, SIGINT, or the launcher is gone.
+
+    The handlers only take note, since a rank that entered a collective on its own would hang;
+    the ranks agree at the end of a step.
+    """
+
+    reason: str | None = None
+
+    def install(self) -> Stop:
+        """Take over SIGTERM and SIGINT, and watch the launcher."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._signalled)
+        launchers = _launchers()
+        if launchers:
+            threading.Thread(target=self._watch, args=(launchers,), daemon=True).start()
+        return self
+
+    def agreed(self, device: torch.device, failed: Exception | None = None) -> bool:
+        """Return whether any rank was asked to stop; a collective.
+
+        Args:
+            device: this rank's.
+            failed: what went wrong on this rank since the last call.
+
+        Raises:
+            UserError, PeerError: something did on one of them; see `distributed.agreed`.
+        """
+        asked = torch.tensor(
+            2 if failed else int(self.reason is not None), dtype=torch.int32, device=device
+        )
+        dist.all_reduce(asked, op=dist.ReduceOp.MAX)
+        if asked.item() == 2:
+            distributed.agreed(functools.partial(_raise, failed))
+        return bool(asked.item())
+
+    def _signalled(self, number: int, frame: FrameType | None) -> None:
+        # The launcher passes on what the process group got already: the second is the same.
+        self.reason = self.reason or signal.Signals(number).name
+
+    def _watch(self, launchers: list[psutil.Process]) -> None:
+        while all(launcher.is_running() and not _zombie(launcher) for launcher in launchers):
+            time.sleep(2.0)
+        self.reason = self.reason or "the launcher is gone"
+        # A rank that waits in a collective for a peer that is gone would never see the step's
+        # end. Without a launcher nobody would end it.
+        time.sleep(GRACE_S)
+        print("fairhuman: the launcher is gone and the step did not end", file=sys.stderr)
+        os._exit(1)
+
+
+def _raise(error: Exception | None) -> None:
+    if error:
+        raise error
+
+
+def _zombie(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _launchers() -> list[psutil.Process]:
+    """Return the processes above this one that belong to DeepSpeed's launcher."""
+    found = []
+    for parent in psutil.Process().parents():
+        try:
+            words = parent.cmdline()
+        except psutil.Error:
+            continue
+        if any(word == "deepspeed.launcher.launch" or _is_runner(word) for word in words[:4]):
+            found.append(parent)
+    return found
+
+
+def _is_runner(word: str) -> bool:
+    return os.path.basename(word) in ("deepspeed", "ds")

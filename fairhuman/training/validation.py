@@ -1,0 +1,119 @@
+"""The losses on held-out images, with the same noise and timesteps at every measurement.
+
+In every quarter of the timesteps apart, for what a fine-tuning gains in detail (little noise) and
+what it loses in composition (much) do not show in their mean.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fairhuman.common.distributed import agreed
+from fairhuman.common.errors import DataError
+from fairhuman.config import QUARTERS, Config, held_out_keys
+from fairhuman.data.buckets import Size, frame
+from fairhuman.data.cache import Cache
+from fairhuman.data.dataset import Batch, People, collate
+from fairhuman.data.records import Record
+from fairhuman.training.objectives import RegionObjectives
+from fairhuman.training.step import Denoising
+
+# An epoch that training never reaches: the held-out samples' random numbers are fixed.
+EPOCH = -1
+
+
+def hold_out(records: Sequence[Record], count: int, seed: int) -> tuple[list[Record], list[Record]]:
+    """Split records into those to train on and `count` held out.
+
+    Which are held out depends on (seed, file name) alone, so adding images moves few others.
+
+    Raises:
+        DataError: nothing would be left to train on.
+    """
+    if count >= len(records):
+        raise DataError(
+            f"data.validation = {count}: the data set has {len(records)} usable images; hold out "
+            "fewer"
+        )
+
+    def key(record: Record) -> bytes:
+        return hashlib.blake2b(f"{seed}\0{record.id}".encode(), digest_size=16).digest()
+
+    held = {record.id for record in sorted(records, key=key)[:count]}
+    return (
+        [record for record in records if record.id not in held],
+        [record for record in records if record.id in held],
+    )
+
+
+def still(
+    records: Sequence[Record], config: Config, cell: int, cache: Cache | None = None
+) -> People:
+    """Return held-out records as they are measured: middle crops, unmirrored, with captions."""
+    fixed = {"crop": "center", "flip": False, "caption_dropout": 0.0, "condition_dropout": 0.0}
+    data = config.data.model_copy(update=fixed)
+    return People(records, config.objectives.regions, data, config.train.seed, cell, cache)
+
+
+class Validation:
+    """Measures the K losses over held-out people, shared out over the ranks."""
+
+    def __init__(self, people: People, denoising: Denoising, batch_size: int) -> None:
+        self.people = people
+        self.denoising = denoising
+        self.batch_size = batch_size
+
+    @torch.no_grad()
+    def __call__(self, unet: Any) -> dict[str, float | None]:
+        """Return the losses by their keys; a collective.
+
+        Under val/loss/NAME/q1 to q4 those of the quarters, and under val/loss/NAME their mean;
+        None for a region that no held-out image has.
+        """
+        # An image that one rank cannot read any more must not leave the others in the sum.
+        sums = agreed(lambda: self._sums(unet))
+        dist.all_reduce(sums)
+        names = self.denoising.objectives.names
+        found: dict[str, float | None] = {}
+        for name, (*parts, n, covered_area) in zip(names, sums.T.tolist(), strict=True):
+            losses_of = [part / n if covered_area > 0 else None for part in parts]
+            values = [sum(parts) / n / QUARTERS if covered_area > 0 else None, *losses_of]
+            found.update(zip(held_out_keys(name), values, strict=True))
+        return found
+
+    def _sums(self, unet: Any) -> Tensor:
+        """Return this rank's sums [QUARTERS + 2, K]: losses by quarter, samples, areas."""
+        objectives = self.denoising.objectives
+        count = len(objectives.names)
+        total = torch.zeros(QUARTERS, count, dtype=torch.float64)
+        size, area = torch.zeros(2, count, dtype=torch.float64)
+        for indices in self._batches():
+            batch: Batch = collate([self.people[EPOCH, index] for index in indices])
+            covered = RegionObjectives.areas(batch.masks)
+            # With its own areas a batch counts as the whole: its losses are averages over them,
+            # or over its samples.
+            counts = covered if objectives.reduction == "region" else len(indices)
+            for quarter, ready in enumerate(self.denoising.quarters(batch)):
+                losses = self.denoising.losses(unet, ready, covered).double().cpu()
+                total[quarter] += losses * counts
+            size += counts
+            area += covered
+        return torch.cat([total, torch.stack([size, area])]).to(self.denoising.device)
+
+    def _batches(self) -> list[list[int]]:
+        """Return this rank's samples in batches, each of one bucket."""
+        buckets: dict[Size, list[int]] = {}
+        for index in range(dist.get_rank(), len(self.people), dist.get_world_size()):
+            size = frame(self.people.records[index].size, self.people.data)
+            buckets.setdefault(size, []).append(index)
+        return [
+            indices[start : start + self.batch_size]
+            for indices in buckets.values()
+            for start in range(0, len(indices), self.batch_size)
+        ]

@@ -1,0 +1,344 @@
+"""The study: what is compared, how it is measured, and that a run of it is kept or made again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from scipy import ndimage
+
+from fairhuman.common.errors import ConfigError, OutputError, UserError
+from fairhuman.common.lock import FolderLock
+from fairhuman.data.records import load_records
+from fairhuman.demo.drawn import draw_people
+from fairhuman.evaluation.study import judge as judging
+from fairhuman.evaluation.study.command import study
+from fairhuman.evaluation.study.outcome import Spread, direction, gram_of
+from fairhuman.evaluation.study.plan import load_study
+from fairhuman.evaluation.study.small_scale import TRAINED
+from fairhuman.evaluation.study.trials import make_trials
+from fairhuman.fairness.mpd import Status, solve_mpd
+from fairhuman.fairness.published import PublishedSolver
+from fairhuman.fairness.solve import Solver, cosine
+from fairhuman.kernels.bench.published import published_weights
+from fairhuman.training.validation import hold_out
+
+ROOT = Path(__file__).resolve().parents[2]
+TREE: dict[str, Any] = {
+    "train": str(ROOT / "configs" / "demo.yaml"),
+    "set": [
+        "optimizer.schedule=constant",
+        "optimizer.warmup_steps=0",
+        "train.batch_size=2",
+        "data.validation=8",
+        f"deepspeed={ROOT / 'configs' / 'deepspeed' / 'zero2.json'}",
+    ],
+    "steps": 4,
+    "measure_every": 1,
+    "seeds": [3],
+    "drawn": {"size": 64, "count": 32, "vae_steps": 2, "unet_steps": 2, "judge_steps": 2},
+    "pictures": {"count": 3, "steps": 2},
+    "arms": {
+        "sum": {"set": ["fairness.mode=sum"]},
+        "exact": {"set": ["fairness.mode=exact"]},
+        "published": {"set": ["fairness.mode=exact"], "solver": "published"},
+        "simplex": {"set": ["fairness.mode=exact", "fairness.normalize=simplex"], "variant": True},
+    },
+}
+
+
+def plan(folder: Path, **changes: Any) -> Any:
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump({"output_dir": str(folder / "out")} | TREE | changes))
+    return load_study(path)
+
+
+def matrices(count: int, size: float) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(5)
+    G = size * torch.randn(count, 3, 20, generator=rng, dtype=torch.float64) / math.sqrt(20)
+    G *= torch.tensor([1.0, 0.2, 0.05])[:, None]  # as of a whole image, faces and hands
+    return G @ G.mT
+
+
+def test_a_study_that_another_process_runs_is_refused(tmp_path: Path) -> None:
+    with FolderLock(tmp_path / "out", "study"):
+        with pytest.raises(OutputError, match=r"out: is in use by process \d+ on"):
+            study(plan(tmp_path))
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [".fairhuman.lock"]
+
+
+def test_the_published_solver_agrees_with_ours_where_gradients_are_of_size_one() -> None:
+    for A in matrices(20, 1.0):
+        assert cosine(A, published_weights(A), solve_mpd(A, 2.0).weights) > 1 - 1e-6
+
+
+def test_the_published_solver_stops_before_it_has_solved_where_gradients_are_small() -> None:
+    for A in matrices(20, 1e-3):
+        published, own = published_weights(A), solve_mpd(A, 2.0)
+        target = published**-0.5
+        assert float(((A @ published - target).abs() / target).max()) > 0.1
+        assert cosine(A, published, own.weights) < 0.99
+        assert float(own.residual) < 1e-14
+
+
+def test_the_published_step_has_the_length_that_ours_has() -> None:
+    for normalize in ("ball", "simplex", "none"):
+        own, published = (kind(2.0, normalize, 0.5) for kind in (Solver, PublishedSolver))
+        for A in matrices(5, 1.0):
+            lengths = [float(f.norm * f.scale) for f in (own(A), published(A))]
+            assert lengths[0] == pytest.approx(lengths[1], rel=1e-3)
+
+
+def test_a_matrix_that_is_not_finite_gets_no_weights() -> None:
+    A = matrices(1, 1.0)[0]
+    A[1, 1] = math.nan
+    found = PublishedSolver()(A)
+    assert int(found.status) == Status.NONFINITE
+    assert not found.weights.any()
+
+
+def test_a_steps_gradients_are_known_by_its_record() -> None:
+    A = matrices(1, 1e-3)[0]
+    names, norms = ["global", "face", "hand"], A.diagonal().sqrt()
+    record: dict[str, float | None] = {}
+    record |= {f"grad_norm/{name}": float(norm) for name, norm in zip(names, norms, strict=True)}
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        record[f"cosine/{names[i]}_{names[j]}"] = float(A[i, j] / norms[i] / norms[j])
+    gram, here = gram_of(record, names)
+    assert here == names
+    torch.testing.assert_close(gram, A)
+    weights = (2.5 * solve_mpd(A).weights).tolist()
+    record |= {f"weight/{name}": w for name, w in zip(names, weights, strict=True)}
+    assert direction(record, names) == pytest.approx(1.0)
+    # An absent objective leaves the problem of the others.
+    record |= {"grad_norm/face": None, "cosine/global_face": None, "cosine/face_hand": None}
+    gram, here = gram_of(record, names)
+    assert here == ["global", "hand"]
+    torch.testing.assert_close(gram, A[[0, 2]][:, [0, 2]])
+    # Where nothing was measured there is no direction.
+    assert direction({"grad_norm/global": None}, names) is None
+
+
+def test_arms_get_the_references_compute(tmp_path: Path) -> None:
+    made = make_trials(plan(tmp_path, seeds=[3, 9]))
+    marks = {trial.arm: trial.marks for trial in made}
+    assert {name: (m.steps, m.compute) for name, m in marks.items()} == {
+        "sum": (4, 9),  # 4 x 7/3 = 9.3
+        "exact": (4, 4),
+        "published": (4, 4),
+        "simplex": (4, 4),
+    }
+    assert [trial.seed for trial in made] == [3] * 4 + [9] * 4
+    assert all(t.config.train.seed == t.seed for t in made)
+    assert all(t.config.train.steps == t.marks.last for t in made)
+    assert len({trial.folder for trial in made}) == 8
+
+
+def test_the_shipped_study_can_be_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    shipped = load_study(Path("configs/study.yaml"))
+    made = make_trials(shipped)
+    assert len(made) == len(shipped.arms) * len(shipped.seeds) >= 9 * 3
+    # What an arm is called is what it is.
+    for trial in made:
+        fairness = trial.config.fairness
+        if trial.arm in ("global", "sum", "exact", "amortized", "sketch"):
+            assert fairness.mode == trial.arm
+        assert fairness.alpha == float(trial.arm.partition("alpha ")[2] or 2)
+
+
+def test_what_an_arm_sets_wins_over_what_all_share(tmp_path: Path) -> None:
+    arms = TREE["arms"] | {"slow": {"set": ["fairness.mode=sum", "optimizer.lr=1e-6"]}}
+    made = make_trials(plan(tmp_path, arms=arms, set=[*TREE["set"], "optimizer.lr=2e-4"]))
+    assert {trial.arm: trial.config.optimizer.lr for trial in made}["slow"] == 1e-6
+    assert {trial.arm: trial.config.optimizer.lr for trial in made}["sum"] == 2e-4
+
+
+def test_the_outcome_of_other_settings_is_not_taken(tmp_path: Path) -> None:
+    first = make_trials(plan(tmp_path))[0]
+    again, other = (
+        make_trials(plan(tmp_path, set=[*TREE["set"], *more]))[0]
+        for more in ([], ["optimizer.lr=1e-6"])
+    )
+    assert again.digest({}) == first.digest({}) != other.digest({})
+    assert first.digest({"prompts": "a"}) != first.digest({"prompts": "b"})
+    assert dataclasses.replace(first, published=True).digest({}) != first.digest({})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"reference": "mpd"}, "reference = 'mpd': is none of the arms"),
+        ({"measure_every": 3}, "must be a multiple of measure_every"),
+        ({"drawn": None}, "pictures.prompts: is missing"),
+        ({"seeds": [1, 1]}, "a seed is named twice"),
+        ({"jobs": 0}, "jobs = 0"),
+        ({"arm": {}}, "arm: unknown key (did you mean arms?)"),
+    ],
+)
+def test_a_mistake_in_the_study_is_named(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan(tmp_path, **changes)
+    assert words in str(caught.value)
+
+
+def test_a_training_config_given_as_a_study_is_told_in_one_line() -> None:
+    with pytest.raises(ConfigError, match="is no study") as caught:
+        load_study(ROOT / "configs" / "demo.yaml")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "arm", "shared", "words"),
+    [
+        ("sum", {"set": ["fairness.mod=sum"]}, [], "did you mean mode?"),
+        ("sum", {"set": ["optimizer.schedule=cosine"]}, [], "set it to constant"),
+        ("sum", {"set": ["data.validation=0", "train.validate_every=0"]}, [], "data.validation"),
+        ("published", {"solver": "published", "set": ["fairness.mode=sum"]}, [], "mode=exact"),
+    ],
+)
+def test_a_mistake_in_an_arm_is_told_before_anything_is_made(
+    tmp_path: Path, name: str, arm: dict[str, Any], shared: list[str], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^arm '{name}': ") as caught:
+        study(plan(tmp_path, arms=TREE["arms"] | {name: arm}))
+    assert words in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_regions_are_those_of_scipy() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(5):
+        smooth = ndimage.gaussian_filter(rng.standard_normal((40, 52)), 2.0)
+        probability = torch.from_numpy((smooth > 0.05).astype(np.float32))
+        labels, count = ndimage.label(probability.numpy(), structure=np.ones((3, 3)))
+        areas = ndimage.sum_labels(np.ones_like(labels), labels, range(1, count + 1))
+        assert count > 3
+        assert judging._regions(probability, 12) == int((areas >= 12).sum())
+
+
+def test_the_judge_finds_what_was_drawn_and_nothing_in_an_empty_scene(tmp_path: Path) -> None:
+    # A short fit: the study's is eight times as long, on drawings twice as large.
+    judge = judging.make_judge(tmp_path / "judge.safetensors", 64, 100)
+    samples = judging.drawn(77, 48, 64)
+    told = [judging.truth(sample) for sample in samples]
+    found = judging.look(judge, [sample.image for sample in samples])
+    pairs = list(zip(told, found, strict=True))
+    for part, least in (("faces", 0.9), ("hands", 0.7)):
+        hit = sum(min(getattr(a, part), getattr(b, part)) for a, b in pairs)
+        assert hit >= least * sum(getattr(a, part) for a in told), part
+    blank = samples[0].image.copy()
+    blank.paste((120, 160, 200), (0, 0, *blank.size))
+    assert judging.look(judge, [blank]) == [judging.Found(0, 0, 0)]
+    # It is kept: the same judge without another fit.
+    again = judging.make_judge(tmp_path / "judge.safetensors", 64, 100)
+    assert judging.look(again, [samples[0].image]) == found[:1]
+
+
+def test_a_study_tells_what_its_runs_have_measured_and_keeps_them(tmp_path: Path) -> None:
+    said: list[str] = []
+    wanted = plan(tmp_path, jobs=2)
+    made = study(wanted, said.append)
+    assert {path.name for path in made} == {
+        "study.md",
+        "study.html",
+        "results.json",
+        "pictures.png",
+        "tradeoff-face.svg",
+        "tradeoff-hand.svg",
+    }
+    out = tmp_path / "out"
+    tree = json.loads((out / "results.json").read_text())
+    for arm, last in (("sum", 9), ("exact", 4), ("published", 4), ("simplex", 4)):
+        folder = out / "runs" / arm / "seed-3"
+        records = {
+            record["step"]: record
+            for record in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        }
+        assert max(records) == last
+        start = json.loads((folder / "start.json").read_text())
+        [result] = tree["results"][arm]
+        for name in ("global", "face", "hand"):
+            key = f"val/loss/{name}"
+            change = 100 * (records[last][key] / start[key] - 1)
+            assert result["changes"]["compute"][name] == pytest.approx(change, abs=1e-9)
+        assert not (folder / "final").exists()
+        assert len(list((folder / "pictures").glob("0*.png"))) == 3
+    # All arms start alike, and the exact step's own direction is the exact one.
+    starts = {path.read_text() for path in out.glob("runs/*/seed-3/start.json")}
+    assert len(starts) == 1
+    assert tree["results"]["exact"][0]["cosine"] == pytest.approx(1.0, abs=1e-6)
+    assert tree["results"]["sum"][0]["cosine"] is None
+    assert tree["results"]["published"][0]["residual"] > 1e-11 > tree["scales"][0]["own"]
+    page = (out / "study.html").read_text()
+    assert "Which choices matter" in page
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
+
+    # Again: nothing is trained. After a run was cut short: that one alone.
+    before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*/metrics.jsonl")}
+    study(wanted, said.append)
+    assert "4 of 4 runs are there already" in said
+    stamp = out / "runs" / "sum" / "seed-3" / "trial.json"
+    stamp.write_text(json.dumps(json.loads(stamp.read_text()) | {"done": False}))
+    study(wanted, said.append)
+    after = {path: path.stat().st_mtime_ns for path in before}
+    assert {p.parts[-3] for p in before if before[p] != after[p]} == {"sum"}
+    assert (
+        json.loads((out / "results.json").read_text())["results"]["exact"]
+        == (tree["results"]["exact"])
+    )
+
+    # Other settings: what is there is not thrown away for them.
+    stamps = {path: path.read_bytes() for path in out.glob("runs/*/*/trial.json")}
+    with pytest.raises(UserError, match="a run of other settings \\(4 in total\\)"):
+        study(plan(tmp_path, jobs=2, set=[*TREE["set"], "optimizer.lr=1e-6"]), said.append)
+    assert {path: path.read_bytes() for path in stamps} == stamps
+
+    # A folder that is no run of the study is left alone, and said to be in the way.
+    shutil.rmtree(stamp.parent)
+    stamp.parent.mkdir()
+    (stamp.parent / "mine.txt").write_text("keep")
+    with pytest.raises(UserError, match="is no run of a study"):
+        study(wanted, said.append)
+    assert (stamp.parent / "mine.txt").read_text() == "keep"
+
+
+def test_a_run_that_holds_out_too_little_is_named_before_it_trains(tmp_path: Path) -> None:
+    draw_people(tmp_path / "people", 32, 64, TRAINED)
+    records, _ = load_records(tmp_path / "people", regions=("face", "hand"))
+    seed = next(
+        seed
+        for seed in range(100)
+        if not any(r.regions["hand"].boxes for r in hold_out(records, 1, seed)[1])
+    )
+    arms = {name: {"set": ["fairness.mode=sum"]} for name in ("exact", "sum")}
+    shared = [*TREE["set"], "data.validation=1"]
+    with pytest.raises(UserError) as caught:
+        study(
+            plan(tmp_path, arms=arms, set=shared, seeds=[seed], pictures={"count": 0}),
+            lambda line: None,
+        )
+    for arm in arms:
+        log = tmp_path / "out" / "runs" / arm / f"seed-{seed}" / "log.txt"
+        assert f"{arm}, seed {seed}: ended with exit code 2; see {log}" in str(caught.value)
+    assert "data.validation = 1: none of the images" in str(caught.value)
+    assert "shows a hand" in str(caught.value)
+    assert not any(path.read_text() for path in tmp_path.glob("out/runs/*/*/metrics.jsonl"))
+    # With the advice followed it runs, though its settings are others.
+    mended = plan(tmp_path, arms=arms, seeds=[seed], steps=1, pictures={"count": 0})
+    assert (tmp_path / "out" / "study.md") in study(mended, lambda line: None)
+
+
+def test_a_spread_is_the_seeds_deviation() -> None:
+    assert Spread.of([1.0, 2.0, 3.0]).show() == "+2.00 ± 1.00"
+    assert Spread.of([-1.5]).show(".1f") == "-1.5"

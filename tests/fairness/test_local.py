@@ -1,0 +1,122 @@
+"""`fair_backward` in plain loops, DDP and FSDP2, against one process in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ranks import run_ranks
+from three_outputs import assert_gradients, batch, expected_gradients, network, three_losses
+from torch import Tensor, nn
+
+from fairhuman import fair_backward
+from fairhuman.fairness.mpd import Status
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_it_writes_the_fair_direction(stacked: bool) -> None:
+    model = network()
+    losses = three_losses(model, *batch())
+    solution = fair_backward(torch.stack(losses) if stacked else losses, model.parameters())
+    assert int(solution.status) == Status.OK
+    assert_gradients([p.grad for p in model.parameters()], expected_gradients())  # type: ignore[misc]
+
+
+def test_without_a_ball_the_norm_is_the_solutions() -> None:
+    model = network()
+    solution = fair_backward(
+        three_losses(model, *batch()), model.parameters(), normalize="none", max_norm=None
+    )
+    assert_gradients([p.grad for p in model.parameters()], expected_gradients(None))  # type: ignore[misc]
+    norm = torch.cat([p.grad.reshape(-1) for p in model.parameters()]).norm()  # type: ignore[union-attr]
+    assert float(norm) == pytest.approx(float(solution.norm), rel=1e-5)
+
+
+def test_an_old_gradient_is_replaced_and_an_unreached_parameter_gets_zeros() -> None:
+    model = network()
+    spare = nn.Parameter(torch.ones(4))
+    frozen = nn.Parameter(torch.ones(4), requires_grad=False)
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 9.0)
+    fair_backward(three_losses(model, *batch()), [*model.parameters(), spare, frozen])
+    assert_gradients([p.grad for p in model.parameters()], expected_gradients())  # type: ignore[misc]
+    assert torch.equal(spare.grad, torch.zeros(4))  # type: ignore[arg-type]
+    assert frozen.grad is None
+
+
+def test_a_constant_loss_is_an_absent_objective() -> None:
+    model = network()
+    losses = [*three_losses(model, *batch()), torch.zeros(())]
+    solution = fair_backward(losses, model.parameters())
+    assert int(solution.status) == Status.ABSENT
+    assert solution.weights[3] == 0
+    assert_gradients([p.grad for p in model.parameters()], expected_gradients())  # type: ignore[misc]
+
+
+def test_a_gradient_that_is_not_finite_gives_no_direction() -> None:
+    model = network()
+    losses = three_losses(model, *batch())
+    solution = fair_backward([losses[0], losses[1] * float("inf")], model.parameters())
+    assert int(solution.status) == Status.NONFINITE
+    for p in model.parameters():
+        assert torch.equal(p.grad, torch.zeros_like(p))  # type: ignore[arg-type]
+
+
+def test_parameters_of_several_dtypes_are_one_direction() -> None:
+    model = network(torch.float64)
+    model[2].float()
+
+    def forward(x: Tensor) -> Tensor:
+        return model[2](model[1](model[0](x)).float()).double()
+
+    fair_backward(three_losses(forward, *batch(torch.float64)), model.parameters())
+    assert_gradients([p.grad for p in model.parameters()], expected_gradients())  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("losses", "parameters", "message"),
+    [
+        ([], [torch.ones(2, requires_grad=True)], "at least one scalar"),
+        ([torch.ones(2)], [torch.ones(2, requires_grad=True)], r"losses\[0\] must be a scalar"),
+        ([torch.ones(())], [torch.ones(2)], "at least one that requires a gradient"),
+    ],
+)
+def test_wrong_input_is_refused(
+    losses: list[Tensor], parameters: list[Tensor], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        fair_backward(losses, parameters)
+
+
+def in_ranks(kind: str) -> tuple[list[Tensor], Tensor]:
+    """Two steps on this rank's half of the batch; returns the whole gradients, and the weights."""
+    import torch.distributed as dist
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    rank, world = dist.get_rank(), dist.get_world_size()
+    model: nn.Module = network()
+    if kind == "ddp":
+        model = nn.parallel.DistributedDataParallel(model)
+    elif kind == "fsdp2":
+        assert isinstance(model, nn.Sequential)
+        for layer in (model[0], model[2]):
+            fully_shard(layer)
+        fully_shard(model)
+    x, y = (t.chunk(world)[rank] for t in batch())
+    for _ in range(2):  # the second step meets what the first has left behind
+        solution = fair_backward(three_losses(model, x, y), model.parameters())
+    grads = [p.grad for p in model.parameters()]
+    whole = [g.full_tensor() if isinstance(g, DTensor) else g for g in grads]
+    return [g.clone() for g in whole if g is not None], solution.weights
+
+
+def every_kind() -> dict[str, tuple[list[Tensor], Tensor]]:
+    return {kind: in_ranks(kind) for kind in ("plain", "ddp", "fsdp2")}
+
+
+def test_ranks_agree_with_one_process_on_the_whole_batch() -> None:
+    first, second = run_ranks(every_kind, 2)
+    for kind, (gradients, weights) in first.items():
+        assert_gradients(gradients, expected_gradients())
+        assert torch.equal(weights, second[kind][1])
+        assert all(map(torch.equal, gradients, second[kind][0]))

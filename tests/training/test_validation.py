@@ -1,0 +1,148 @@
+"""Held-out losses by quarters of the timesteps, and the checkpoint that is the best by one."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import make_checkpoint
+from ranks import run_ranks
+from torch import Tensor, nn
+
+from fairhuman import checkpointing
+from fairhuman.checkpointing.manifest import Best, Manifest, Progress, read_manifest
+from fairhuman.config import Config
+from fairhuman.data.order import generator
+
+REGIONS = ["face", "hand"]
+
+
+class Halves(nn.Module):
+    """Stands where a UNet stands: half of its input, and some of the timestep."""
+
+    def forward(self, noisy: Tensor, steps: Tensor, **_: Any) -> tuple[Tensor]:
+        return (0.5 * noisy + steps[:, None, None, None] / 1000,)
+
+
+def config_of(people: Path, model: Path, reduction: str) -> Config:
+    return Config.model_validate(
+        {
+            "model": {"pretrained": str(model)},
+            "data": {"root": str(people), "resolution": 64, "crop": "random", "flip": True},
+            "objectives": {"reduction": reduction, "scale": {"hand": 2.0}},
+            "noise": {"offset": 0.5, "timesteps": "later"},
+            "train": {"output_dir": "x", "steps": 1, "batch_size": 2, "seed": 5},
+            "deepspeed": {"zero_optimization": {"stage": 2}},
+        }
+    )
+
+
+def parts_of(people: Path, model: Path, reduction: str) -> tuple[Any, Any]:
+    from fairhuman.data.records import load_records
+    from fairhuman.models.sdxl import SDXL
+    from fairhuman.training.step import Denoising
+    from fairhuman.training.validation import Validation, still
+
+    config, device = config_of(people, model, reduction), torch.device("cpu")
+    sdxl = SDXL.load(config.model, torch.float32, device)
+    records, _ = load_records(people, REGIONS)
+    return sdxl, Validation(
+        still(records[:7], config, sdxl.cell),
+        Denoising(sdxl, config, device),
+        config.train.batch_size,
+    )
+
+
+def measure(people: Path, model: Path) -> dict[str, Any]:
+    found = {}
+    for reduction in ("image", "region"):
+        _, validation = parts_of(people, model, reduction)
+        found[reduction] = [validation(Halves()) for _ in range(2)]
+    return found
+
+
+def expected(people: Path, model: Path, reduction: str) -> dict[str, float]:
+    """The same in float64, image by image: no batches, no ranks."""
+    sdxl, validation = parts_of(people, model, reduction)
+    alphas = sdxl.alphas_cumprod.double()
+    sums, areas = np.zeros((4, 3)), np.zeros(3)
+    for index in range(7):
+        sample = validation.people[-1, index]
+        rng = generator(5, -1, sample.ids[0], "noise")
+        place = int(rng.integers(1000))
+        draw, noise = (
+            torch.from_numpy(rng.standard_normal((4, 8, 8), dtype=np.float32)) for _ in range(2)
+        )
+        latents = sdxl.latents(sdxl.moments(sample.pixels), draw[None]).double()
+        masks = torch.cat([torch.ones(1, 1, 8, 8), sample.masks], dim=1).double()
+        areas += masks.sum(dim=(0, 2, 3)).numpy()
+        for quarter in range(4):
+            step = 250 * quarter + place // 4
+            noisy = alphas[step].sqrt() * latents + (1 - alphas[step]).sqrt() * noise
+            squares = (0.5 * noisy + step / 1000 - noise).square().mean(dim=1, keepdim=True)
+            sums[quarter] += (squares * masks).sum(dim=(0, 2, 3)).numpy()
+    losses = sums / (areas if reduction == "region" else 7 * 64) * [1.0, 1.0, 2.0]
+    found = {}
+    for k, name in enumerate(["global", *REGIONS]):
+        found[f"val/loss/{name}"] = losses[:, k].mean()
+        for quarter in range(4):
+            found[f"val/loss/{name}/q{quarter + 1}"] = losses[quarter, k]
+    return found
+
+
+def test_the_quarters_are_their_formula_on_any_number_of_ranks(
+    people: Path, tiny_model: Path
+) -> None:
+    one, two = (run_ranks(measure, ranks, people, tiny_model) for ranks in (1, 2))
+    for reduction in ("image", "region"):
+        reference = expected(people, tiny_model, reduction)
+        for found in (one[0], two[0], two[1]):
+            first, again = found[reduction]
+            assert first == again
+            assert first == pytest.approx(reference, rel=1e-4)
+
+
+def checkpoints(output: Path) -> set[str]:
+    return {path.name for path in (output / "checkpoints").iterdir()}
+
+
+def test_the_best_outlives_rotation_and_is_linked(tmp_path: Path) -> None:
+    best = Best("val/loss/hand", 0.25, 100)
+    for step in (100, 200, 300, 400):
+        make_checkpoint(tmp_path, step)
+        checkpointing.mark_best(tmp_path, best)
+        checkpointing.rotate(tmp_path / "checkpoints", 2, best)
+    assert checkpoints(tmp_path) == {"best", "step-00000100", "step-00000300", "step-00000400"}
+    link = tmp_path / "checkpoints" / "best"
+    assert link.resolve().name == "step-00000100"
+    assert not link.readlink().is_absolute()  # OUT can be moved
+    newer = replace(best, value=0.2, step=400)
+    checkpointing.mark_best(tmp_path, newer)
+    checkpointing.rotate(tmp_path / "checkpoints", 2, newer)
+    assert checkpoints(tmp_path) == {"best", "step-00000300", "step-00000400"}
+    # As a place to continue from, in another folder.
+    found = checkpointing.find(tmp_path / "other", str(link))
+    assert found is not None
+    assert found.name == "step-00000400"
+    checkpointing.mark_best(tmp_path, None)
+    assert not link.is_symlink()
+
+
+def test_the_best_so_far_is_recorded_and_counts_while_it_is_there(tmp_path: Path) -> None:
+    best = Best("val/loss/hand", 0.25, 100)
+    folder = make_checkpoint(tmp_path, 100)
+    Manifest(2, Progress(100, 800, 0, best), {"weights": 4}).write(folder)
+    assert read_manifest(folder).progress.best == best
+    assert checkpointing.best_kept(tmp_path, best, "val/loss/hand") == best
+    assert checkpointing.best_kept(tmp_path, best, "val/loss/face") is None
+    assert checkpointing.best_kept(tmp_path, None, "val/loss/face") is None
+    assert checkpointing.best_kept(tmp_path / "other", best, "val/loss/hand") is None
+    shutil.rmtree(folder)
+    assert checkpointing.best_kept(tmp_path, best, "val/loss/hand") is None
+    old = {key: value for key, value in asdict(Progress(1, 8, 0)).items() if key != "best"}
+    assert Progress(**old).best is None  # manifests of before
