@@ -1,7 +1,7 @@
 """The typed configuration: load, override, check, save.
 
-A config is YAML with the sections below. Everything that can be told without loading a model or
-the data is told here, every problem in one line that names the key, the value and the fix.
+A config is YAML with the sections below. Everything that can be checked without loading a model or
+the data is checked here; each problem is one line that names the key, the value and the fix.
 """
 
 from __future__ import annotations

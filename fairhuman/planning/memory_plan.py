@@ -165,7 +165,7 @@ def _phases(
     gathered = {"gathered weights": whole if plan.stage == 3 else 0.0}
     step = held | {
         "gradients": plan.gradient_bytes() - plan.row_bytes(),
-        "the balancer's": plan.row_bytes() + _sketches(config),
+        "balancer": plan.row_bytes() + _sketches(config),
         "inputs": counted.inputs,
     }
     phases: dict[str, dict[str, float]] = {}
@@ -237,7 +237,7 @@ _PARTS = (
     "gradient sums",
     "VAE, text encoders",
     "gradients",
-    "the balancer's",
+    "balancer",
     "buffers",
     "copies, scratch",
     "inputs",

@@ -42,12 +42,12 @@ def test_the_true_sdxl_is_counted_without_its_weights(sizes: Sizes) -> None:
 
 def test_shards_divide_and_the_rest_is_whole(sizes: Sizes) -> None:
     one, eight = (plan_memory(full(), sizes, gpus) for gpus in (1, 8))
-    for name in ("master weights", "optimizer states", "the balancer's"):
+    for name in ("master weights", "optimizer states", "balancer"):
         assert one.phases["backward"][name] == 8 * eight.phases["backward"][name] > 0
     for name in ("weights", "VAE, text encoders", "buffers", "activations", "inputs"):
         assert parts(one, name) == parts(eight, name)
     assert one.phases["backward"]["weights"] == 2 * SDXL_PARAMETERS
-    assert one.phases["backward"]["the balancer's"] == 3 * 4 * SDXL_PARAMETERS
+    assert one.phases["backward"]["balancer"] == 3 * 4 * SDXL_PARAMETERS
     assert one.fits()[24] == "no"
     assert eight.fits()[141] == "yes"
 
