@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from typing import Any
@@ -228,9 +229,11 @@ def _command(parser: argparse.ArgumentParser, meaning: str, level: int) -> Itera
 
 
 def _usage(parser: argparse.ArgumentParser) -> str:
-    formatter = argparse.HelpFormatter(parser.prog, width=80)
-    formatter.add_usage(parser.usage, parser._actions, parser._mutually_exclusive_groups)
-    return formatter.format_help().strip().removeprefix("usage: ")
+    """Return the usage in lines that a phone shows whole, none of which ends inside brackets."""
+    text = " ".join(parser.format_usage().split()).removeprefix("usage: ").replace(" [-h]", "")
+    kept = re.sub(r"\[[^]]*\]", lambda match: match[0].replace(" ", "\xa0"), text)
+    lines = textwrap.wrap(kept, 44, subsequent_indent="    ", break_on_hyphens=False)
+    return "\n".join(lines).replace("\xa0", " ")
 
 
 def _shown(action: argparse.Action) -> bool:

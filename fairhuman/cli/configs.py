@@ -15,7 +15,7 @@ def add(commands: Any) -> None:
         "schema", help="print the JSON schema by which editors complete and check a config"
     )
     schema.add_argument(
-        "--study", action="store_true", help="of a study's config instead of a training config"
+        "--study", action="store_true", help="print that of a study instead of a training config"
     )
     schema.set_defaults(run=_schema)
 

@@ -36,7 +36,9 @@ def add(commands: Any) -> None:
     coco.set_defaults(run=_import_coco_wholebody)
     openpose = _format(formats, "openpose", "OpenPose's or DWPose's keypoint JSON")
     openpose.add_argument("--keypoints", type=Path, required=True, help="the folder of STEM.json")
-    openpose.add_argument("--confidence", type=float, default=0.3, help="least, of a keypoint")
+    openpose.add_argument(
+        "--confidence", type=float, default=0.3, help="least confidence of a keypoint"
+    )
     openpose.set_defaults(run=_import_openpose)
     yolo = _format(formats, "yolo", "YOLO's label files")
     yolo.add_argument("--labels", type=Path, required=True, help="the folder of STEM.txt")
@@ -97,7 +99,7 @@ def add(commands: Any) -> None:
         "its tokenizers, as training does",
     )
     inspect.add_argument(
-        "--resolution", type=int, help="of training; default: 1024, or the config's"
+        "--resolution", type=int, help="training resolution; default: 1024, or the config's"
     )
     inspect.add_argument("--limit", type=int, default=300, help="the most samples on the page")
     inspect.add_argument(

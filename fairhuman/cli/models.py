@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
     model.add_argument(
         "--out", type=Path, default=Path("demo/tiny-sdxl"), help="the model's folder"
     )
-    model.add_argument("--seed", type=int, default=0, help="of the weights and the fit")
+    model.add_argument("--seed", type=int, default=0, help="seed of the weights and the fit")
     model.set_defaults(run=_demo_model)
 
     generate = commands.add_parser("generate", help="draw pictures with a trained model")
@@ -59,7 +59,9 @@ def add(commands: Any) -> None:
         help="prompts of more than 75 tokens: read the first 75, or chunks of 75; default: cut",
     )
     generate.add_argument("--count", type=int, default=1, help="pictures per prompt")
-    generate.add_argument("--seed", type=int, default=0, help="of the first picture's noise")
+    generate.add_argument(
+        "--seed", type=int, default=0, help="seed of the first picture; each has the next"
+    )
     generate.add_argument("--steps", type=int, default=30, help="denoising steps")
     generate.add_argument(
         "--guidance", type=float, default=5.0, help="scale of classifier-free guidance; 1: none"
@@ -80,7 +82,7 @@ def add(commands: Any) -> None:
     )
     export.add_argument("--out", type=Path, required=True, help="the file, or diffusers' folder")
     export.add_argument(
-        "--dtype", choices=["fp16", "bf16", "fp32"], help="of the weights; default: unchanged"
+        "--dtype", choices=["fp16", "bf16", "fp32"], help="type of the weights; default: unchanged"
     )
     export.add_argument(
         "--config",
@@ -93,7 +95,7 @@ def add(commands: Any) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="for the file's header: title, author, license …; may be repeated",
+        help="an entry of the file's header: title, author, license …; may be repeated",
     )
     export.add_argument(
         "--allow-pickle", action="store_true", help="read .ckpt, .bin and .pt too (tensors only)"

@@ -21,16 +21,23 @@ def add(commands: Any) -> None:
         help="a list such as hands,faces,fid,kid,clip,hpsv2; default: all that can be computed",
     )
     evaluate.add_argument(
-        "--reference", type=Path, metavar="FOLDER", help="photographs to compare with: fid, kid"
+        "--reference",
+        type=Path,
+        metavar="FOLDER",
+        help="photographs to compare with, for fid and kid",
     )
     evaluate.add_argument(
-        "--inception", type=Path, metavar="FILE", help="inception-2015-12-05.pt: fid, kid"
+        "--inception",
+        type=Path,
+        metavar="FILE",
+        help="the weights inception-2015-12-05.pt, for fid and kid",
     )
     evaluate.add_argument(
         "--prompts",
         type=Path,
         metavar="FILE",
-        help="one per line, in the order of the names: clip, hpsv2; default: those in the pictures",
+        help="prompts for clip and hpsv2, one per line, in the order of the pictures' names; "
+        "default: those in the pictures",
     )
     evaluate.add_argument(
         "--clip-model",
@@ -39,14 +46,14 @@ def add(commands: Any) -> None:
         "openai/clip-vit-large-patch14",
     )
     evaluate.add_argument(
-        "--hpsv2", type=Path, metavar="FILE", help="HPS_v2.1_compressed.pt: hpsv2"
+        "--hpsv2", type=Path, metavar="FILE", help="the weights HPS_v2.1_compressed.pt, for hpsv2"
     )
     evaluate.add_argument(
         "--out", type=Path, metavar="FILE", help="write the figures to this JSON file"
     )
-    evaluate.add_argument("--seed", type=int, default=0, help="of the bootstrap and of kid")
+    evaluate.add_argument("--seed", type=int, default=0, help="seed of the bootstrap and of kid")
     evaluate.add_argument(
-        "--device", help="of torch, such as cuda:1; default: a GPU where there is one"
+        "--device", help="a torch device such as cuda:1; default: a GPU where there is one"
     )
     evaluate.add_argument("--batch-size", type=int, default=16, help="pictures at a time")
     evaluate.set_defaults(run=_evaluate)
