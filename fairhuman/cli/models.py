@@ -116,29 +116,31 @@ def _generate(args: argparse.Namespace) -> int:
     count = 0
     try:
         with _terminable():
-            from fairhuman.models.generate import generate, read_prompts
+            from fairhuman.models.generate import Sampling, Source, generate
+            from fairhuman.models.prompts import read_prompts
 
             prompts = args.prompt + (read_prompts(args.prompts) if args.prompts else [])
             prompts = [prompt for prompt in prompts for _ in range(args.count)]
             count = len(prompts)
-            paths = generate(
-                args.model,
-                prompts,
-                args.out,
+            source = Source(
+                model=args.model,
                 config=args.config,
-                batch_size=args.batch_size,
-                negative=args.negative,
-                seed=args.seed,
-                steps=args.steps,
-                guidance=args.guidance,
-                size=args.size,
                 lora=args.lora,
                 lora_scale=args.lora_scale,
                 controlnet=args.controlnet,
                 adapter=args.adapter,
                 controls=_per_picture(args.control, args.count),
+            )
+            sampling = Sampling(
+                negative=args.negative,
+                seed=args.seed,
+                steps=args.steps,
+                guidance=args.guidance,
+                size=args.size,
+                batch_size=args.batch_size,
                 long_prompts=args.long_prompts,
             )
+            paths = generate(source, prompts, args.out, sampling)
     except KeyboardInterrupt:
         kept = sum((args.out / f"{index:04d}.png").is_file() for index in range(count))
         print(

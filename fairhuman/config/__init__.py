@@ -1,7 +1,8 @@
 """The config file: its schema, its checks, its text."""
 
+from fairhuman.config.load import load_config, training_configs
+from fairhuman.config.names import QUARTERS, held_out_keys
 from fairhuman.config.schema import (
-    QUARTERS,
     Config,
     Data,
     Guidance,
@@ -10,9 +11,6 @@ from fairhuman.config.schema import (
     Noise,
     Positive,
     Seed,
-    held_out_keys,
-    load_config,
-    training_configs,
 )
 
 __all__ = [

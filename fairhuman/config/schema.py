@@ -1,35 +1,23 @@
-"""The typed configuration: load, override, check, save.
+"""The config's sections and keys, with their types, defaults and bounds.
 
-A config is YAML with the sections below. Everything that can be checked without loading a model or
-the data is checked here; each problem is one line that names the key, the value and the fix.
+Each key's docstring is its entry in the config reference and in the JSON schema.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, StringConstraints, field_validator
 
-from fairhuman.common.errors import ConfigError
 from fairhuman.common.files import write_text
-from fairhuman.common.json_text import parse_config
-from fairhuman.common.quoting import shown, shown_key
-from fairhuman.common.text_files import read_small
-from fairhuman.common.yaml_text import NULLS, Plain
-from fairhuman.config.deepspeed_section import deepspeed_problems
+from fairhuman.common.quoting import shown
 from fairhuman.config.yaml_settings import (
     Name,
     PathText,
     Section,
     Text,
-    apply_override,
-    near,
-    read_yaml,
-    refusal,
-    validate,
 )
 from fairhuman.fairness.mpd import MAX_ALPHA, MIN_ALPHA
 
@@ -376,223 +364,3 @@ class Config(Section):
         """
         text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         write_text(path, text)
-
-
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML config, apply `section.key=value` overrides, and check it.
-
-    Raises:
-        ConfigError: every problem found, one line each.
-    """
-    tree = read_yaml(path)
-    if "arms" in tree:
-        raise ConfigError(
-            f"{shown_key(path)}: describes a study of several runs; give it to `fairhuman study`"
-        )
-    for override in overrides:
-        if override.startswith("deepspeed."):
-            _resolve_deepspeed(tree)
-        apply_override(tree, override, Config)
-    _resolve_deepspeed(tree)
-    config = validate(Config, tree, path)
-    problems = _conflicts(config)
-    if problems:
-        raise refusal(path, problems)
-    return config
-
-
-def training_configs(folder: Path) -> list[Path]:
-    """Return a folder's training configs: all YAML files but studies."""
-    return [path for path in sorted(folder.glob("*.yaml")) if "arms" not in read_yaml(path)]
-
-
-def _resolve_deepspeed(tree: dict[str, Any]) -> None:
-    """Replace the path of a DeepSpeed config by its text."""
-    path = tree.get("deepspeed")
-    if isinstance(path, str) and not (isinstance(path, Plain) and path in NULLS):
-        tree["deepspeed"] = _read_deepspeed(path)
-
-
-def _read_deepspeed(path: str) -> dict[str, Any]:
-    name = f"deepspeed = {shown(str(path))}"
-    try:
-        tree = parse_config(read_small(Path(path), "file"), shown_key(path))
-    except ConfigError as error:
-        problem = str(error).removeprefix(f"{shown_key(path)}: ")
-        raise ConfigError(f"{name}: {problem}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{name}: must hold a JSON object")
-    return tree
-
-
-def column_names(regions: Sequence[str]) -> list[str]:
-    """Return the keys of metadata.jsonl that are read for these regions."""
-    annotations = [name for region in regions for name in (f"{region}s", f"{region}_mask")]
-    return ["file_name", "text", "conditioning_image", *annotations]
-
-
-QUARTERS = 4
-"""Parts of the timesteps whose held-out losses are measured apart; the first is the least noisy."""
-
-
-def held_out_keys(objective: str) -> list[str]:
-    """Return the keys of an objective's held-out losses: the mean, and each quarter's."""
-    key = f"val/loss/{objective}"
-    return [key, *(f"{key}/q{quarter}" for quarter in range(1, QUARTERS + 1))]
-
-
-def _conflicts(config: Config) -> list[str]:
-    """Return what cannot work together, one line each."""
-    problems = []
-    if config.model.config and not config.model.pretrained.endswith(".safetensors"):
-        problems.append(
-            f"model.config = {shown(config.model.config)}: describes a single .safetensors file, "
-            f"and model.pretrained is {shown(config.model.pretrained)}; remove it"
-        )
-    for name in config.objectives.scale:
-        known = ["global", *config.objectives.regions]
-        if name not in known:
-            problems.append(
-                f"objectives.scale.{shown_key(name)}: there is no such objective"
-                f"{near(name, known)}; they are {', '.join(known)}"
-            )
-    columns = column_names(config.objectives.regions)
-    for name in config.data.columns:
-        if name not in columns:
-            problems.append(
-                f"data.columns.{shown_key(name)}: there is no such column{near(name, columns)}; "
-                f"they are {', '.join(columns)}"
-            )
-    if config.data.buckets and config.data.resolution % config.data.bucket_step:
-        problems.append(
-            f"data.bucket_step = {config.data.bucket_step}: does not divide data.resolution = "
-            f"{config.data.resolution}, so that no bucket would be square; choose one that does"
-        )
-    balled = config.fairness.solves and config.fairness.normalize == "ball"
-    if balled and config.train.max_grad_norm is None:
-        problems.append(
-            "train.max_grad_norm = None: fairness.normalize=ball scales each step to this norm; "
-            "give a number, or set fairness.normalize to simplex or none"
-        )
-    if config.model.lora != Lora() and config.model.method != "lora":
-        problems.append(
-            f"model.method = {config.model.method!r}: model.lora is for method=lora; set that, or "
-            "remove model.lora"
-        )
-    if config.model.control and not config.model.conditioned:
-        problems.append(
-            f"model.control = {shown(config.model.control)}: is for method=controlnet or "
-            f"t2i_adapter, and model.method is {config.model.method!r}"
-        )
-    if config.data.condition_dropout and not config.model.conditioned:
-        problems.append(
-            f"data.condition_dropout = {config.data.condition_dropout}: method="
-            f"{config.model.method} has no control images; remove it"
-        )
-    sides = {"data.resolution": config.data.resolution}
-    if config.data.buckets:
-        sides["data.bucket_step"] = config.data.bucket_step
-    for key, side in sides.items():
-        if config.model.method == "t2i_adapter" and side % 16:
-            problems.append(f"{key} = {side}: must be a multiple of 16 for method=t2i_adapter")
-    zero = config.deepspeed.get("zero_optimization")
-    if config.model.compile and isinstance(zero, dict) and zero.get("stage") == 3:
-        problems.append(
-            "model.compile = True: does not work under ZeRO-3, which fetches weights between the "
-            "layers; use stage 2, or remove it"
-        )
-    if config.train.validate_every and not config.data.validation:
-        problems.append(
-            f"train.validate_every = {config.train.validate_every}: no image is held out; set "
-            "data.validation to a number of images"
-        )
-    if config.train.wandb_name is not None and config.train.wandb is None:
-        problems.append(
-            f"train.wandb_name = {shown(config.train.wandb_name)}: names a run of Weights & "
-            "Biases, and train.wandb names no project; set it, or remove train.wandb_name"
-        )
-    problems += _best_conflicts(config) + _optimizer_conflicts(config) + _noise_conflicts(config)
-    fairness = config.fairness
-    return problems + deepspeed_problems(config.deepspeed, fairness.mode, fairness.solves)
-
-
-def _best_conflicts(config: Config) -> list[str]:
-    """Return why train.keep_best cannot be had, one line each."""
-    metric, problems = config.train.keep_best, []
-    if metric is None:
-        return []
-    known = [k for name in ["global", *config.objectives.regions] for k in held_out_keys(name)]
-    if metric not in known:
-        problems.append(
-            f"train.keep_best = {shown(metric)}: there is no such held-out loss"
-            f"{near(metric, known)}; they are {', '.join(known)}"
-        )
-    elif not config.train.validate_every:
-        problems.append(
-            f"train.keep_best = {shown(metric)}: nothing is measured; set train.validate_every to "
-            "a number of steps"
-        )
-    return problems
-
-
-# diffusers' lr_end.
-POLYNOMIAL_END = 1e-7
-
-
-def _optimizer_conflicts(config: Config) -> list[str]:
-    """Return what of the section optimizer cannot work, one line each."""
-    optimizer, problems = config.optimizer, []
-    if optimizer.warmup_steps >= config.train.steps:
-        problems.append(
-            f"optimizer.warmup_steps = {optimizer.warmup_steps}: must be less than train.steps = "
-            f"{config.train.steps}"
-        )
-    if optimizer.schedule == "polynomial" and optimizer.lr <= POLYNOMIAL_END:
-        problems.append(
-            f"optimizer.lr = {optimizer.lr}: schedule=polynomial ends at {POLYNOMIAL_END:g}; give "
-            "more, or use schedule=linear"
-        )
-    if optimizer.cycles != 1 and optimizer.schedule != "cosine_with_restarts":
-        problems.append(
-            f"optimizer.cycles = {optimizer.cycles}: only schedule=cosine_with_restarts has "
-            "cycles; remove it"
-        )
-    if optimizer.power != 1 and optimizer.schedule != "polynomial":
-        problems.append(
-            f"optimizer.power = {optimizer.power}: only schedule=polynomial has a power; remove it"
-        )
-    zero = config.deepspeed.get("zero_optimization")
-    offloads = isinstance(zero, dict) and zero.get("offload_optimizer")
-    if optimizer.name == "PagedAdamW8bit" and offloads:
-        problems.append(
-            "optimizer.name = 'PagedAdamW8bit': under offload_optimizer its moments are on the CPU "
-            "for good, and nothing is left to page; use AdamW8bit"
-        )
-    return problems
-
-
-def _noise_conflicts(config: Config) -> list[str]:
-    """Return what of the section noise cannot work with any model, one line each."""
-    noise, problems = config.noise, []
-    if noise.max_timestep is not None and noise.min_timestep >= noise.max_timestep:
-        problems.append(
-            f"noise.min_timestep = {noise.min_timestep}: must be less than noise.max_timestep = "
-            f"{noise.max_timestep}"
-        )
-    if (noise.timesteps == "range") != (noise.bias_range is not None):
-        wanted = "give [first, end]" if noise.timesteps == "range" else "set noise.timesteps=range"
-        problems.append(
-            f"noise.bias_range = {noise.bias_range and list(noise.bias_range)}: does not go with "
-            f"noise.timesteps={noise.timesteps}; {wanted}"
-        )
-    elif noise.bias_range and noise.bias_range[0] >= noise.bias_range[1]:
-        problems.append(
-            f"noise.bias_range = {list(noise.bias_range)}: must end after it begins; write "
-            "[first, end]"
-        )
-    if noise.zero_terminal_snr and config.model.prediction_type == "epsilon":
-        problems.append(
-            "noise.zero_terminal_snr = True: the noise tells nothing of the image at pure noise; "
-            "set model.prediction_type=v_prediction"
-        )
-    return problems

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -32,10 +32,9 @@ from fairhuman.models.control import (
     with_controlnet,
 )
 from fairhuman.models.drawing import drawn, grid
-from fairhuman.models.formats.kinds import LORA, file_kind, folder_kind
-from fairhuman.models.formats.lora import WEIGHTS_NAME, lora_file
-from fairhuman.models.formats.weights import open_weights
-from fairhuman.models.sdxl import SDXL, UNUSABLE
+from fairhuman.models.lora_file import check_lora, find_lora, load_lora
+from fairhuman.models.prompts import check_texts, long_lines
+from fairhuman.models.sdxl import SDXL
 
 KEYS = Keys("--model", "--config")
 GRID = "grid.png"
@@ -45,24 +44,57 @@ _MOST_GRID = 64_000_000
 """Pixels of grid.png: the pictures are drawn smaller in it where they are more."""
 
 
+@dataclass(frozen=True)
+class Source:
+    """The model that draws, and what is added to it."""
+
+    model: str
+    """OUT/final, or any SDXL: a folder in diffusers' layout, a hub name or a single file."""
+    config: str | None = None
+    """Of a single file: an SDXL in diffusers' layout that describes it."""
+    lora: Path | None = None
+    """A LoRA of the model, a folder or a .safetensors file of diffusers or kohya."""
+    lora_scale: float = 1.0
+    """The factor on the LoRA's update."""
+    controlnet: str | None = None
+    """A ControlNet of the model, a folder in diffusers' layout or a hub name."""
+    adapter: str | None = None
+    """A T2I-Adapter in its place."""
+    controls: Sequence[Path] = ()
+    """Their control images: one for all pictures, or one each."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How pictures are sampled."""
+
+    negative: str = ""
+    """What should not be in the pictures."""
+    seed: int = 0
+    """Of the first picture; each has the next."""
+    steps: int = 30
+    """Of the sampler."""
+    guidance: float = 5.0
+    """Scale of classifier-free guidance."""
+    size: int | None = None
+    """Side in pixels; None: the model's own."""
+    batch_size: int = 4
+    """How many are drawn at a time."""
+    long_prompts: Literal["cut", "chunk"] = "cut"
+    """"cut" reads the first 75 tokens of a prompt, "chunk" as many chunks of 75 as it has, up to
+    16; see `models.captions`."""
+
+    @property
+    def most_chunks(self) -> int:
+        """How many chunks of tokens are read of a prompt."""
+        return captions.MOST_CHUNKS if self.long_prompts == "chunk" else 1
+
+
 def generate(
-    model: str,
+    source: Source,
     prompts: Sequence[str],
     out: Path,
-    *,
-    negative: str = "",
-    seed: int = 0,
-    steps: int = 30,
-    guidance: float = 5.0,
-    size: int | None = None,
-    batch_size: int = 4,
-    config: str | None = None,
-    lora: Path | None = None,
-    lora_scale: float = 1.0,
-    controlnet: str | None = None,
-    adapter: str | None = None,
-    controls: Sequence[Path] = (),
-    long_prompts: str = "cut",
+    sampling: Sampling | None = None,
     say: Callable[[str], None] = print,
 ) -> list[Path]:
     """Write one PNG per prompt and, for several, grid.png; return the pictures' paths.
@@ -71,23 +103,10 @@ def generate(
     as text. Existing files are never replaced.
 
     Args:
-        model: OUT/final, or any SDXL: a folder in diffusers' layout, a hub name or a single file.
+        source: the model, with its LoRA, ControlNet or adapter.
         prompts: of the pictures, one each.
         out: the folder to write to.
-        negative: what should not be in the pictures.
-        seed: of the first picture; each has the next.
-        steps: of the sampler.
-        guidance: scale of classifier-free guidance.
-        size: side in pixels; None: the model's own.
-        batch_size: how many are drawn at a time.
-        config: of a single file: an SDXL in diffusers' layout that describes it.
-        lora: a LoRA of the model, a folder or a .safetensors file of diffusers or kohya.
-        lora_scale: how much it counts.
-        controlnet: a ControlNet of the model, a folder in diffusers' layout or a hub name.
-        adapter: a T2I-Adapter in its place.
-        controls: their control images: one for all pictures, or one each.
-        long_prompts: "cut" reads the first 75 tokens of a prompt, "chunk" as many chunks of 75 as
-            it has, up to 16; see `models.captions`.
+        sampling: None for the defaults.
         say: gets a line on prompts that are too long.
 
     Raises:
@@ -95,110 +114,90 @@ def generate(
             in `out`: all before the model is loaded.
         OutputError: `out` cannot be written to.
     """
-    _check_texts(prompts, negative)
-    _check_numbers(len(prompts), seed, steps, guidance, size, batch_size, lora_scale)
+    sampling = sampling or Sampling()
+    check_texts(prompts, sampling.negative)
+    _check_numbers(len(prompts), sampling, source.lora_scale)
     paths = [out / f"{index:04d}.png" for index in range(len(prompts))]
     _check_out(out, [*paths, out / GRID])
-    opened = _open_controls(controls, len(prompts), controlnet, adapter)
+    controls = _open_controls(source, len(prompts))
     quiet()
-    settings = _settings(model, config)
-    file = _lora_file(lora) if lora else None
-    found = check_model(settings, KEYS)
-    if file:
-        _check_lora(file, found.layout.unet if found.layout else {})
-    if controlnet:
-        check_control(Named("--controlnet", controlnet), "ControlNetModel")
-    if adapter:
-        check_control(Named("--adapter", adapter), "T2IAdapter")
-    cuda = torch.cuda.is_available()
-    sdxl = SDXL.load(
-        settings,
-        torch.float16 if cuda else torch.float32,
-        torch.device("cuda" if cuda else "cpu"),
-        KEYS,
-    )
-    if file:
-        _load_lora(sdxl, file, lora_scale)
-    pipeline = sdxl.pipeline
-    if controlnet:
-        control = load_controlnet(controlnet, sdxl.unet, "--controlnet")
-        pipeline = with_controlnet(pipeline, control.eval())
-    elif adapter:
-        pipeline = with_adapter(pipeline, load_adapter(adapter, sdxl.unet, "--adapter").eval())
-    sdxl.unet.eval()
-    most_chunks = captions.MOST_CHUNKS if long_prompts == "chunk" else 1
-    for line in _long_lines(pipeline, prompts, negative, most_chunks):
+    sdxl, pipeline = _load(source)
+    for line in long_lines(pipeline, prompts, sampling.negative, sampling.most_chunks):
         say(line)
-    size = size or int(sdxl.pipeline.default_sample_size) * sdxl.cell
-    told = {
-        "negative_prompt": negative,
-        "steps": steps,
-        "guidance": guidance,
-        "model": model,
-        **({"long_prompts": long_prompts} if long_prompts != "cut" else {}),
-        **({"lora": lora, "lora_scale": lora_scale} if lora else {}),
-        **({"controlnet": controlnet} if controlnet else {}),
-        **({"adapter": adapter} if adapter else {}),
-    }
+    size = sampling.size or int(sdxl.pipeline.default_sample_size) * sdxl.cell
     pictures = drawn(
         pipeline,
         prompts,
-        controls=opened,
-        batch_size=batch_size,
-        seed=seed,
+        controls=controls,
+        batch_size=sampling.batch_size,
+        seed=sampling.seed,
         size=size,
-        steps=steps,
-        guidance=guidance,
-        negative=negative,
-        most_chunks=most_chunks,
+        steps=sampling.steps,
+        guidance=sampling.guidance,
+        negative=sampling.negative,
+        most_chunks=sampling.most_chunks,
     )
     _make_folder(out)
     try:
         for index, path, prompt, picture in zip(count(), paths, prompts, pictures, strict=False):
-            own = {"prompt": prompt, "seed": seed + index}
-            if controls:
-                own["control"] = controls[index % len(controls)]
-            _save(picture, path, own | told)
+            _save(picture, path, _settings_of(source, sampling, prompt, index))
     except torch.cuda.OutOfMemoryError:
         raise UserError(
-            f"the GPU's memory is too small for --batch-size {batch_size} at {size} px; give less"
+            f"the GPU's memory is too small for --batch-size {sampling.batch_size} at {size} px; "
+            "give less"
         ) from None
     if len(paths) > 1:
         _save(_sheet(paths), out / GRID, {})
     return paths
 
 
-def read_prompts(path: Path) -> list[str]:
-    """Return the lines of a text file that are not empty.
+def _load(source: Source) -> tuple[SDXL, Any]:
+    """Check all that was named before the first weight is read, then load it."""
+    settings = _settings(source.model, source.config)
+    lora = find_lora(source.lora) if source.lora else None
+    found = check_model(settings, KEYS)
+    if lora:
+        check_lora(lora, found.layout.unet if found.layout else {})
+    if source.controlnet:
+        check_control(Named("--controlnet", source.controlnet), "ControlNetModel")
+    if source.adapter:
+        check_control(Named("--adapter", source.adapter), "T2IAdapter")
+    cuda = torch.cuda.is_available()
+    dtype, device = (torch.float16, "cuda") if cuda else (torch.float32, "cpu")
+    sdxl = SDXL.load(settings, dtype, torch.device(device), KEYS)
+    if lora:
+        load_lora(sdxl, lora, source.lora_scale)
+    pipeline = sdxl.pipeline
+    if source.controlnet:
+        control = load_controlnet(source.controlnet, sdxl.unet, "--controlnet")
+        pipeline = with_controlnet(pipeline, control.eval())
+    elif source.adapter:
+        adapter = load_adapter(source.adapter, sdxl.unet, "--adapter")
+        pipeline = with_adapter(pipeline, adapter.eval())
+    sdxl.unet.eval()
+    return sdxl, pipeline
 
-    Raises:
-        UserError: there is no such file, it is no text, or it has no prompt.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"--prompts {path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"--prompts {path}: cannot be read: is no text in UTF-8 ({error.reason})"
-        ) from None
-    # Not splitlines, which splits at characters that a prompt may hold.
-    lines = [line.strip() for line in text.replace("\r\n", "\n").split("\n")]
-    for number, line in enumerate(lines, start=1):
-        if letter := _no_text(line):
-            raise UserError(f"--prompts {path}, line {number}: holds {letter}; is it a text file?")
-    prompts = [line for line in lines if line]
-    if not prompts:
-        raise UserError(f"--prompts {path}: holds no prompt; write one per line")
-    return prompts
 
-
-def _no_text(text: str) -> str | None:
-    """Name a character that no text has: a control character, or half of a surrogate pair."""
-    for letter in text:
-        if letter not in "\t\n\r" and unicodedata.category(letter) in ("Cc", "Cs"):
-            return f"the character U+{ord(letter):04X}, which is no text"
-    return None
+def _settings_of(source: Source, sampling: Sampling, prompt: str, index: int) -> dict[str, object]:
+    """Return what a picture's file says of how it was drawn."""
+    found: dict[str, object] = {"prompt": prompt, "seed": sampling.seed + index}
+    if source.controls:
+        found["control"] = source.controls[index % len(source.controls)]
+    found |= {
+        "negative_prompt": sampling.negative,
+        "steps": sampling.steps,
+        "guidance": sampling.guidance,
+        "model": source.model,
+    }
+    if sampling.long_prompts != "cut":
+        found["long_prompts"] = sampling.long_prompts
+    if source.lora:
+        found |= {"lora": source.lora, "lora_scale": source.lora_scale}
+    if source.controlnet:
+        found["controlnet"] = source.controlnet
+    if source.adapter:
+        found["adapter"] = source.adapter
+    return found
 
 
 def _settings(model: str, config: str | None) -> Model:
@@ -209,38 +208,22 @@ def _settings(model: str, config: str | None) -> Model:
         raise UserError("\n".join(f"--{line}" for line in lines)) from None
 
 
-def _check_texts(prompts: Sequence[str], negative: str) -> None:
-    if not prompts:
-        raise UserError("--prompt, --prompts: give at least one prompt")
-    for number, prompt in enumerate(prompts, start=1):
-        if letter := _no_text(prompt):
-            raise UserError(f"--prompt: prompt {number} holds {letter}")
-    if letter := _no_text(negative):
-        raise UserError(f"--negative: holds {letter}")
-
-
-def _check_numbers(
-    pictures: int,
-    seed: int,
-    steps: int,
-    guidance: float,
-    size: int | None,
-    batch_size: int,
-    lora_scale: float,
-) -> None:
+def _check_numbers(pictures: int, sampling: Sampling, lora_scale: float) -> None:
     if pictures > _MOST_PICTURES:
         raise UserError(f"--count, --prompts: {pictures} pictures; {_MOST_PICTURES} at most")
     last = 2**63 - pictures
-    if not 0 <= seed <= last:
-        raise UserError(f"--seed {seed}: must be from 0 to {last} (2^63 - the pictures)")
-    if not 1 <= steps <= _MOST_STEPS:
-        raise UserError(f"--steps {steps}: must be from 1 to {_MOST_STEPS}")
-    if not (math.isfinite(guidance) and 0 <= guidance <= 1000):
-        raise UserError(f"--guidance {guidance}: must be from 0 to 1000")
-    if not 1 <= batch_size <= _MOST_BATCH:
-        raise UserError(f"--batch-size {batch_size}: must be at least 1, and at most {_MOST_BATCH}")
-    if size is not None and (size % 8 or not 8 <= size <= _MOST_SIZE):
-        raise UserError(f"--size {size}: must be a multiple of 8, from 8 to {_MOST_SIZE}")
+    if not 0 <= sampling.seed <= last:
+        raise UserError(f"--seed {sampling.seed}: must be from 0 to {last} (2^63 - the pictures)")
+    if not 1 <= sampling.steps <= _MOST_STEPS:
+        raise UserError(f"--steps {sampling.steps}: must be from 1 to {_MOST_STEPS}")
+    if not (math.isfinite(sampling.guidance) and 0 <= sampling.guidance <= 1000):
+        raise UserError(f"--guidance {sampling.guidance}: must be from 0 to 1000")
+    if not 1 <= sampling.batch_size <= _MOST_BATCH:
+        raise UserError(
+            f"--batch-size {sampling.batch_size}: must be at least 1, and at most {_MOST_BATCH}"
+        )
+    if sampling.size is not None and (sampling.size % 8 or not 8 <= sampling.size <= _MOST_SIZE):
+        raise UserError(f"--size {sampling.size}: must be a multiple of 8, from 8 to {_MOST_SIZE}")
     if not (math.isfinite(lora_scale) and abs(lora_scale) <= 1000):
         raise UserError(f"--lora-scale {lora_scale}: must be from -1000 to 1000")
 
@@ -293,27 +276,12 @@ def _sheet(paths: Sequence[Path]) -> Image.Image:
     return grid(pictures)
 
 
-def _long_lines(
-    pipeline: Any, prompts: Sequence[str], negative: str, most_chunks: int
-) -> list[str]:
-    """Return a line on prompts of which the end is not read."""
-    counts = captions.token_counts(pipeline, [*prompts, negative])
-    size = captions.room(pipeline, most_chunks)
-    then = "the rest is cut off"
-    if most_chunks == 1:
-        then += "; --long-prompts chunk reads it too"
-    return captions.long_ones(counts[:-1], size, "prompts", then) + captions.long_ones(
-        counts[-1:], size, "negative prompts", then
-    )
-
-
-def _open_controls(
-    controls: Sequence[Path], count: int, controlnet: str | None, adapter: str | None
-) -> list[Image.Image]:
+def _open_controls(source: Source, count: int) -> list[Image.Image]:
     """Return the control image of each picture."""
-    if controlnet and adapter:
+    controls = source.controls
+    if source.controlnet and source.adapter:
         raise UserError("--controlnet and --adapter: give one of them")
-    if bool(controls) != bool(controlnet or adapter):
+    if bool(controls) != bool(source.controlnet or source.adapter):
         raise UserError("--control: an image is needed with --controlnet or --adapter, and only so")
     if len(controls) > 1 and len(controls) != count:
         raise UserError(
@@ -327,50 +295,3 @@ def _open_controls(
             why = getattr(error, "strerror", None) or first_line(error)
             raise UserError(f"--control {path}: cannot be read as an image: {why}") from error
     return opened * count if len(opened) == 1 else opened
-
-
-def _lora_file(lora: Path) -> Path:
-    """Return the file of a LoRA, before the model is loaded."""
-    if lora.is_dir() and not (lora / WEIGHTS_NAME).is_file() and (found := folder_kind(lora)):
-        raise UserError(f"--lora {lora}: is {found}; give a LoRA's folder or file")
-    file = lora_file(lora)
-    if not file.is_file():
-        raise UserError(f"--lora {lora}: there is no such file or folder")
-    if file.suffix != ".safetensors":  # diffusers would read a pickled one all the same
-        raise UserError(f"--lora {lora}: is no .safetensors file; others can hold code")
-    return file
-
-
-def _check_lora(lora: Path, unet: Mapping[str, Any]) -> None:
-    """Check that a file is a LoRA for such a UNet, before the model is loaded."""
-    with open_weights(lora) as weights:
-        kind = file_kind(weights.tensors)
-        if kind is None or kind.name != LORA:
-            raise UserError(f"--lora {lora}: is {kind or 'no LoRA'}; give a LoRA's folder or file")
-        widths = {
-            source.shape[1]
-            for name, source in weights.tensors.items()
-            if "attn2" in name
-            and any(part in name for part in ("to_k", "to_v"))
-            and any(part in name for part in ("lora_A", "lora.down", "lora_down"))
-            and len(source.shape) == 2
-        }
-    width = unet.get("cross_attention_dim")
-    other = widths - {width}
-    if width and other:
-        of = {768: " (SD 1.x)", 1024: " (SD 2.x)", 2048: " (SDXL)"}.get(min(other), "")
-        raise UserError(
-            f"--lora {lora}: does not fit the model: it is of a UNet that reads captions of width "
-            f"{min(other)}{of}, and --model's reads {width}"
-        )
-
-
-def _load_lora(sdxl: SDXL, file: Path, scale: float) -> None:
-    """Add a LoRA to a pipeline."""
-    try:
-        sdxl.pipeline.load_lora_weights(
-            file.parent, weight_name=file.name, adapter_name="lora", use_safetensors=True
-        )
-        sdxl.pipeline.set_adapters("lora", scale)
-    except UNUSABLE as error:
-        raise UserError(f"--lora {file}: does not fit the model: {first_line(error)}") from error

@@ -410,12 +410,12 @@ def test_weights_that_are_not_hpsv2s_are_refused(clip: Path, tmp_path: Path) -> 
 
 def test_what_generate_writes_has_its_prompts(tmp_path: Path) -> None:
     from fairhuman.demo.tiny import tiny_sdxl
-    from fairhuman.models.generate import generate
+    from fairhuman.models.generate import Sampling, Source, generate
 
     tiny_sdxl(["a woman waving"]).save_pretrained(tmp_path / "model")
     prompts = ["a woman waving", "a man, ü"]
     out = tmp_path / "pictures"
-    generate(str(tmp_path / "model"), prompts, out, steps=1, size=64)
+    generate(Source(str(tmp_path / "model")), prompts, out, Sampling(steps=1, size=64))
     assert (out / "grid.png").is_file()
     pictures = find_pictures(out)
     assert pictures.names == ["0000.png", "0001.png"]

@@ -17,7 +17,7 @@ from fairhuman.config import Data, Model
 from fairhuman.data.dataset import People, collate
 from fairhuman.data.records import load_records, write_metadata
 from fairhuman.models.control import load_adapter, load_controlnet
-from fairhuman.models.generate import generate
+from fairhuman.models.generate import Sampling, Source, generate
 from fairhuman.models.method import Method, make_method, save
 from fairhuman.models.sdxl import SDXL
 
@@ -202,13 +202,10 @@ def test_pictures_follow_their_control_image(
     controls = sorted(conditioned.glob("*-control.png"))[:2]
     drawn = [
         generate(
-            str(tiny_model),
+            Source(str(tiny_model), controls=used, **given),
             ["a girl"] * 2,
             tmp_path / out,
-            steps=2,
-            size=64,
-            controls=used,
-            **given,
+            Sampling(steps=2, size=64),
         )
         for out, used in {"one": controls[:1], "each": controls}.items()
     ]
@@ -217,6 +214,6 @@ def test_pictures_follow_their_control_image(
     assert one[1] != each[1]
     for wrong in ([], [*controls, controls[0]], [tmp_path / "nowhere.png"]):
         with pytest.raises(UserError, match="--control"):
-            generate(str(tiny_model), ["x"] * 2, tmp_path / "x", controls=wrong, **given)
+            generate(Source(str(tiny_model), controls=wrong, **given), ["x"] * 2, tmp_path / "x")
     with pytest.raises(UserError, match="--control"):
-        generate(str(tiny_model), ["x"], tmp_path / "x", controls=controls[:1])
+        generate(Source(str(tiny_model), controls=controls[:1]), ["x"], tmp_path / "x")

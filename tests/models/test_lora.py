@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fairhuman.common.errors import ConfigError, UserError
 from fairhuman.config import Lora, Model
 from fairhuman.models.formats.lora import from_kohya, to_kohya
-from fairhuman.models.generate import generate
+from fairhuman.models.generate import Sampling, Source, generate
 from fairhuman.models.method import make_method, save
 from fairhuman.models.sdxl import SDXL
 
@@ -119,7 +119,10 @@ def test_pictures_are_drawn_with_a_lora_and_one_that_does_not_fit_is_named(
     }
     for name, options in ways.items():
         (path,) = generate(
-            str(tiny_model), ["a girl"], tmp_path / name, steps=2, size=64, **options
+            Source(str(tiny_model), **options),
+            ["a girl"],
+            tmp_path / name,
+            Sampling(steps=2, size=64),
         )
         drawn[name] = path.read_bytes() if name == "with" else pixels(path)
     assert drawn["without"] == drawn["none of it"]
@@ -128,7 +131,7 @@ def test_pictures_are_drawn_with_a_lora_and_one_that_does_not_fit_is_named(
     (tmp_path / "other.safetensors").write_bytes(b"no safetensors")
     for wrong in ("other.safetensors", "nowhere.safetensors", "without"):
         with pytest.raises(UserError, match=wrong):
-            generate(str(tiny_model), ["x"], tmp_path / "x", size=64, lora=tmp_path / wrong)
+            generate(Source(str(tiny_model), lora=tmp_path / wrong), ["x"], tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 

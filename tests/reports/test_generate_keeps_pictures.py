@@ -17,7 +17,7 @@ import fairhuman.models.generate as generate_module
 from fairhuman.cli import main
 from fairhuman.common.errors import OutputError
 from fairhuman.demo.tiny import tiny_sdxl
-from fairhuman.models.generate import generate
+from fairhuman.models.generate import Sampling, Source, generate
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,12 @@ def test_a_picture_that_cannot_be_written_leaves_those_before_it(
 
     monkeypatch.setattr(generate_module, "drawn", interrupted)
     with pytest.raises(OutputError, match=r"0002.png: cannot be written: No such file"):
-        generate(str(tiny), ["x"] * 4, tmp_path / "out", steps=1, size=64, batch_size=1)
+        generate(
+            Source(str(tiny)),
+            ["x"] * 4,
+            tmp_path / "out",
+            Sampling(steps=1, size=64, batch_size=1),
+        )
     assert sorted(p.name for p in (tmp_path / "moved").glob("*.png")) == ["0000.png", "0001.png"]
 
 
@@ -74,7 +79,7 @@ def test_the_grid_is_of_the_pictures_on_disk(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And no larger than may be, however many they are."""
-    paths = generate(str(tiny), ["x"] * 3, tmp_path / "a", steps=1, size=64)
+    paths = generate(Source(str(tiny)), ["x"] * 3, tmp_path / "a", Sampling(steps=1, size=64))
     sheet = Image.open(tmp_path / "a" / "grid.png")
     first = Image.open(paths[0])
     assert sheet.crop((4, 4, 68, 68)).tobytes() == first.tobytes()

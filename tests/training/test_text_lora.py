@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fairhuman.cli import main
 from fairhuman.common.errors import ConfigError
 from fairhuman.config import Config, Lora, Model, load_config
-from fairhuman.models.generate import generate
+from fairhuman.models.generate import Sampling, Source, generate
 from fairhuman.models.method import Method, make_method, save
 from fairhuman.models.sdxl import SDXL
 
@@ -315,7 +315,10 @@ def test_generate_draws_what_the_trained_pipeline_draws(tiny_model: Path, tmp_pa
     drawn = {}
     for name, options in ways.items():
         (path,) = generate(
-            str(tiny_model), ["a girl"], tmp_path / name, seed=3, steps=2, size=64, **options
+            Source(str(tiny_model), **options),
+            ["a girl"],
+            tmp_path / name,
+            Sampling(seed=3, steps=2, size=64),
         )
         drawn[name] = pixels(Image.open(path))
     torch.testing.assert_close(drawn["with"], pixels(expected), rtol=0, atol=1)

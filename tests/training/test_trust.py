@@ -12,7 +12,7 @@ import torch
 
 import fairhuman
 from fairhuman.common.errors import ConfigError, UserError
-from fairhuman.models.generate import generate
+from fairhuman.models.generate import Source, generate
 from fairhuman.zero.reshard import check_files, open_states
 
 
@@ -44,7 +44,7 @@ def test_a_pickled_lora_is_refused_before_a_model_is_loaded(tmp_path: Path) -> N
     file, ran = tmp_path / "lora.bin", tmp_path / "ran"
     torch.save(Code(ran), file)
     with pytest.raises(UserError, match=r"lora\.bin: is no \.safetensors file"):
-        generate("nowhere", ["x"], tmp_path / "x", size=64, lora=file)
+        generate(Source("nowhere", lora=file), ["x"], tmp_path / "x")
     assert not ran.exists()
 
 

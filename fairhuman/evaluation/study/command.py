@@ -25,7 +25,7 @@ from fairhuman.evaluation.study.runner import Runner
 from fairhuman.evaluation.study.small_scale import Small
 from fairhuman.evaluation.study.tables import tables
 from fairhuman.evaluation.study.trials import Trial, make_trials
-from fairhuman.models.generate import read_prompts
+from fairhuman.models.prompts import read_prompts
 from fairhuman.report.history import read_run
 
 FACTORS = (1.0, 0.1, 0.01, 0.001)

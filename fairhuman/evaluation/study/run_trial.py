@@ -22,7 +22,8 @@ from fairhuman.common.quiet import quiet
 from fairhuman.common.run_folder import FINAL
 from fairhuman.config import Config, load_config
 from fairhuman.fairness.published import PublishedSolver
-from fairhuman.models.generate import generate, read_prompts
+from fairhuman.models.generate import Sampling, Source, generate
+from fairhuman.models.prompts import read_prompts
 
 if TYPE_CHECKING:
     from fairhuman.training.run import Run
@@ -68,9 +69,8 @@ def draw(
 ) -> None:
     """Draw a picture per prompt: all, or none."""
     with replacing(out) as aside:
-        generate(
-            model, prompts, aside, lora=lora, seed=0, steps=steps, guidance=guidance, batch_size=8
-        )
+        sampling = Sampling(steps=steps, guidance=guidance, batch_size=8)
+        generate(Source(model, lora=lora), prompts, aside, sampling)
 
 
 def trained(config: Config) -> tuple[str, Path | None]:

@@ -1,0 +1,193 @@
+"""Values that are right by themselves and cannot work together, in one line each."""
+
+from __future__ import annotations
+
+from fairhuman.common.quoting import shown, shown_key
+from fairhuman.config.deepspeed_section import deepspeed_problems
+from fairhuman.config.names import column_names, held_out_keys
+from fairhuman.config.schema import Config, Lora
+from fairhuman.config.yaml_settings import near
+
+
+def conflicts(config: Config) -> list[str]:
+    """Return what cannot work together, one line each."""
+    fairness = config.fairness
+    return [
+        *_model_conflicts(config),
+        *_data_conflicts(config),
+        *_objective_conflicts(config),
+        *_train_conflicts(config),
+        *_best_conflicts(config),
+        *_optimizer_conflicts(config),
+        *_noise_conflicts(config),
+        *deepspeed_problems(config.deepspeed, fairness.mode, fairness.solves),
+    ]
+
+
+def _model_conflicts(config: Config) -> list[str]:
+    model, problems = config.model, []
+    if model.config and not model.pretrained.endswith(".safetensors"):
+        problems.append(
+            f"model.config = {shown(model.config)}: describes a single .safetensors file, "
+            f"and model.pretrained is {shown(model.pretrained)}; remove it"
+        )
+    if model.lora != Lora() and model.method != "lora":
+        problems.append(
+            f"model.method = {model.method!r}: model.lora is for method=lora; set that, or "
+            "remove model.lora"
+        )
+    if model.control and not model.conditioned:
+        problems.append(
+            f"model.control = {shown(model.control)}: is for method=controlnet or "
+            f"t2i_adapter, and model.method is {model.method!r}"
+        )
+    zero = config.deepspeed.get("zero_optimization")
+    if model.compile and isinstance(zero, dict) and zero.get("stage") == 3:
+        problems.append(
+            "model.compile = True: does not work under ZeRO-3, which fetches weights between the "
+            "layers; use stage 2, or remove it"
+        )
+    return problems
+
+
+def _data_conflicts(config: Config) -> list[str]:
+    data, problems = config.data, []
+    columns = column_names(config.objectives.regions)
+    for name in data.columns:
+        if name not in columns:
+            problems.append(
+                f"data.columns.{shown_key(name)}: there is no such column{near(name, columns)}; "
+                f"they are {', '.join(columns)}"
+            )
+    if data.buckets and data.resolution % data.bucket_step:
+        problems.append(
+            f"data.bucket_step = {data.bucket_step}: does not divide data.resolution = "
+            f"{data.resolution}, so that no bucket would be square; choose one that does"
+        )
+    if data.condition_dropout and not config.model.conditioned:
+        problems.append(
+            f"data.condition_dropout = {data.condition_dropout}: method="
+            f"{config.model.method} has no control images; remove it"
+        )
+    sides = {"data.resolution": data.resolution}
+    if data.buckets:
+        sides["data.bucket_step"] = data.bucket_step
+    for key, side in sides.items():
+        if config.model.method == "t2i_adapter" and side % 16:
+            problems.append(f"{key} = {side}: must be a multiple of 16 for method=t2i_adapter")
+    return problems
+
+
+def _objective_conflicts(config: Config) -> list[str]:
+    problems = []
+    for name in config.objectives.scale:
+        known = ["global", *config.objectives.regions]
+        if name not in known:
+            problems.append(
+                f"objectives.scale.{shown_key(name)}: there is no such objective"
+                f"{near(name, known)}; they are {', '.join(known)}"
+            )
+    balled = config.fairness.solves and config.fairness.normalize == "ball"
+    if balled and config.train.max_grad_norm is None:
+        problems.append(
+            "train.max_grad_norm = None: fairness.normalize=ball scales each step to this norm; "
+            "give a number, or set fairness.normalize to simplex or none"
+        )
+    return problems
+
+
+def _train_conflicts(config: Config) -> list[str]:
+    train, problems = config.train, []
+    if train.validate_every and not config.data.validation:
+        problems.append(
+            f"train.validate_every = {train.validate_every}: no image is held out; set "
+            "data.validation to a number of images"
+        )
+    if train.wandb_name is not None and train.wandb is None:
+        problems.append(
+            f"train.wandb_name = {shown(train.wandb_name)}: names a run of Weights & "
+            "Biases, and train.wandb names no project; set it, or remove train.wandb_name"
+        )
+    return problems
+
+
+def _best_conflicts(config: Config) -> list[str]:
+    """Return why train.keep_best cannot be had, one line each."""
+    metric, problems = config.train.keep_best, []
+    if metric is None:
+        return []
+    known = [k for name in ["global", *config.objectives.regions] for k in held_out_keys(name)]
+    if metric not in known:
+        problems.append(
+            f"train.keep_best = {shown(metric)}: there is no such held-out loss"
+            f"{near(metric, known)}; they are {', '.join(known)}"
+        )
+    elif not config.train.validate_every:
+        problems.append(
+            f"train.keep_best = {shown(metric)}: nothing is measured; set train.validate_every to "
+            "a number of steps"
+        )
+    return problems
+
+
+# diffusers' lr_end.
+POLYNOMIAL_END = 1e-7
+
+
+def _optimizer_conflicts(config: Config) -> list[str]:
+    """Return what of the section optimizer cannot work, one line each."""
+    optimizer, problems = config.optimizer, []
+    if optimizer.warmup_steps >= config.train.steps:
+        problems.append(
+            f"optimizer.warmup_steps = {optimizer.warmup_steps}: must be less than train.steps = "
+            f"{config.train.steps}"
+        )
+    if optimizer.schedule == "polynomial" and optimizer.lr <= POLYNOMIAL_END:
+        problems.append(
+            f"optimizer.lr = {optimizer.lr}: schedule=polynomial ends at {POLYNOMIAL_END:g}; give "
+            "more, or use schedule=linear"
+        )
+    if optimizer.cycles != 1 and optimizer.schedule != "cosine_with_restarts":
+        problems.append(
+            f"optimizer.cycles = {optimizer.cycles}: only schedule=cosine_with_restarts has "
+            "cycles; remove it"
+        )
+    if optimizer.power != 1 and optimizer.schedule != "polynomial":
+        problems.append(
+            f"optimizer.power = {optimizer.power}: only schedule=polynomial has a power; remove it"
+        )
+    zero = config.deepspeed.get("zero_optimization")
+    offloads = isinstance(zero, dict) and zero.get("offload_optimizer")
+    if optimizer.name == "PagedAdamW8bit" and offloads:
+        problems.append(
+            "optimizer.name = 'PagedAdamW8bit': under offload_optimizer its moments are on the CPU "
+            "for good, and nothing is left to page; use AdamW8bit"
+        )
+    return problems
+
+
+def _noise_conflicts(config: Config) -> list[str]:
+    """Return what of the section noise cannot work with any model, one line each."""
+    noise, problems = config.noise, []
+    if noise.max_timestep is not None and noise.min_timestep >= noise.max_timestep:
+        problems.append(
+            f"noise.min_timestep = {noise.min_timestep}: must be less than noise.max_timestep = "
+            f"{noise.max_timestep}"
+        )
+    if (noise.timesteps == "range") != (noise.bias_range is not None):
+        wanted = "give [first, end]" if noise.timesteps == "range" else "set noise.timesteps=range"
+        problems.append(
+            f"noise.bias_range = {noise.bias_range and list(noise.bias_range)}: does not go with "
+            f"noise.timesteps={noise.timesteps}; {wanted}"
+        )
+    elif noise.bias_range and noise.bias_range[0] >= noise.bias_range[1]:
+        problems.append(
+            f"noise.bias_range = {list(noise.bias_range)}: must end after it begins; write "
+            "[first, end]"
+        )
+    if noise.zero_terminal_snr and config.model.prediction_type == "epsilon":
+        problems.append(
+            "noise.zero_terminal_snr = True: the noise tells nothing of the image at pure noise; "
+            "set model.prediction_type=v_prediction"
+        )
+    return problems

@@ -1,0 +1,63 @@
+"""Reads a config: YAML, overrides, a DeepSpeed config in a file of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fairhuman.common.errors import ConfigError
+from fairhuman.common.json_text import parse_config
+from fairhuman.common.quoting import shown, shown_key
+from fairhuman.common.text_files import read_small
+from fairhuman.common.yaml_text import NULLS, Plain
+from fairhuman.config.conflicts import conflicts
+from fairhuman.config.schema import Config
+from fairhuman.config.yaml_settings import apply_override, read_yaml, refusal, validate
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML config, apply `section.key=value` overrides, and check it.
+
+    Raises:
+        ConfigError: every problem found, one line each.
+    """
+    tree = read_yaml(path)
+    if "arms" in tree:
+        raise ConfigError(
+            f"{shown_key(path)}: describes a study of several runs; give it to `fairhuman study`"
+        )
+    for override in overrides:
+        if override.startswith("deepspeed."):
+            _resolve_deepspeed(tree)
+        apply_override(tree, override, Config)
+    _resolve_deepspeed(tree)
+    config = validate(Config, tree, path)
+    problems = conflicts(config)
+    if problems:
+        raise refusal(path, problems)
+    return config
+
+
+def training_configs(folder: Path) -> list[Path]:
+    """Return a folder's training configs: all YAML files but studies."""
+    return [path for path in sorted(folder.glob("*.yaml")) if "arms" not in read_yaml(path)]
+
+
+def _resolve_deepspeed(tree: dict[str, Any]) -> None:
+    """Replace the path of a DeepSpeed config by its text."""
+    path = tree.get("deepspeed")
+    if isinstance(path, str) and not (isinstance(path, Plain) and path in NULLS):
+        tree["deepspeed"] = _read_deepspeed(path)
+
+
+def _read_deepspeed(path: str) -> dict[str, Any]:
+    name = f"deepspeed = {shown(str(path))}"
+    try:
+        tree = parse_config(read_small(Path(path), "file"), shown_key(path))
+    except ConfigError as error:
+        problem = str(error).removeprefix(f"{shown_key(path)}: ")
+        raise ConfigError(f"{name}: {problem}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{name}: must hold a JSON object")
+    return tree
