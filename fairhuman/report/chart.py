@@ -86,49 +86,67 @@ def lines(
         bounds: of y; the default is what the numbers need.
         unit: of y.
     """
-    curves = [(line, *data.points(line)) for line in shown]
-    curves = [curve for curve in curves if any(value is not None for value in curve[2])]
+    curves = [_Curve(line, *data.points(line), smoothed) for line in shown]
+    curves = [curve for curve in curves if curve.numbers]
     if not curves:
         return Html("")
-    numbers = [value for _, _, values in curves for value in values if value is not None]
+    numbers = [value for curve in curves for value in curve.numbers]
     log = log and min(numbers) >= 0 and max(numbers) > 0
-    x = axes.step_axis(min(s[0] for _, s, _ in curves), max(s[-1] for _, s, _ in curves))
+    x = axes.step_axis(min(c.steps[0] for c in curves), max(c.steps[-1] for c in curves))
     y = (
         Axis(*bounds, axes.HEIGHT - axes.BOTTOM, axes.TOP)
         if bounds
         else axes.vertical(numbers, log)
     )
-    drawn, described, tips = [], [], []
-    widest = 1
-    for line, steps, values in curves:
-        over = window(len(values)) if smoothed else 1
-        widest = max(widest, over)
-        kept = extremes(values)
-        raw = _path(x, y, [steps[i] for i in kept], [values[i] for i in kept])
-        drawn.append(f'<g class="{line.colour}{" raw" if over > 1 else ""}">{raw}</g>')
-        if over > 1:
-            mean = smooth(values, over)
-            kept = thinned(mean)
-            path = _path(x, y, [steps[i] for i in kept], [mean[i] for i in kept])
-            drawn.append(f'<g class="{line.colour} mean">{path}</g>')
-        column = data.add(line, steps, values)
-        tips.append({"column": column, "label": line.label, "colour": line.colour})
-        last = next(value for value in reversed(values) if value is not None)
-        described.append(f"{line.label} ends at {number(last)}")
-    note = f"bold: mean of about {widest} steps" if widest > 1 else ""
+    widest = max(curve.window for curve in curves)
+    notes = [f"bold: mean of about {widest} steps"] if widest > 1 else []
     if log and 0 in numbers:
-        note = "; ".join(filter(None, [note, "0 is not drawn"]))
-    keys = legend([(line.label, line.colour) for line, *_ in curves]) if len(shown) > 1 else ""
+        notes.append("0 is not drawn")
+    note = f" <small>{'; '.join(notes)}</small>" if notes else ""
+    drawn = "".join(curve.svg(x, y) for curve in curves)
+    tips = json.dumps([curve.tip(data) for curve in curves])
+    described = "; ".join(f"{c.line.label} ends at {number(c.numbers[-1])}" for c in curves)
+    keys = legend([(c.line.label, c.line.colour) for c in curves]) if len(shown) > 1 else ""
     scale = json.dumps([x.low, x.high, x.start, x.end])
     return Html(
-        f'<figure class="chart" data-x="{scale}" data-lines="{escape(json.dumps(tips))}">'
-        f"<figcaption>{escape(title)}{f' <small>{note}</small>' if note else ''}</figcaption>"
+        f'<figure class="chart" data-x="{scale}" data-lines="{escape(tips)}">'
+        f"<figcaption>{escape(title)}{note}</figcaption>"
         f'<svg viewBox="0 0 {axes.WIDTH} {axes.HEIGHT}" role="img" tabindex="0" '
-        f'aria-label="{escape(title)}: {escape("; ".join(described))}">'
-        f"{axes.frame(x, y, 'step', unit)}{''.join(drawn)}"
+        f'aria-label="{escape(title)}: {escape(described)}">'
+        f"{axes.frame(x, y, 'step', unit)}{drawn}"
         f'<line class="cross" y1="{axes.TOP}" y2="{axes.HEIGHT - axes.BOTTOM}" hidden="" />'
         f"</svg>{keys}</figure>"
     )
+
+
+class _Curve:
+    """One line of a chart, with its moving average."""
+
+    def __init__(self, line: Line, steps: list[int], values: Column, smoothed: bool) -> None:
+        self.line = line
+        self.steps = steps
+        self.values = values
+        self.window = window(len(values)) if smoothed else 1
+        self.numbers = [value for value in values if value is not None]
+
+    def svg(self, x: Axis, y: Axis) -> str:
+        """Return the line, and over it its moving average where there is one."""
+        averaged = self.window > 1
+        raw = self._path(x, y, self.values, extremes(self.values))
+        drawn = f'<g class="{self.line.colour}{" raw" if averaged else ""}">{raw}</g>'
+        if averaged:
+            mean = smooth(self.values, self.window)
+            path = self._path(x, y, mean, thinned(mean))
+            drawn += f'<g class="{self.line.colour} mean">{path}</g>'
+        return drawn
+
+    def tip(self, data: Data) -> dict[str, str]:
+        """Put the numbers into the page; return what its tooltips need to find them."""
+        column = data.add(self.line, self.steps, self.values)
+        return {"column": column, "label": self.line.label, "colour": self.line.colour}
+
+    def _path(self, x: Axis, y: Axis, values: Column, kept: Sequence[int]) -> str:
+        return _path(x, y, [self.steps[i] for i in kept], [values[i] for i in kept])
 
 
 def legend(items: Sequence[tuple[str, str]]) -> Html:
