@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BUILD_FILES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: help install demo test chaos fuzz nightly lint format docs bench gpu-check check-torch wheel clean
+.PHONY: help install demo test test-all chaos fuzz nightly lint format docs bench gpu-check check-torch wheel clean
 
 help:
 	@echo "make demo     draw people, make a tiny SDXL, train it on two CPU ranks: 10 minutes"
-	@echo "make test     the test suite"
+	@echo "make test     the tests, but for the slowest: 10 minutes on two cores"
+	@echo "make test-all all tests, as CI runs them: half an hour on two cores"
 	@echo "make fuzz     5,000 configs and overrides, 2,000 data folders at random (FUZZ_SEED=n)"
 	@echo "make chaos    end a run at 100 random moments, resume it, count what was lost (CHAOS='--kills 10')"
 	@echo "make nightly  fuzz and chaos, then the tests as on older processors, on a machine that is busy: hours"
@@ -37,6 +38,9 @@ demo: $(STAMP)
 # One worker per core; a file's tests stay together, for they share runs.
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 test: $(STAMP)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
+
+test-all: $(STAMP)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 # Each file reads FUZZ_EXAMPLES and FUZZ_SEED; what failed is kept in .hypothesis/, and is tried

@@ -13,13 +13,21 @@ from types import ModuleType
 
 MOVED = {
     "fairhuman.annotation": "fairhuman.curation.annotation",
-    "fairhuman.annotation.detector": "fairhuman.curation.annotation.detector",
     "fairhuman.data.drawn": "fairhuman.demo.drawn",
     "fairhuman.errors": "fairhuman.common.errors",
     "fairhuman.generate": "fairhuman.models.generate",
     "fairhuman.models.tiny": "fairhuman.demo.tiny",
     "fairhuman.ops": "fairhuman.fairness.ops",
 }
+"""Modules and packages, with all that is in them."""
+
+
+def new_path(name: str) -> str | None:
+    """Return where a module of 0.1 is now; None where it is no moved one."""
+    for old, new in MOVED.items():
+        if name == old or name.startswith(f"{old}."):
+            return new + name.removeprefix(old)
+    return None
 
 
 class _Moved(MetaPathFinder, Loader):
@@ -31,10 +39,11 @@ class _Moved(MetaPathFinder, Loader):
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        return spec_from_loader(name, self) if name in MOVED else None
+        return spec_from_loader(name, self) if new_path(name) else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        new = MOVED[spec.name]
+        new = new_path(spec.name)
+        assert new is not None
         warnings.warn(
             f"{spec.name} is now {new}; the old path goes in FairHuman 0.3",
             DeprecationWarning,
@@ -54,4 +63,5 @@ class _Moved(MetaPathFinder, Loader):
 def keep_moved_paths() -> None:
     """Make the old paths importable; to be called once, by the package."""
     if not any(isinstance(finder, _Moved) for finder in sys.meta_path):
-        sys.meta_path.append(_Moved())
+        # Before the usual finder, which would load a second copy of a moved package's modules.
+        sys.meta_path.insert(0, _Moved())

@@ -382,7 +382,7 @@ def test_what_cannot_be_loaded_is_one_error_on_every_rank(
 ) -> None:
     expected = {
         "another model": "holds another model than the section model: 2 of 5 trained "
-        "parameters are unlike, such as outer.bias ([65] there, [66] here)",
+        "parameters differ, such as outer.bias ([65] there, [66] here)",
         "another model, resharded": "holds another model than the section model",
         "another optimizer": "was made with AdamW, whose state it cannot take over; set "
         "optimizer.name=AdamW",

@@ -8,18 +8,26 @@ import sys
 
 import pytest
 
-from fairhuman.common.moved import MOVED
+from fairhuman.common.moved import MOVED, new_path
+
+INSIDE = [
+    "fairhuman.annotation.detector",
+    "fairhuman.annotation.marks",
+    "fairhuman.data.drawn.scene",
+]
 
 
-@pytest.mark.parametrize("old", MOVED)
+@pytest.mark.parametrize("old", [*MOVED, *INSIDE])
 def test_an_old_path_is_the_module_at_the_new_one(old: str) -> None:
-    new = importlib.import_module(MOVED[old])
+    path = new_path(old)
+    assert path is not None
+    new = importlib.import_module(path)
     sys.modules.pop(old, None)
-    with pytest.warns(DeprecationWarning, match=f"{old} is now {MOVED[old]}"):
+    with pytest.warns(DeprecationWarning, match=f"{old} is now {path}"):
         found = importlib.import_module(old)
     assert found is new
     assert new.__spec__ is not None
-    assert new.__spec__.name == new.__name__ == MOVED[old]
+    assert new.__spec__.name == new.__name__ == path
 
 
 def test_an_old_path_works_in_a_fresh_process() -> None:

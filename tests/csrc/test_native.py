@@ -112,6 +112,7 @@ def test_only_the_module_is_exported() -> None:
     assert "mpd" not in listing
 
 
+@pytest.mark.slow
 def test_the_device_solver_lives_in_registers_and_shared_memory(tmp_path: Path) -> None:
     """A thread's own stack would be reserved for every resident thread of the card: gigabytes."""
     nvcc = shutil.which("nvcc")

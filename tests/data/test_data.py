@@ -78,7 +78,7 @@ MISTAKES: dict[str, tuple[Callable[[Path, dict[str, Any]], Any], str]] = {
         lambda root, row: [row.pop(key, None) for key in ("hands", "hand_mask")],
         "neither 'hands' nor 'hand_mask' is there",
     ),
-    "twice": (lambda root, row: row.update(file_name=rows(root)[0]["file_name"]), "there already"),
+    "twice": (lambda root, row: row.update(file_name=rows(root)[0]["file_name"]), "listed already"),
 }
 
 

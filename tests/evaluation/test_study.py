@@ -227,6 +227,7 @@ def test_regions_are_those_of_scipy() -> None:
         assert judging._regions(probability, 12) == int((areas >= 12).sum())
 
 
+@pytest.mark.slow
 def test_the_judge_finds_what_was_drawn_and_nothing_in_an_empty_scene(tmp_path: Path) -> None:
     # A short fit: the study's is eight times as long, on drawings twice as large.
     judge = judging.make_judge(tmp_path / "judge.safetensors", 64, 100)
@@ -245,6 +246,7 @@ def test_the_judge_finds_what_was_drawn_and_nothing_in_an_empty_scene(tmp_path: 
     assert judging.look(again, [samples[0].image]) == found[:1]
 
 
+@pytest.mark.slow
 def test_a_study_tells_what_its_runs_have_measured_and_keeps_them(tmp_path: Path) -> None:
     said: list[str] = []
     wanted = plan(tmp_path, jobs=2)
@@ -313,6 +315,7 @@ def test_a_study_tells_what_its_runs_have_measured_and_keeps_them(tmp_path: Path
     assert (stamp.parent / "mine.txt").read_text() == "keep"
 
 
+@pytest.mark.slow
 def test_a_run_that_holds_out_too_little_is_named_before_it_trains(tmp_path: Path) -> None:
     draw_people(tmp_path / "people", 32, 64, TRAINED)
     records, _ = load_records(tmp_path / "people", regions=("face", "hand"))

@@ -102,7 +102,7 @@ def test_region_mse_keeps_tiny_and_huge_values(scale: float) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"pred": torch.zeros(2, 3, 4)}, r"must be \[B, C, H, W\] alike"),
+        ({"pred": torch.zeros(2, 3, 4)}, r"must be of the same shape \[B, C, H, W\]"),
         ({"masks": torch.zeros(2, 1, 4, 4)}, r"masks must be \[B, R, H, W\]"),
         ({"sample_weight": torch.zeros(3)}, r"sample_weight must be \[B\] = \[2\]"),
         ({"reduction": "mean"}, "must be 'image' or 'region', got 'mean'"),

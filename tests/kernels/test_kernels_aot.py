@@ -25,6 +25,9 @@ REGIONS = (0, 2, 7)
 DTYPES = ("float32", "bfloat16")
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What was compiled, as `_compile_all` describes it."""

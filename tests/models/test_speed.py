@@ -54,6 +54,7 @@ def test_xformers_that_cannot_is_told_in_one_line_before_anything_is_loaded() ->
     check_speed(Model(pretrained="x"), FP32, CPU)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_compiled_blocks_give_the_gradients_of_every_objective(
     tiny_model: Path, checkpointing: bool

@@ -39,6 +39,7 @@ def table() -> list[dict[str, Any]]:
     return first
 
 
+@pytest.mark.slow
 def test_each_mode_is_measured_against_plain_fine_tuning(table: list[dict[str, Any]]) -> None:
     assert [cost["mode"] for cost in table][:3] == ["global", "sum", "exact"]
     assert table[0]["times_plain"] == 1.0

@@ -33,6 +33,7 @@ def parts(memory: Memory, name: str) -> dict[str, float]:
     return {phase: held.get(name, 0.0) for phase, held in memory.phases.items()}
 
 
+@pytest.mark.slow
 def test_the_true_sdxl_is_counted_without_its_weights(sizes: Sizes) -> None:
     assert (sizes.trained, sizes.frozen) == (SDXL_PARAMETERS, 0)
     assert sizes.encoders == FROZEN_BYTES

@@ -131,6 +131,7 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str, st
     return dict(zip(CASES, found, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_memory_and_traffic_are_those_of_a_running_engine(
     counted: dict[tuple[int, str, str], Any], case: tuple[Any, Any, Any]

@@ -425,6 +425,7 @@ def wandb_history(output: Path) -> list[dict[int, dict[str, Any]]]:
     return runs
 
 
+@pytest.mark.slow
 def test_wandb_has_the_names_and_numbers_of_the_metrics(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -448,6 +449,7 @@ def test_wandb_has_the_names_and_numbers_of_the_metrics(
         assert own == {k: v for k, v in records[step - 1].items() if v is not None and k != "step"}
 
 
+@pytest.mark.slow
 def test_wandb_without_a_key_is_told_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from disturb import chaos
 
 PATIENCE_S = 240  # a minute on a machine that does nothing else
 
 
+@pytest.mark.slow
 def test_what_ends_a_run_loses_nothing_and_leaves_nothing_stuck() -> None:
     ways = [
         "SIGKILL to rank 1, checkpoint",

@@ -198,6 +198,7 @@ def runs(people: str, model: str, folder: str, stage: int, names: list[str]) -> 
     return found
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_on_one_rank_ends_on_both_in_one_line(
     people: Path, tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -203,6 +203,7 @@ def test_a_resumed_amortized_run_forecasts_from_what_was_measured_before(
     assert measured == [True, False, False, False, True, False]
 
 
+@pytest.mark.slow
 def test_a_run_under_zero_3_resumes_and_ends_on_another_number_of_ranks(
     config: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -301,6 +302,7 @@ def test_a_lora_trains_on_photographs_and_resumes_on_other_ranks_and_stages(
         assert stored < unet.stat().st_size / 4
 
 
+@pytest.mark.slow
 def test_a_lora_of_the_text_encoders_trains_and_resumes_and_is_measured_and_drawn_with(
     config: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -389,6 +391,7 @@ def as_opened(output: str, model: str) -> tuple[dict[str, float], dict[str, torc
     return {key: loss for key, loss in losses.items() if loss is not None}, pictures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "stage"), [("controlnet", 3), ("t2i_adapter", 2)])
 def test_control_methods_train_on_photographs_with_masks_and_control_images_and_resume(
     config: Path, photographs: Path, tmp_path: Path, method: str, stage: int
@@ -422,6 +425,7 @@ def test_control_methods_train_on_photographs_with_masks_and_control_images_and_
     assert (whole / "samples" / "step-00000002.png").is_file()
 
 
+@pytest.mark.slow
 def test_the_moving_average_is_that_of_the_weights_after_each_step(
     config: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -626,6 +630,7 @@ def test_a_signal_to_the_group_writes_a_checkpoint_and_exits_0(
     assert not (output / "final").exists()
 
 
+@pytest.mark.slow
 def test_no_rank_outlives_a_killed_launcher_and_a_killed_rank_ends_the_job(
     config: Path, tmp_path: Path
 ) -> None:

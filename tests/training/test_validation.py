@@ -78,7 +78,7 @@ def expected(people: Path, model: Path, reduction: str) -> dict[str, float]:
         draw, noise = (
             torch.from_numpy(rng.standard_normal((4, 8, 8), dtype=np.float32)) for _ in range(2)
         )
-        latents = sdxl.latents(sdxl.moments(sample.pixels), draw[None]).double()
+        latents = sdxl.latents(sdxl.posterior(sample.pixels), draw[None]).double()
         masks = torch.cat([torch.ones(1, 1, 8, 8), sample.masks], dim=1).double()
         areas += masks.sum(dim=(0, 2, 3)).numpy()
         for quarter in range(4):
