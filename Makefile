@@ -9,8 +9,8 @@ BUILD_FILES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard
 
 help:
 	@echo "make demo     draw people, make a tiny SDXL, train it on two CPU ranks: 10 minutes"
-	@echo "make test     the tests, but for the slowest: 10 minutes on two cores"
-	@echo "make test-all all tests, as CI runs them: half an hour on two cores"
+	@echo "make test     the tests, but for the slowest"
+	@echo "make test-all all tests, as CI runs them"
 	@echo "make fuzz     5,000 configs and overrides, 2,000 data folders at random (FUZZ_SEED=n)"
 	@echo "make chaos    end a run at 100 random moments, resume it, count what was lost (CHAOS='--kills 10')"
 	@echo "make nightly  fuzz and chaos, then the tests as on older processors, on a machine that is busy: hours"
