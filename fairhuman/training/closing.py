@@ -35,17 +35,12 @@ def closing_lines(config: Config, done: bool, progress: Progress, stop: Stop) ->
 
 
 def _trained(config: Config, final: Path) -> str:
+    base = f"--model {config.model.pretrained}"
     name, words = {
         "full": ("model", "--model …"),
-        "lora": ("LoRA", f"--model {config.model.pretrained} --lora …"),
-        "controlnet": (
-            "ControlNet",
-            f"--model {config.model.pretrained} --controlnet … --control IMAGE",
-        ),
-        "t2i_adapter": (
-            "T2I-Adapter",
-            f"--model {config.model.pretrained} --adapter … --control IMAGE",
-        ),
+        "lora": ("LoRA", f"{base} --lora …"),
+        "controlnet": ("ControlNet", f"{base} --controlnet … --control IMAGE"),
+        "t2i_adapter": ("T2I-Adapter", f"{base} --adapter … --control IMAGE"),
     }[config.model.method]
     return f"  the {name:<11} {final}   (diffusers; `fairhuman generate {words}`)"
 

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from fairhuman import checkpointing
 from fairhuman.common.errors import OutputError
+from fairhuman.common.units import DTYPES, GIB
 from fairhuman.config import Config
 from fairhuman.models.method import Method
 from fairhuman.zero.optimizers import MOMENT_BYTES
-
-_GIB = 2**30
 
 
 def checkpoint_bytes(config: Config, trained: int) -> int:
@@ -24,7 +23,7 @@ def checkpoint_bytes(config: Config, trained: int) -> int:
         config: the run's.
         trained: parameters that are.
     """
-    weights = 2 if config.train.precision != "fp32" else 4
+    weights = DTYPES[config.train.precision].itemsize
     if config.deepspeed["zero_optimization"]["stage"] == 3:
         weights = 0
     average = 4 if config.train.ema_decay is not None else 0
@@ -50,10 +49,10 @@ def check_disk(config: Config, trained: int, final: int, step: int) -> list[str]
         free = shutil.disk_usage(output).free
     except OSError:  # a file system that does not tell
         return []
-    room = f"its disk has {free / _GIB:.2f} GiB free"
+    room = f"its disk has {free / GIB:.2f} GiB free"
     if each > free:
         raise OutputError(
-            f"train.output_dir = {str(output)[:200]!r}: a checkpoint takes {each / _GIB:.2f} GiB, "
+            f"train.output_dir = {str(output)[:200]!r}: a checkpoint takes {each / GIB:.2f} GiB, "
             f"and {room}; free some, or choose another disk"
         )
     # The oldest is dropped when the new one is whole.
@@ -63,8 +62,8 @@ def check_disk(config: Config, trained: int, final: int, step: int) -> list[str]
     if needed <= free:
         return []
     return [
-        f"train.output_dir: {more} more checkpoints of {each / _GIB:.2f} GiB and OUT/final of "
-        f"{final / _GIB:.2f} GiB take {needed / _GIB:.2f} GiB, and {room}: the run will end when "
+        f"train.output_dir: {more} more checkpoints of {each / GIB:.2f} GiB and OUT/final of "
+        f"{final / GIB:.2f} GiB take {needed / GIB:.2f} GiB, and {room}: the run will end when "
         "it is full; free some, or lower train.keep_checkpoints"
     ]
 
@@ -84,7 +83,7 @@ def sizes(method: Method, config: Config) -> tuple[int, int]:
     """
     trained = sum(p.numel() for p in method.module.parameters() if p.requires_grad)
     if config.model.method != "full":
-        return trained, trained * (4 if config.train.precision == "fp32" else 2)
+        return trained, trained * DTYPES[config.train.precision].itemsize
     pipeline = method.pipeline
     parts = (pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.vae)
     return trained, sum(p.numel() * p.element_size() for part in parts for p in part.parameters())

@@ -5,18 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from small_config import GOOD
 
 from fairhuman.common.errors import ConfigError
 from fairhuman.config import Config, load_config, training_configs
 from fairhuman.zero.engine import deepspeed_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-GOOD = """
-model: {pretrained: demo/tiny-sdxl}
-data: {root: demo/people}
-train: {output_dir: outputs/x, steps: 10}
-deepspeed: {zero_optimization: {stage: 2}}
-"""
 
 
 @pytest.fixture

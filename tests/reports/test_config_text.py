@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
+from small_config import GOOD
 
 from fairhuman.cli import main
 from fairhuman.common.errors import ConfigError
@@ -16,12 +17,6 @@ from fairhuman.config.deepspeed_section import _REFUSED_ZERO, OffloadOptimizer, 
 from fairhuman.evaluation.study.plan import load_study
 
 ROOT = Path(__file__).resolve().parents[2]
-GOOD = """
-model: {pretrained: demo/tiny-sdxl}
-data: {root: demo/people}
-train: {output_dir: outputs/x, steps: 10}
-deepspeed: {zero_optimization: {stage: 2}}
-"""
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ class Trial:
         return Path(self.config.train.output_dir)
 
     def digest(self, others: dict[str, Any]) -> str:
-        """Return a digest of all that its outcome depends on: what is stale is not taken."""
+        """Return a digest of all that its outcome depends on; one with another is not reused."""
         settings = self.config.model_dump(mode="json", exclude_defaults=True)
         del settings["train"]["output_dir"]
         told = {
