@@ -3,28 +3,56 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
 from fairhuman import __version__
 from fairhuman.cli import configs, data, machine, models, results
+from fairhuman.common.error_text import reason
 from fairhuman.common.errors import UserError
 from fairhuman.common.paths import expand_arguments
+from fairhuman.common.quoting import shown
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code.
 
-    2: a mistake of the user's, such as a config that cannot run; 1: `doctor` or
-    `inspect --strict` found something wrong.
+    2: a mistake of the user's, such as a config that cannot run, or a file that cannot be read
+    or written; 1: `doctor` or `inspect --strict` found something wrong; 141: what reads the
+    output has ended, as `head` does.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold what no encoding has
+        sys.stdout.reconfigure(errors="backslashreplace")
     args = make_parser().parse_args(argv)
     try:
+        _refuse_undecodable(sys.argv[1:] if argv is None else argv)
         expand_arguments(args)
-        return args.run(args) or 0
+        code: int = args.run(args) or 0
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"fairhuman: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # Python writes what is left once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        place = error.filename2 or error.filename
+        print(f"fairhuman: {f'{place}: ' if place else ''}{reason(error)}", file=sys.stderr)
+        return 2
+
+
+def _refuse_undecodable(argv: Sequence[str]) -> None:
+    """Refuse bytes that are no text: no data set and no config can name such a file."""
+    for argument in argv:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{shown(argument)}: is not UTF-8; rename the file") from None
 
 
 def make_parser() -> argparse.ArgumentParser:

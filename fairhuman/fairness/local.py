@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fairhuman.fairness import ops
+from fairhuman.fairness.gathered import refuse_gathered
 from fairhuman.fairness.mpd import MPDSolution, Normalize, Status
 from fairhuman.fairness.scaled import active, refuse_scaled, scale_of
 
@@ -56,7 +57,8 @@ def fair_backward(
     Args:
         losses: K scalars, [K] or a sequence, of one forward pass (their graphs may be shared).
             A loss without a graph, such as a constant 0, is an absent objective.
-        parameters: what is trained, in the same order on every rank.
+        parameters: what is trained, in the same order on every rank; under FSDP2 as they are
+            outside a forward pass, that is, those that the optimizer was given.
         alpha: the fairness exponent; 2 is Minimum Potential Delay, 1 proportional fairness.
         normalize: see `solve_mpd`; "ball" gives every step the norm `max_norm`.
         max_norm: the norm of the ball, or what the norm of d is clipped to.
@@ -70,10 +72,12 @@ def fair_backward(
     Raises:
         ValueError: no losses, a loss that is no scalar or that a GradScaler has scaled (see
             `scaled.refuse_scaled` for what is noticed), no parameter that requires a gradient,
-            parameters of which some are sharded and some are not; and as `solve_mpd`.
+            parameters of which some are sharded and some are not, or that FSDP2 has gathered
+            for the forward pass; and as `solve_mpd`.
     """
     losses = list(losses)
     trained = [p for p in parameters if p.requires_grad]
+    refuse_gathered(trained)
     _check(losses, trained)
     scaler = active(scaler)
     refuse_scaled(losses, scaler)

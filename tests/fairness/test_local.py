@@ -114,6 +114,31 @@ def every_kind() -> dict[str, tuple[list[Tensor], Tensor]]:
     return {kind: in_ranks(kind) for kind in ("plain", "ddp", "fsdp2")}
 
 
+def list_after_forward() -> list[str]:
+    """Shard the root alone, and list its parameters before, and after, the forward pass."""
+    from torch.distributed.fsdp import fully_shard
+
+    model = network()
+    fully_shard(model)
+    before = list(model.parameters())
+    x, y = batch()
+    said = []
+    for after in (False, True):
+        losses = three_losses(model, x, y)
+        try:
+            fair_backward(losses, model.parameters() if after else before)
+            said.append("taken")
+        except ValueError as error:
+            said.append(str(error))
+    return said
+
+
+def test_parameters_that_fsdp_has_gathered_are_refused() -> None:
+    for said in run_ranks(list_after_forward, 2):
+        assert said[0] == "taken"
+        assert "list them before it" in said[1]
+
+
 def test_ranks_agree_with_one_process_on_the_whole_batch() -> None:
     first, second = run_ranks(every_kind, 2)
     for kind, (gradients, weights) in first.items():
