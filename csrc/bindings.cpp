@@ -19,8 +19,8 @@ namespace {
 using fairhuman::MpdParameters;
 
 void raise_on(int error) {
-  if (error == fairhuman::kMpdBadSize) throw py::value_error("K must be 1 to 16, count >= 0");
-  if (error == fairhuman::kMpdBadAlpha) throw py::value_error("alpha must be in [0.5, 16]");
+  if (error == fairhuman::kMpdBadSize) throw py::value_error("K or count is out of range");
+  if (error == fairhuman::kMpdBadAlpha) throw py::value_error("alpha is out of range");
   if (error == fairhuman::kMpdBadNormalize) {
     throw py::value_error("normalize must be 0, 1 or 2, and max_norm > 0 (finite with 2)");
   }
@@ -76,6 +76,9 @@ py::dict build_info() {
   info["cuda_archs"] = py::none();
 #endif
   info["mpd_fields"] = static_cast<int>(fairhuman::kMpdFields);
+  info["mpd_max_objectives"] = fairhuman::kMpdMaxObjectives;
+  info["mpd_min_alpha"] = fairhuman::kMpdMinAlpha;
+  info["mpd_max_alpha"] = fairhuman::kMpdMaxAlpha;
   return info;
 }
 
@@ -96,5 +99,6 @@ PYBIND11_MODULE(_C, m) {
         "The same in device memory: one launch on the stream, and no wait.");
 #endif
   m.def("build_info", &build_info,
-        "Version, compiler, C++ standard; cuda and cuda_archs, None in a build without CUDA.");
+        "Version, compiler, C++ standard; cuda and cuda_archs, None in a build without CUDA; the "
+        "solver's sizes and bounds.");
 }

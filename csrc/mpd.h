@@ -44,8 +44,8 @@ enum MpdNormalize {
 };
 
 struct MpdParameters {
-  int K;             // 1 .. 16
-  double alpha;      // 0.5 .. 16
+  int K;             // 1 .. kMpdMaxObjectives
+  double alpha;      // kMpdMinAlpha .. kMpdMaxAlpha
   double tolerance;  // of |A_ij - A_ji|, relative to sqrt(A_ii A_jj)
   int normalize;     // MpdNormalize
   double max_norm;   // > 0; infinity does not clip (and cannot be a ball's)
@@ -71,8 +71,8 @@ enum MpdField {
 // What a caller got wrong, or 0.
 enum MpdError {
   kMpdSuccess = 0,
-  kMpdBadSize = 1,       // K outside 1..16, or a negative count
-  kMpdBadAlpha = 2,      // alpha outside [0.5, 16], or NaN
+  kMpdBadSize = 1,       // K outside 1..kMpdMaxObjectives, or a negative count
+  kMpdBadAlpha = 2,      // alpha outside its bounds, or NaN
   kMpdBadNormalize = 3,  // no MpdNormalize, max_norm <= 0 or NaN, or an infinite ball
 };
 

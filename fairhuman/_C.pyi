@@ -10,6 +10,9 @@ class BuildInfo(TypedDict):
     cuda: str | None
     cuda_archs: str | None
     mpd_fields: int
+    mpd_max_objectives: int
+    mpd_min_alpha: float
+    mpd_max_alpha: float
 
 def build_info() -> BuildInfo: ...
 def solve_mpd_cpu(

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from fairhuman import _C
 
-MAX_OBJECTIVES = 16
-MIN_ALPHA = 0.5
-MAX_ALPHA = 16.0
+_SOLVER = _C.build_info()
+MAX_OBJECTIVES = _SOLVER["mpd_max_objectives"]
+MIN_ALPHA = _SOLVER["mpd_min_alpha"]
+MAX_ALPHA = _SOLVER["mpd_max_alpha"]
+_FIELDS = _SOLVER["mpd_fields"]
 
 Normalize = Literal["none", "simplex", "ball"]
 _NORMALIZE = {"none": 0, "simplex": 1, "ball": 2}  # MpdNormalize in csrc/mpd.h
@@ -28,8 +30,6 @@ _NORMALIZE = {"none": 0, "simplex": 1, "ball": 2}  # MpdNormalize in csrc/mpd.h
 # What two entries A_ij and A_ji may differ by, relative to sqrt(A_ii A_jj): the rounding of a long
 # dot product in the matrix's dtype.
 _ASYMMETRY = {torch.float32: 1e-3, torch.float64: 1e-7}
-
-_FIELDS = _C.build_info()["mpd_fields"]
 
 
 class Status(IntFlag):
