@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ import pytest
 os.environ["DS_ACCELERATOR"] = "cpu"
 # Ranks and pytest's workers share few cores; it is read once, when torch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
+# A script's background job ignores Ctrl-C, and so would every process that a test starts and stops.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PHOTOGRAPHS = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -37,12 +37,15 @@ def test_a_signal_keeps_what_is_drawn_and_says_so(
     process = subprocess.Popen(
         [*words, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 300
-    while len(list(out.glob("*.png"))) < 2 and time.monotonic() < deadline:
-        assert process.poll() is None
-        time.sleep(0.1)
-    process.send_signal(number)
-    _, said = process.communicate(timeout=120)
+    try:
+        deadline = time.monotonic() + 300
+        while len(list(out.glob("*.png"))) < 2 and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=120)
+    finally:
+        process.kill()
     kept = sorted(out.iterdir())
     assert process.returncode == 130
     assert said == f"fairhuman: stopped; {len(kept)} of 500 pictures are in {out}\n"
