@@ -60,8 +60,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fairhuman", description=__doc__.partition("\n")[0])
     parser.add_argument("--version", action="version", version=f"fairhuman {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for room in (data, configs, models, results, machine):
-        room.add(commands)
+    for family in (data, configs, models, results, machine):
+        family.add(commands)
     return parser
 
 

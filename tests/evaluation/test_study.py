@@ -21,9 +21,9 @@ from fairhuman.data.records import load_records
 from fairhuman.demo.drawn import draw_people
 from fairhuman.evaluation.study import judge as judging
 from fairhuman.evaluation.study.command import study
+from fairhuman.evaluation.study.drawn_case import TRAINED
 from fairhuman.evaluation.study.outcome import Spread, direction, gram_of
 from fairhuman.evaluation.study.plan import load_study
-from fairhuman.evaluation.study.small_scale import TRAINED
 from fairhuman.evaluation.study.trials import make_trials
 from fairhuman.fairness.mpd import Status, solve_mpd
 from fairhuman.fairness.published import PublishedSolver

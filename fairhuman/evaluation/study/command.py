@@ -17,12 +17,12 @@ from fairhuman.common.lock import FolderLock
 from fairhuman.common.quiet import quiet
 from fairhuman.evaluation.study.contact_sheet import opened, sheet
 from fairhuman.evaluation.study.detection import Onlooker
+from fairhuman.evaluation.study.drawn_case import DrawnCase
 from fairhuman.evaluation.study.outcome import Outcome, Result, read_result, scales
 from fairhuman.evaluation.study.page import as_tree, standalone, study_page, tradeoff
 from fairhuman.evaluation.study.plan import Study
 from fairhuman.evaluation.study.run_trial import PICTURES, draw
 from fairhuman.evaluation.study.runner import Runner
-from fairhuman.evaluation.study.small_scale import Small
 from fairhuman.evaluation.study.tables import tables
 from fairhuman.evaluation.study.trials import Trial, make_trials
 from fairhuman.models.prompts import read_prompts
@@ -44,26 +44,26 @@ def study(plan: Study, say: Callable[[str], None] = print) -> list[Path]:
         UserError: it cannot be run, another process runs it, or a run has failed.
     """
     output = Path(plan.output_dir)
-    small = Small(output, plan.drawn, plan.pictures.count) if plan.drawn else None
-    shared = small.overrides() if small else []
+    drawn_case = DrawnCase(output, plan.drawn, plan.pictures.count) if plan.drawn else None
+    shared = drawn_case.overrides() if drawn_case else []
     trials = make_trials(plan, shared)  # what is wrong is told before anything is made
-    asked = _prompts(plan, small)
+    asked = _prompts(plan, drawn_case)
     with FolderLock(output, "study"):
-        return _run(plan, trials, asked, small, say)
+        return _run(plan, trials, asked, drawn_case, say)
 
 
 def _run(
     plan: Study,
     trials: list[Trial],
     asked: list[str],
-    small: Small | None,
+    drawn_case: DrawnCase | None,
     say: Callable[[str], None],
 ) -> list[Path]:
     started = time.monotonic()
     output = Path(plan.output_dir)
     quiet()
-    if small:
-        small.make()
+    if drawn_case:
+        drawn_case.make()
     prompts = output / "prompts.txt" if asked else None
     if prompts:
         write_text(prompts, "".join(f"{line}\n" for line in asked))
@@ -74,17 +74,17 @@ def _run(
         pictures = plan.pictures
         model = trials[0].config.model.pretrained
         draw(model, None, start, asked, pictures.steps, pictures.guidance)
-    outcome = measure(plan, trials, small, say)
-    made = write(plan, outcome, trials, small)
+    outcome = measure(plan, trials, drawn_case, say)
+    made = write(plan, outcome, trials, drawn_case)
     say(f"done in {(time.monotonic() - started) / 60:.0f} min")
     return made
 
 
 def measure(
-    plan: Study, trials: list[Trial], small: Small | None, say: Callable[[str], None]
+    plan: Study, trials: list[Trial], drawn_case: DrawnCase | None, say: Callable[[str], None]
 ) -> Outcome:
     """Read what the runs have come to, and look at their pictures."""
-    onlooker = Onlooker(small, say) if plan.pictures.count else None
+    onlooker = Onlooker(drawn_case, say) if plan.pictures.count else None
     results: dict[str, list[Result]] = {name: [] for name in plan.arms}
     for trial in trials:
         look = onlooker.look(opened(trial.folder / PICTURES)) if onlooker else None
@@ -106,7 +106,9 @@ def measure(
     )
 
 
-def write(plan: Study, found: Outcome, trials: list[Trial], small: Small | None) -> list[Path]:
+def write(
+    plan: Study, found: Outcome, trials: list[Trial], drawn_case: DrawnCase | None
+) -> list[Path]:
     """Write the outcome: results.json, study.md, study.html, the plots and the pictures."""
     output = Path(plan.output_dir)
     shown = tables(found)
@@ -120,7 +122,7 @@ def write(plan: Study, found: Outcome, trials: list[Trial], small: Small | None)
     if plan.pictures.count:
         pictures = paths["pictures.png"] = output / "pictures.png"
         with replacing(pictures) as aside:
-            _sheet(plan, trials, small).save(aside, "png")
+            _sheet(plan, trials, drawn_case).save(aside, "png")
     body = "\n\n".join(part.markdown() for part in shown)
     write_text(paths["study.md"], f"{said}\n\n{body}\n")
     write_text(paths["results.json"], json.dumps(_plain(as_tree(found)), indent=1) + "\n")
@@ -154,24 +156,24 @@ def _machine(trial: Trial) -> str:
     return devices if found["cuda"] else f"{os.cpu_count()} CPU cores"
 
 
-def _prompts(plan: Study, small: Small | None) -> list[str]:
+def _prompts(plan: Study, drawn_case: DrawnCase | None) -> list[str]:
     pictures = plan.pictures
     if not pictures.count:
         return []
     if pictures.prompts is None:
-        assert small
-        return small.prompts()
+        assert drawn_case
+        return drawn_case.prompts()
     found = read_prompts(Path(pictures.prompts))[: pictures.count]
     if not found:
         raise ConfigError(f"pictures.prompts = {pictures.prompts!r}: the file has no prompt")
     return found
 
 
-def _sheet(plan: Study, trials: list[Trial], small: Small | None) -> Image.Image:
+def _sheet(plan: Study, trials: list[Trial], drawn_case: DrawnCase | None) -> Image.Image:
     output = Path(plan.output_dir)
     columns: list[tuple[str, list[Image.Image]]] = []
-    if small:
-        columns.append(("drawn (never seen)", [sample.image for sample in small.asked]))
+    if drawn_case:
+        columns.append(("drawn (never seen)", [sample.image for sample in drawn_case.asked]))
     columns.append(("start", opened(output / START_PICTURES)))
     for trial in trials:
         if trial.seed == plan.seeds[0]:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from fairhuman.evaluation.confidence import Confidence, load
 from fairhuman.evaluation.missing import MissingError
-from fairhuman.evaluation.study.small_scale import Share, Small
+from fairhuman.evaluation.study.drawn_case import DrawnCase, Share
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Look:
 class Onlooker:
     """Looks at pictures."""
 
-    def __init__(self, small: Small | None, say: Callable[[str], None]) -> None:
-        self._small = small
-        self._judge = small.judge() if small else None
+    def __init__(self, drawn_case: DrawnCase | None, say: Callable[[str], None]) -> None:
+        self._drawn_case = drawn_case
+        self._judge = drawn_case.judge() if drawn_case else None
         self._confidence: Callable[[Image.Image], Confidence] | None = None
         try:
             self._confidence = load()
@@ -42,13 +42,13 @@ class Onlooker:
             found = [self._confidence(picture) for picture in pictures]
             face = statistics.fmean(one.face for one in found)
             hand = statistics.fmean(one.hand for one in found)
-        if self._small and self._judge:
-            share = self._small.score(self._judge, pictures)
+        if self._drawn_case and self._judge:
+            share = self._drawn_case.score(self._judge, pictures)
         return Look(face, hand, share)
 
     def references(self, start: Sequence[Image.Image]) -> dict[str, Look]:
         """Look at what the arms' pictures are to be held against."""
         seen = {"the start": self.look(start)}
-        if self._small:
-            seen |= {name: self.look(shown) for name, shown in self._small.originals().items()}
+        if self._drawn_case:
+            seen |= {name: self.look(shown) for name, shown in self._drawn_case.originals().items()}
         return seen

@@ -38,7 +38,7 @@ class Arm(Section):
 
 
 class Drawn(Section):
-    """The small case: drawn people, and a tiny SDXL that was fitted to others of them."""
+    """The case of drawn people, and of a tiny SDXL that was fitted to others of them."""
 
     size: Annotated[int, Field(ge=64, le=1024, multiple_of=8)] = 128
     """Side of the pictures, in pixels."""
@@ -86,7 +86,7 @@ class Study(Section):
     measure_every: Positive = 10
     """Steps between two measurements of what is held out."""
     drawn: Drawn | None = None
-    """Settings of the small case; null: the config's own data and model."""
+    """Settings of the case of drawn people; null: the config's own data and model."""
     pictures: Pictures = Pictures()
     """Settings of the pictures that are drawn with each trained model."""
     ranks: Annotated[int, Field(ge=1, le=1024)] = 1

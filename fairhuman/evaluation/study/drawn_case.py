@@ -1,4 +1,4 @@
-"""The small case: drawn people, a tiny SDXL fitted to others of them, and prompts with a truth."""
+"""Drawn people, a tiny SDXL that is fitted to others of them, and prompts with a truth."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Share:
     tips: float
 
 
-class Small:
+class DrawnCase:
     """What a study of drawn people needs in addition to its arms: made once and kept."""
 
     def __init__(self, output: Path, settings: Drawn, pictures: int) -> None:
@@ -58,7 +58,7 @@ class Small:
         )
 
     def overrides(self) -> list[str]:
-        """Return what makes a training config one of the small case."""
+        """Return what makes a training config one of this case."""
         return [
             f"model.pretrained={self.model}",
             f"data.root={self.people}",
