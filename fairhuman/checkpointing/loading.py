@@ -98,7 +98,7 @@ def load(engine: Engine, folder: Path, verify: bool = True) -> bool:
         _load_as_is(engine, folder, setup.ranks)
     else:
         resharded = True
-        agreed(lambda: restore(engine, OldState(folder, old)))
+        agreed(lambda: restore(engine, OldState(folder, old), new))
         optimizer_state.page(engine.optimizer.optimizer)
         publish(engine)
     agreed(lambda: own.put_back(engine, open_states(folder, 0)["ds_config"]))

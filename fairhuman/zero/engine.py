@@ -9,17 +9,23 @@ from typing import Any
 from pydantic import ValidationError
 from torch import nn
 
+from fairhuman.common.distributed import agreed
 from fairhuman.common.errors import ConfigError
 from fairhuman.config import Config
 from fairhuman.zero.accelerator import device_name, precisions
 from fairhuman.zero.check import check_deepspeed
+from fairhuman.zero.limits import check_sizes
 from fairhuman.zero.optimizers import make_optimizer, make_schedule
 from fairhuman.zero.protocol import Engine
 from fairhuman.zero.stage3 import whole_weights
 
 
 def make_engine(config: Config, model: nn.Module) -> Engine:
-    """Wrap the model's trainable parameters in a DeepSpeed engine."""
+    """Wrap the model's trainable parameters in a DeepSpeed engine; a collective.
+
+    Raises:
+        ConfigError: a rank's part of them is larger than the optimizer can count.
+    """
     import deepspeed
 
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -32,6 +38,7 @@ def make_engine(config: Config, model: nn.Module) -> Engine:
             config=deepspeed_config(config),
             dist_init_required=False,
         )
+    agreed(lambda: check_sizes(engine))
     return engine
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,22 +22,26 @@ MOMENT_BYTES = {
     "Adafactor": 4.0,
     "SGD": 0.0,
 }
+LARGEST_GROUP = 2**30
+"""Elements in a parameter group, at most, unless one parameter has more: bitsandbytes counts those
+of a tensor in 32 bits, and ZeRO hands it one flat tensor per group and rank."""
 
 
 def make_optimizer(config: Config, parameters: Sequence[nn.Parameter]) -> Optimizer:
-    """Return the optimizer, with norms and biases in a group of their own.
+    """Return the optimizer, with norms and biases in groups of their own.
 
     They are not decayed, and the 8-bit optimizers keep their moments in 32 bits: ZeRO hands
-    bitsandbytes one flat tensor per group, whose size says nothing about the tensors in it.
+    bitsandbytes one flat tensor per group, whose size says nothing about the tensors in it. The
+    groups depend on the parameters alone, not on the number of ranks.
     """
     settings = config.optimizer
     matrices = [p for p in parameters if p.ndim > 1]
     vectors = [p for p in parameters if p.ndim <= 1]
     groups: list[dict[str, Any]] = [
-        {"params": matrices, "weight_decay": settings.weight_decay, "optim_bits": 8},
-        {"params": vectors, "weight_decay": 0.0, "optim_bits": 32},
+        {"params": part, "weight_decay": decay, "optim_bits": bits}
+        for whole, decay, bits in ((matrices, settings.weight_decay, 8), (vectors, 0.0, 32))
+        for part in _parts(whole)
     ]
-    groups = [group for group in groups if group["params"]]
     if settings.name == "SGD":
         return torch.optim.SGD(groups, lr=settings.lr)
     if settings.name == "Adafactor":
@@ -46,6 +50,21 @@ def make_optimizer(config: Config, parameters: Sequence[nn.Parameter]) -> Optimi
     if settings.name == "AdamW":
         return torch.optim.AdamW(groups, **adam)
     return _adamw8bit(groups, paged=settings.name == "PagedAdamW8bit", **adam)
+
+
+def _parts(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Cut a list of parameters into lists of at most `LARGEST_GROUP` elements, in order."""
+    part: list[nn.Parameter] = []
+    size = 0
+    for parameter in parameters:
+        numel: int = getattr(parameter, "ds_numel", parameter.numel())  # of a part under ZeRO-3: 0
+        if part and size + numel > LARGEST_GROUP:
+            yield part
+            part, size = [], 0
+        part.append(parameter)
+        size += numel
+    if part:
+        yield part
 
 
 def _adamw8bit(groups: Sequence[dict[str, Any]], paged: bool, **settings: Any) -> Optimizer:

@@ -43,11 +43,17 @@ def check_same_model(folder: Path, old: ShardMap, new: ShardMap) -> None:
             f"({there or 'none'} there, {here or 'none'} here); give the model, method and LoRA "
             "that the run was started with"
         )
-    if old.groups() != new.groups():
+    if _mixed_groups(old) or _mixed_groups(new):
         raise ConfigError(
             f"{folder}: its optimizer grouped the parameters otherwise; continue with the "
             "FairHuman that wrote it"
         )
+
+
+def _mixed_groups(layout: ShardMap) -> bool:
+    """Whether a parameter group holds matrices as well as vectors, which are trained otherwise."""
+    kinds = {(group, len(layout.shapes[name]) > 1) for name, group in layout.groups().items()}
+    return len(kinds) > len({group for group, _ in kinds})
 
 
 class OldState:
@@ -120,16 +126,21 @@ class OldState:
                 flat[start : start + source.numel].copy_(values)
 
 
-def restore(engine: Engine, old: OldState) -> None:
+def restore(engine: Engine, old: OldState, new: ShardMap) -> None:
     """Put the old state into this rank's buffers, optimizer, schedule and loss scale.
 
-    No collective; `layout.publish` must follow. On an error the engine is left half changed.
+    No collective; `shard_map.publish` must follow. On an error the engine is left half changed.
+
+    Args:
+        engine: the one to change.
+        old: of the same parameters, by `check_same_model`.
+        new: the engine's own.
 
     Raises:
         ConfigError: the state is not what its layout says.
     """
     with _fitting(old.folder):
-        _restore(engine, old)
+        _restore(engine, old, new)
 
 
 @contextmanager
@@ -146,10 +157,14 @@ def _fitting(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _restore(engine: Engine, old: OldState) -> None:
+def _restore(engine: Engine, old: OldState, new: ShardMap) -> None:
     zero = engine.optimizer
     optimizer = zero.optimizer
-    for group, saved in zip(optimizer.param_groups, old.param_groups, strict=True):
+    group_of = old.layout.groups()
+    # That of any of its parameters: a group may have been cut out of a larger one.
+    old_group = {group: group_of[name] for name, group in new.groups().items()}
+    for index, group in enumerate(optimizer.param_groups):
+        saved = old.param_groups[old_group[index]]
         group.update({key: value for key, value in saved.items() if key != "params"})
     for buffer, flat in buffers_of(engine):
         old.fill(flat.data, buffer, old.master)
@@ -161,7 +176,7 @@ def _restore(engine: Engine, old: OldState) -> None:
         def fill(name: str, whole: Tensor, buffer: Buffer = buffer) -> None:
             old.fill(whole, buffer, old.moment(name))
 
-        moments.install(optimizer, buffer.group, flat, old.any_state(buffer.group), fill)
+        moments.install(optimizer, buffer.group, flat, old.any_state(old_group[buffer.group]), fill)
     if engine.fp16_enabled() and old.config["fp16"]["enabled"]:
         zero.loss_scaler = old.scaling["loss_scaler"]
         zero.dynamic_loss_scale = old.scaling["dynamic_loss_scale"]

@@ -139,9 +139,10 @@ def read_shard_map(folder: Path) -> ShardMap | None:
     if not path.exists():
         return None
     file = parse_as(_KIND, read_limited(path, _LARGEST), path)
+    groups = {group for buffers in file.ranks for group, _, _ in buffers}
     for index, buffers in enumerate(file.ranks):
         for group, numel, pieces in buffers:
-            if group > 1:
+            if group >= len(groups):
                 raise ConfigError(f"{path}: ranks.{index}: there is no parameter group {group}")
             for name, start, count, offset in pieces:
                 shape = file.shapes.get(name)

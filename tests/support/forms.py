@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fairhuman.config import Config
+from fairhuman.zero.optimizers import LARGEST_GROUP
 
 OFFLOAD = {"offload_optimizer": {"device": "cpu", "pin_memory": False}}
 
@@ -25,10 +26,12 @@ class Form:
     zero: dict[str, Any] = field(default_factory=dict, hash=False)
     precision: str = "fp32"
     optimizer: str = "AdamW"
+    largest_group: int = LARGEST_GROUP
 
     def __str__(self) -> str:
         parts = [str(self.ranks), f"zero{self.stage}", self.precision, self.optimizer]
-        return "-".join([*parts, *self.zero])
+        cut = [] if self.largest_group == LARGEST_GROUP else [f"groups{self.largest_group}"]
+        return "-".join([*parts, *self.zero, *cut])
 
     def config(self) -> Config:
         return Config.model_validate(
