@@ -78,10 +78,18 @@ def test_build_info_tells_what_was_built() -> None:
     assert info["version"]
 
 
-@pytest.mark.parametrize(("K", "alpha"), [(0, 2.0), (17, 2.0), (2, 0.4), (2, float("nan"))])
-def test_error_codes_become_value_errors(K: int, alpha: float) -> None:
+@pytest.mark.parametrize(
+    ("K", "alpha", "words"),
+    [
+        (0, 2.0, "K or count is out of range"),
+        (17, 2.0, "K or count is out of range"),
+        (2, 0.4, "alpha is out of range"),
+        (2, float("nan"), "alpha is out of range"),
+    ],
+)
+def test_error_codes_become_value_errors(K: int, alpha: float, words: str) -> None:
     """A wrong size is refused before any memory is touched."""
-    with pytest.raises(ValueError, match="must be"):
+    with pytest.raises(ValueError, match=words):
         _C.solve_mpd_cpu(0, 1, K, alpha, 0.0, 0, 1.0, 0)
 
 
