@@ -14,7 +14,6 @@ from fairhuman.cli import configs, data, machine, models, results
 from fairhuman.common.error_text import reason
 from fairhuman.common.errors import UserError
 from fairhuman.common.paths import expand_arguments
-from fairhuman.common.quoting import shown
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +27,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     args = make_parser().parse_args(argv)
     try:
-        _refuse_undecodable(sys.argv[1:] if argv is None else argv)
         expand_arguments(args)
         code: int = args.run(args) or 0
         sys.stdout.flush()
@@ -44,15 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = error.filename2 or error.filename
         print(f"fairhuman: {f'{place}: ' if place else ''}{reason(error)}", file=sys.stderr)
         return 2
-
-
-def _refuse_undecodable(argv: Sequence[str]) -> None:
-    """Refuse bytes that are no text: no data set and no config can name such a file."""
-    for argument in argv:
-        try:
-            argument.encode()
-        except UnicodeEncodeError:
-            raise UserError(f"{shown(argument)}: is not UTF-8; rename the file") from None
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -32,7 +32,8 @@ def expand_arguments(args: argparse.Namespace) -> None:
     Paths are the arguments of type Path, and those of type str that begin with `~/`.
 
     Raises:
-        UserError: a home folder does not exist.
+        UserError: a home folder does not exist, or an argument is not UTF-8: no data set and no
+            config can name such a file.
     """
     for name, value in vars(args).items():
         if name in _TEXTS:
@@ -47,6 +48,11 @@ def expand_arguments(args: argparse.Namespace) -> None:
 
 
 def _expanded(value: object) -> object:
+    if isinstance(value, str | Path):
+        try:
+            str(value).encode()
+        except UnicodeEncodeError:
+            raise ValueError("is not UTF-8; rename the file") from None
     if isinstance(value, Path):
         return at_home(value)
     return at_home(value) if isinstance(value, str) and value.startswith("~/") else value
