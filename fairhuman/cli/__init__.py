@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from fairhuman import __version__
 from fairhuman.cli import configs, data, machine, models, results
-from fairhuman.common.error_text import reason
+from fairhuman.common.error_text import located
 from fairhuman.common.errors import UserError
 from fairhuman.common.paths import expand_arguments
 
@@ -39,8 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
-        place = error.filename2 or error.filename
-        print(f"fairhuman: {f'{place}: ' if place else ''}{reason(error)}", file=sys.stderr)
+        print(f"fairhuman: {located(error)}", file=sys.stderr)
         return 2
 
 

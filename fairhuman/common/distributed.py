@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch.distributed as dist
 
-from fairhuman.common.error_text import first_line, reason
+from fairhuman.common.error_text import first_line, located
 from fairhuman.common.errors import ConfigError, DataError, OutputError, UserError
 
 T = TypeVar("T")
@@ -86,8 +86,7 @@ def _attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
     try:
         return work(), None
     except OSError as error:
-        place = error.filename2 or error.filename or f"rank {rank()}"
-        failed = OutputError(f"{place}: {reason(error)}")
+        failed = OutputError(located(error, f"rank {rank()}"))
         failed.__cause__ = error
         return None, failed
     except Exception as error:  # of any kind: it is raised again once all ranks know

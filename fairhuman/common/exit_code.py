@@ -8,7 +8,7 @@ from collections.abc import Callable
 from tqdm import tqdm
 
 from fairhuman.common.distributed import PeerError, peer_lost, rank
-from fairhuman.common.error_text import first_line, reason
+from fairhuman.common.error_text import first_line, located
 from fairhuman.common.errors import OutputError, UserError
 
 
@@ -30,8 +30,7 @@ def exit_code(work: Callable[[], int], output: str) -> int:
             _complain(str(error))
         return error.exit_code
     except OSError as error:  # of a disk, wherever it was met; never worth a traceback
-        place = error.filename2 or error.filename or (output if error.errno else None)
-        _complain(f"{place}: {reason(error)}" if place else reason(error))
+        _complain(located(error, output if error.errno else None))
         return 2
     except PeerError as error:
         _complain(str(error))

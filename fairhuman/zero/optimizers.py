@@ -57,12 +57,11 @@ def _parts(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
     part: list[nn.Parameter] = []
     size = 0
     for parameter in parameters:
-        numel: int = getattr(parameter, "ds_numel", parameter.numel())  # of a part under ZeRO-3: 0
-        if part and size + numel > LARGEST_GROUP:
+        if part and size + parameter.numel() > LARGEST_GROUP:
             yield part
             part, size = [], 0
         part.append(parameter)
-        size += numel
+        size += parameter.numel()
     if part:
         yield part
 

@@ -43,7 +43,7 @@ def check_same_model(folder: Path, old: ShardMap, new: ShardMap) -> None:
             f"({there or 'none'} there, {here or 'none'} here); give the model, method and LoRA "
             "that the run was started with"
         )
-    if _mixed_groups(old) or _mixed_groups(new):
+    if _mixed_groups(old):
         raise ConfigError(
             f"{folder}: its optimizer grouped the parameters otherwise; continue with the "
             "FairHuman that wrote it"

@@ -51,7 +51,7 @@ def test_norms_and_biases_are_not_decayed_and_keep_32_bit_moments() -> None:
 
 
 def test_no_parameter_group_of_sdxl_is_larger_than_bitsandbytes_can_count() -> None:
-    """And none hangs on the number of ranks: the optimizer is not told."""
+    """Nor does any depend on the number of ranks, which `make_optimizer` is not told."""
     config = load_config(ROOT / "configs" / "sdxl_full.yaml")
     _, method, _ = empty_sdxl(config.model, torch.bfloat16)
     parameters = [p for p in method.module.parameters() if p.requires_grad]
