@@ -25,6 +25,11 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def rank_count() -> int:
+    """Return the number of ranks, as the launcher set it; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def on_rank0(work: Callable[[], T]) -> T:
     """Do some work on rank 0 and return its result on every rank; a collective.
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable
 
 from tqdm import tqdm
 
-from fairhuman.common.distributed import PeerError, peer_lost, rank
+from fairhuman.common.distributed import PeerError, peer_lost, rank, rank_count
 from fairhuman.common.error_text import first_line, located
 from fairhuman.common.errors import OutputError, UserError
+from fairhuman.common.last_words import heard, speak
 
 
 def exit_code(work: Callable[[], int], output: str) -> int:
@@ -26,21 +28,30 @@ def exit_code(work: Callable[[], int], output: str) -> int:
         return work()
     except UserError as error:
         # What all ranks know of is said once; what only one met, such as a lost file, by that one.
-        if rank() == 0 or (isinstance(error, OutputError) and not error.shared):
-            _complain(str(error))
+        speaks = rank() == 0 or (isinstance(error, OutputError) and not error.shared)
+        if speaks or not heard():
+            _say(str(error))
         return error.exit_code
     except OSError as error:  # of a disk, wherever it was met; never worth a traceback
-        _complain(located(error, output if error.errno else None))
+        _say(located(error, output if error.errno else None))
         return 2
     except PeerError as error:
+        heard()
         _complain(str(error))
         return 1
-    except RuntimeError as error:
-        if not peer_lost(error):
+    except Exception as error:
+        if peer_lost(error):
+            why = f"another rank has ended, and says why itself ({first_line(error)})"
+            _complain(f"rank {rank()}: {why}")
+            return 1
+        if rank_count() == 1:
             raise
-        why = f"another rank has ended, and says why itself ({first_line(error)})"
-        _complain(f"rank {rank()}: {why}")
+        speak(traceback.print_exc)
         return 1
+
+
+def _say(message: str) -> None:
+    speak(lambda: _complain(message))
 
 
 def _complain(message: str) -> None:
