@@ -46,7 +46,7 @@ def exit_code(work: Callable[[], int], output: str) -> int:
             return 1
         if rank_count() == 1:
             raise
-        speak(traceback.print_exc)
+        _say(traceback.format_exc().rstrip())
         return 1
 
 
