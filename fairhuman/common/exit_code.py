@@ -11,7 +11,7 @@ from tqdm import tqdm
 from fairhuman.common.distributed import PeerError, peer_lost, rank, rank_count
 from fairhuman.common.error_text import first_line, located
 from fairhuman.common.errors import OutputError, UserError
-from fairhuman.common.last_words import heard, speak
+from fairhuman.common.last_words import heard, spoken
 
 
 def exit_code(work: Callable[[], int], output: str) -> int:
@@ -51,7 +51,9 @@ def exit_code(work: Callable[[], int], output: str) -> int:
 
 
 def _say(message: str) -> None:
-    speak(lambda: _complain(message))
+    """Print why the run ends, and let the ranks end that wait for it."""
+    _complain(message)
+    spoken()
 
 
 def _complain(message: str) -> None:

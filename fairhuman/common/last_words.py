@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -22,9 +21,8 @@ _GOODBYE_S = 5.0
 _SAID, _LEAVING = "fairhuman/said", "fairhuman/leaving"
 
 
-def speak(say: Callable[[], None]) -> None:
-    """Say why this rank ends, then let the others end."""
-    say()
+def spoken() -> None:
+    """Let the other ranks end: this one has said why."""
     store = _store(timedelta(seconds=_GOODBYE_S))
     if store is None:
         return
