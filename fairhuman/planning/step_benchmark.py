@@ -239,11 +239,12 @@ def _timed_parts(
         (step, "forward", "forward"),
         (step, "losses", "losses"),
         (step, "sensitivity", "sensitivity"),
-        (step.engine, "backward", "backward"),
     ]
     exact = getattr(step.balancer, "exact", step.balancer)  # what amortized refreshes with
     if gradients := getattr(exact, "gradients", None):
-        places.append((gradients, "gram", "gram"))
+        places += [(gradients, "backward", "backward"), (gradients, "gram", "gram")]
+    else:
+        places.append((step.engine, "backward", "backward"))
     places += [(ops, "solve_mpd", "solve"), (ops, "combine", "combine")]
     places.append((step.engine, "step", "optimizer"))
     originals = [(owner, name, vars(owner).get(name)) for owner, name, _ in places]

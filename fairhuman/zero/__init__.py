@@ -1,9 +1,11 @@
 """One gradient per objective out of DeepSpeed's ZeRO, and one back in.
 
-Only this room knows the inner names of DeepSpeed's optimizers: `gradients` what every one of them
-goes through, `stage12`, `bf16` and `stage3` one class of optimizers each.
+Only this package knows the inner names of DeepSpeed's optimizers. `reduced` takes over what ZeRO-1
+and 2 do between backward pass and step; `collected` reads the buffers of all others, of which
+`stage12` (offloaded), `bf16` and `stage3` know one class each.
 """
 
-from fairhuman.zero.gradients import ZeroGradients
+from fairhuman.zero.choose import make_gradients
+from fairhuman.zero.gradients import Gradients
 
-__all__ = ["ZeroGradients"]
+__all__ = ["Gradients", "make_gradients"]

@@ -1,4 +1,4 @@
-"""What `ZeroGradients` needs of a DeepSpeed optimizer."""
+"""What `CollectedGradients` needs of a DeepSpeed optimizer."""
 
 from __future__ import annotations
 
@@ -57,10 +57,6 @@ class ShardAccess(ABC):
     def loss_scale(self) -> float:
         """Return the factor that the gradients carry."""
         return float(self.optimizer.loss_scale)
-
-    def forget_backward(self) -> None:
-        """Let a forward pass of the bare module follow a backward pass that was not a step's."""
-        self.optimizer.clear_backward_seen_flag()
 
     def mark(self) -> None:  # noqa: B027  # most optimizers keep no notes of a forward pass
         """Remember the state after a forward pass, for `rewind`."""

@@ -1,4 +1,4 @@
-"""Whether the installed DeepSpeed does what this room relies on, tried out before a run."""
+"""Whether the installed DeepSpeed does what this package relies on, tried out before a run."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from fairhuman.common.error_text import first_line
 from fairhuman.common.errors import ConfigError
-from fairhuman.zero.gradients import ZeroGradients
-from fairhuman.zero.protocol import Engine
+from fairhuman.zero.choose import make_gradients
+from fairhuman.zero.gradients import Gradients
 
 # Wrong behaviour (objectives mixed, ranks not averaged, a factor lost) is off by far more, and
 # bfloat16's rounding by less.
@@ -80,9 +80,9 @@ def _differences(config: dict[str, Any]) -> list[str]:
     )
     expected = _plain_gradients(plain.to(engine.device), inputs.to(engine.device))
     before = _whole(model)
-    gradients = ZeroGradients(engine)
+    gradients = make_gradients(engine)
     wrong = []
-    _backward(gradients, engine, inputs.to(engine.device, dtype))
+    _backward(gradients, inputs.to(engine.device, dtype))
     error = _distance(gradients.gram().to(torch.float32), expected @ expected.T)
     if not error < TOLERANCE:
         wrong.append(f"their inner products are off by {error:.2g} of their size")
@@ -91,7 +91,7 @@ def _differences(config: dict[str, Any]) -> list[str]:
     error = _distance(before - after, torch.tensor(WEIGHTS).to(expected) @ expected)
     if not error < TOLERANCE:
         wrong.append(f"a step goes astray by {error:.2g} of its length")
-    _backward(gradients, engine, inputs.to(engine.device, dtype))
+    _backward(gradients, inputs.to(engine.device, dtype))
     gradients.skip()
     if not torch.equal(after, _whole(model)):
         wrong.append("a step with an infinite gradient is taken")
@@ -119,10 +119,10 @@ def _losses(outputs: tuple[Tensor, Tensor]) -> list[Tensor]:
     return [out.square().mean() + side.square().mean(), out[:, :1].sin().mean()]
 
 
-def _backward(gradients: ZeroGradients, engine: Engine, inputs: Tensor) -> None:
-    gradients.start(len(WEIGHTS))
+def _backward(gradients: Gradients, inputs: Tensor) -> None:
+    gradients.start(len(WEIGHTS), MICRO_BATCHES)
     for x in inputs:
-        gradients.backward(_losses(engine(x)))
+        gradients.backward(_losses(gradients.model(x)))
 
 
 def _plain_gradients(model: nn.Module, inputs: Tensor) -> Tensor:

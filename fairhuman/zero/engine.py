@@ -114,6 +114,7 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
         "gradient_clipping": 0.0 if clips_itself else train.max_grad_norm,
         "zero_allow_untested_optimizer": True,  # bitsandbytes' optimizers
         "steps_per_print": None,
+        "timers": {"throughput": {"enabled": False}},  # waits for the device at every step
         "fp16": {**config.deepspeed.get("fp16", {}), "enabled": train.precision == "fp16"},
         "bf16": {
             # Without this, DeepSpeed takes the step on an infinite bf16 gradient.

@@ -1,60 +1,66 @@
-"""The K gradients of a step, whatever DeepSpeed optimizer they come from.
-
-DeepSpeed reduces and partitions whatever `backward` leaves. Every call of `engine.backward` here
-is therefore made a gradient-accumulation boundary, its averaged shard is read from the
-optimizer and added to the objective's own sum, and the optimizer is put back to where it was
-before the backward.
-"""
+"""The gradients of one optimizer step, one per objective, as this rank's ZeRO shards."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fairhuman.common.errors import ConfigError
 from fairhuman.fairness import ops
-from fairhuman.zero.access import ShardAccess
-from fairhuman.zero.kinds import Kind, kind_of
 from fairhuman.zero.protocol import Engine
 
 
-class ZeroGradients:
-    """The K gradients of one optimizer step, as this rank's ZeRO shards in float32.
+class Gradients(ABC):
+    """The K gradients of a step: `start`, `backward` per micro-batch, then `step` or `skip`.
 
-    Holds K * P / ranks float32 numbers, P the count of trainable parameters; with optimizer
-    offload they are in the CPU's memory.
-
-    Raises:
-        ConfigError: this DeepSpeed, or the optimizer that its config chose, cannot be used.
+    Every method is a collective. A shard is this rank's part of one gradient, averaged over the
+    micro-batches and the ranks and times the loss scale: a list of float32 tensors. The ranks'
+    shards are disjoint.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.access = _choose(engine)
         self.shards: list[list[Tensor] | None] = []
+        """Those of the K objectives, where they are held apart; None before the first backward."""
 
-    def start(self, count: int) -> None:
+    @property
+    def model(self) -> Callable[..., Any]:
+        """What to call for the forward pass whose losses `backward` is given."""
+        model: Callable[..., Any] = self.engine
+        return model
+
+    @abstractmethod
+    def start(self, count: int, micro_batches: int) -> None:
         """Begin an optimizer step of `count` objectives."""
-        self.shards = [None] * count
-        # Where a parameter is reached by no objective, some optimizers still hold the last
-        # step's gradient.
-        self.access.reset()
 
+    @abstractmethod
     def backward(self, losses: Sequence[Tensor]) -> None:
         """Add the gradient of each of a micro-batch's losses to that objective's sum.
 
         The losses must depend on one graph, and every rank must call this the same number of
-        times with the same number of losses: each backward is a collective.
+        times with the same number of losses.
         """
-        self.engine.set_gradient_accumulation_boundary(True)
-        self.access.mark()
-        for index, loss in enumerate(losses):
-            if index:
-                self.access.rewind()
-            self.engine.backward(loss, retain_graph=index + 1 < len(losses))
-            self.shards[index] = self._take(self.shards[index])
+
+    @abstractmethod
+    def step(self, weights: Tensor, scale: Tensor | None = None) -> None:
+        """Take the step along scale * sum_k w_k g_k, which must be finite: see `holds`.
+
+        Args:
+            weights: [K], float32 or float64.
+            scale: 0-d; None for 1.
+        """
+
+    @abstractmethod
+    def skip(self) -> None:
+        """Let DeepSpeed skip the step, and lower its loss scale where it has one."""
+
+    @abstractmethod
+    def rows(self) -> list[list[Tensor]]:
+        """Return the K shards."""
 
     def gram(self) -> Tensor:
         """Return A = [<g_i, g_j>] of the gradients averaged over all ranks, [K, K] float64.
@@ -62,75 +68,30 @@ class ZeroGradients:
         Free of the fp16 loss scale. The ranks' shards are disjoint, so their Gram matrices
         add up to that of the whole gradients. The same bits on every rank.
         """
-        total = ops.gram(self._rows()).to(self.engine.device)  # NCCL cannot reduce on the CPU
+        total = ops.gram(self.rows()).to(self.engine.device)  # NCCL cannot reduce on the CPU
         dist.all_reduce(total)
-        return total / self.access.loss_scale() ** 2
+        return total / self.loss_scale() ** 2
 
-    def step(self, weights: Tensor, scale: Tensor | None = None) -> None:
-        """Write scale * sum_k w_k g_k back to DeepSpeed and let its optimizer take the step."""
-        rows = self._rows()
-        self._finish(list(ops.combine(rows, weights, out=rows[0], scale=scale)))
+    def holds(self, weights: Tensor, norms: Tensor) -> bool:
+        """Return whether `step` can work in float32: with the weights, and with their sum.
 
-    def skip(self) -> None:
-        """Let DeepSpeed skip the step, and lower its loss scale where it has one.
-
-        An infinite gradient is how DeepSpeed itself tells that a step must not be taken.
+        Args:
+            weights: [K], those of the step, at least 0, on the host.
+            norms: [K], of the gradients.
         """
-        rows = self._rows()
-        for part in rows[0]:
-            part.fill_(float("inf"))
-        self._finish(rows[0])
+        largest = torch.finfo(torch.float32).max
+        length = (weights * norms).sum() * self.loss_scale()
+        return bool(torch.maximum(weights.max(), length) < largest)
 
-    def _rows(self) -> list[list[Tensor]]:
-        rows = [row for row in self.shards if row is not None]
-        assert len(rows) == len(self.shards), "an objective had no backward in this step"
-        return rows
+    def loss_scale(self) -> float:
+        """Return the factor that the shards carry."""
+        return float(self.engine.optimizer.loss_scale)
 
-    def _take(self, total: list[Tensor] | None) -> list[Tensor]:
-        """Move the shard of the last backward into `total`, and reset the optimizer."""
-        if total is None:
-            total = self.access.zeros()
-        for part, pieces in zip(total, self.access.read(), strict=True):
-            start = 0
-            for piece in pieces:
-                part[start : start + piece.numel()].add_(piece.reshape(-1))
-                start += piece.numel()
-        self.access.reset()
-        return total
+    def forget_backward(self) -> None:  # noqa: B027  # most have nothing to forget
+        """Let a forward pass of the bare module follow a backward pass that was not a step's."""
 
-    def _finish(self, direction: list[Tensor]) -> None:
-        self.access.write(direction)
-        self.shards = []
-        self.engine.step()
+    def mark(self) -> None:  # noqa: B027
+        """Remember the state after a forward pass, for `rewind`."""
 
-
-def _choose(engine: Engine) -> ShardAccess:
-    """Return the access to the engine's optimizer, or say why there is none."""
-    import deepspeed
-
-    from fairhuman.zero.bf16 import BF16Shards
-    from fairhuman.zero.stage3 import OffloadedStage3Shards, Stage3Shards
-    from fairhuman.zero.stage12 import OffloadedStage12Shards, Stage12Shards
-
-    optimizer, found = engine.optimizer, kind_of(engine)
-    kind: type[ShardAccess]
-    if found is Kind.STAGE12:
-        kind = OffloadedStage12Shards if optimizer.cpu_offload else Stage12Shards
-    elif found is Kind.STAGE3:
-        kind = OffloadedStage3Shards if optimizer.offload_optimizer else Stage3Shards
-    elif found is Kind.BF16:
-        kind = BF16Shards
-    else:
-        raise ConfigError(
-            "deepspeed: weights from gradients need ZeRO stage 1, 2 or 3, got the optimizer "
-            f"{type(optimizer).__name__}"
-        )
-    missing = [f"{type(optimizer).__name__}.{n}" for n in kind.needs if not hasattr(optimizer, n)]
-    if not hasattr(engine, "set_gradient_accumulation_boundary"):
-        missing.append("engine.set_gradient_accumulation_boundary")
-    if missing:
-        raise ConfigError(
-            f"deepspeed {deepspeed.__version__} has no {', '.join(missing)}, which "
-            "weights from gradients need; install the version in constraints.txt"
-        )
-    return kind(engine)
+    def rewind(self) -> None:  # noqa: B027
+        """Get ready for another backward pass over the same graph."""

@@ -57,6 +57,9 @@ class Engine(Protocol):
     def gradient_clipping(self) -> float:
         """Return the norm that gradients are clipped to; 0 for none."""
 
+    def gradient_accumulation_steps(self) -> int:
+        """Return the number of a step's micro-batches."""
+
     def train_batch_size(self) -> int:
         """Return the global batch."""
 

@@ -1,4 +1,4 @@
-"""Shards of ZeRO-1 and ZeRO-2, with the optimizer on the device or offloaded to the CPU."""
+"""Shards of ZeRO-1 and ZeRO-2 with the optimizer offloaded to the CPU."""
 
 from __future__ import annotations
 
@@ -11,49 +11,13 @@ from torch import Tensor
 from fairhuman.zero.access import ShardAccess
 
 
-class Stage12Shards(ShardAccess):
-    """One flat tensor per parameter group, from `averaged_gradients`."""
+class OffloadedStage12Shards(ShardAccess):
+    """One flat tensor per parameter group, from the CPU's float32 gradients."""
 
     needs: ClassVar[tuple[str, ...]] = (
         "averaged_gradients",
         "bit16_groups",
-        "partition_size",
         "loss_scale",
-    )
-
-    def zeros(self) -> list[Tensor]:
-        """Return a shard on the parameters' device."""
-        zero = self.optimizer
-        return [
-            torch.zeros(int(size), device=group[0].device)
-            for size, group in zip(zero.partition_size, zero.bit16_groups, strict=True)
-        ]
-
-    def read(self) -> list[Sequence[Tensor]]:
-        """Return each group's list of gradients as DeepSpeed averaged it at the boundary."""
-        zero = self.optimizer
-        return [zero.averaged_gradients[i] for i in range(len(zero.bit16_groups))]
-
-    def reset(self) -> None:
-        """Drop the averages, and the gradients that parameters of other ranks still hold."""
-        zero = self.optimizer
-        for i, group in enumerate(zero.bit16_groups):
-            zero.averaged_gradients[i] = None
-            for parameter in group:
-                parameter.grad = None
-                parameter.grad_accum = None
-
-    def write(self, shard: list[Tensor]) -> None:
-        """Hand each group's flat tensor over as its whole list."""
-        for i, part in enumerate(shard):
-            self.optimizer.averaged_gradients[i] = [part]
-
-
-class OffloadedStage12Shards(Stage12Shards):
-    """One flat tensor per parameter group, from the CPU's float32 gradients."""
-
-    needs = (
-        *Stage12Shards.needs,
         "single_partition_of_fp32_groups",
         "params_in_partition",
         "grad_position",
@@ -81,8 +45,12 @@ class OffloadedStage12Shards(Stage12Shards):
         """Forget gradients, norms, and that there was a micro-batch: the next one must not add."""
         from deepspeed.runtime.zero.stage_1_and_2 import INITIAL_MICRO_STEP_ID
 
-        super().reset()
         zero = self.optimizer
+        for i, group in enumerate(zero.bit16_groups):
+            zero.averaged_gradients[i] = None
+            for parameter in group:
+                parameter.grad = None
+                parameter.grad_accum = None
         for partition in zero.single_partition_of_fp32_groups:
             partition.grad.zero_()
         zero.micro_step_id = INITIAL_MICRO_STEP_ID

@@ -154,13 +154,13 @@ def train(case: Case) -> dict[str, Any]:
         area = torch.stack([RegionObjectives.areas(masks) for _, _, masks in everything]).mean(0)
         balancer.start((area > 0).tolist(), len(mine))
         for x, y, masks in mine:
-            pred, side = engine(x.to(dtype))
+            pred, side = balancer.model(x.to(dtype))
             losses = objectives.losses(pred, y, masks, None, area) + aside(side.float())
             if case.nan_at == step and dist.get_rank() == case.ranks - 1:
                 losses = losses * float("nan")
             balancer.backward(losses)
         if isinstance(balancer, ExactBalancer):
-            scales.append(balancer.gradients.access.loss_scale())
+            scales.append(balancer.gradients.loss_scale())
             grams.append(whole_gram(balancer.gradients.gram().cpu(), area > 0))
         reports.append(balancer.step())
     with gathered(engine):

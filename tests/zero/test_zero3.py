@@ -93,9 +93,9 @@ def one_step(gradients: Any, engine: Any, step: int) -> tuple[Tensor, int]:
     import torch.distributed as dist
 
     count = COUNTS[step]
-    gradients.start(count)
+    gradients.start(count, MICRO_BATCHES)
     for micro_batch in range(MICRO_BATCHES):
-        pred, y = predict(engine, step, dist.get_rank() * MICRO_BATCHES + micro_batch)
+        pred, y = predict(gradients.model, step, dist.get_rank() * MICRO_BATCHES + micro_batch)
         gradients.backward(losses(pred, y)[:count])
     gram = gradients.gram()
     held = sum(part.numel() for row in gradients.shards for part in row)
@@ -113,13 +113,13 @@ def whole(engine: Any) -> list[Tensor]:
 def train_on_ranks(folder: Path) -> dict[str, dict[str, Any]]:
     import torch.distributed as dist
 
-    from fairhuman.zero import ZeroGradients
+    from fairhuman.zero import make_gradients
     from fairhuman.zero.engine import gathered, make_engine
 
     results = {}
     for name, (zero, checkpointed, looking) in CASES.items():
         engine = make_engine(settings(zero), unet(checkpointed))
-        gradients = ZeroGradients(engine)
+        gradients = make_gradients(engine)
         result: dict[str, Any] = {"grams": [], "held": [], "drawn": []}
         for step in range(STEPS):
             gram, held = one_step(gradients, engine, step)
@@ -239,7 +239,7 @@ def resume_on_ranks(folder: Path) -> dict[str, Any]:
 
     from fairhuman import checkpointing
     from fairhuman.checkpointing.manifest import Progress
-    from fairhuman.zero import ZeroGradients
+    from fairhuman.zero import make_gradients
     from fairhuman.zero.engine import make_engine
 
     def start(zero: dict[str, Any]) -> Any:
@@ -247,12 +247,12 @@ def resume_on_ranks(folder: Path) -> dict[str, Any]:
         return make_engine(settings(zero, "AdamW8bit", "bf16"), Small())
 
     def go(engine: Any, steps: range) -> None:
-        gradients = ZeroGradients(engine)
+        gradients = make_gradients(engine)
         for step in steps:
             rng = torch.Generator().manual_seed(10 * step + dist.get_rank())
-            gradients.start(2)
+            gradients.start(2, MICRO_BATCHES)
             for _ in range(MICRO_BATCHES):
-                out = engine(torch.randn(5, 64, generator=rng).bfloat16()).float()
+                out = gradients.model(torch.randn(5, 64, generator=rng).bfloat16()).float()
                 gradients.backward([out.square().mean(), out[:, :9].sin().mean()])
             gradients.step(torch.tensor([1.0, 2.0], dtype=torch.float64))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from fairhuman.training.balancers.base import (
     unsolved,
 )
 from fairhuman.training.balancers.weighted import WeightedBackward
-from fairhuman.zero.access import ShardAccess
+from fairhuman.zero import Gradients
 from fairhuman.zero.protocol import Engine
 
 
@@ -38,13 +38,11 @@ class ForecastStep:
     accumulation that is no estimate.
     """
 
-    def __init__(
-        self, engine: Engine, access: ShardAccess, solver: Solver, forecast: Forecast
-    ) -> None:
-        self.device = engine.device
+    def __init__(self, gradients: Gradients, solver: Solver, forecast: Forecast) -> None:
+        self.device = gradients.engine.device
         self.solver = solver
         self.forecast = forecast
-        self.forecast_step = WeightedBackward(engine, access, solver)
+        self.forecast_step = WeightedBackward(gradients, solver)
         self._present: list[bool] = []
         self._found: MPDSolution | None = None
         self._weights = torch.zeros(0)
@@ -122,10 +120,15 @@ class AmortizedBalancer(Balancer):
         self.measures = forecast.rule == "calibrated"
         self.forecast = forecast
         self.exact = ExactBalancer(engine, solver)
-        self.forecast_step = ForecastStep(engine, self.exact.gradients.access, solver, forecast)
+        self.forecast_step = ForecastStep(self.exact.gradients, solver, forecast)
         self.refreshes = False
         """Whether the step that has been started is a refresh."""
         self._watch = Watch(engine.device)
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """What the gradients need to be called."""
+        return self.exact.model
 
     def start(self, present: Sequence[bool], micro_batches: int) -> None:
         """Begin a step, exact if it is time."""

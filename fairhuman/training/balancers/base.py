@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fairhuman.fairness.mpd import MPDSolution, Status
 from fairhuman.fairness.solve import Solver
-from fairhuman.zero import ZeroGradients
+from fairhuman.zero import make_gradients
 from fairhuman.zero.loss_scale import skip_at_least_scale
 from fairhuman.zero.protocol import Engine
 
@@ -105,14 +105,19 @@ class ExactBalancer(Balancer):
 
     def __init__(self, engine: Engine, solver: Solver) -> None:
         super().__init__(engine)
-        self.gradients = ZeroGradients(engine)
+        self.gradients = make_gradients(engine)
         self.solver = solver
         self._present: list[bool] = []
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """What the gradients need to be called."""
+        return self.gradients.model
 
     def start(self, present: Sequence[bool], micro_batches: int) -> None:
         """Begin a step; an absent objective costs no backward pass."""
         self._present = list(present)
-        self.gradients.start(sum(present))
+        self.gradients.start(sum(present), micro_batches)
 
     def backward(self, losses: Tensor, sensitivity: Sensitivity | None = None) -> None:
         """Add the gradient of each present loss to its sum."""
@@ -123,9 +128,10 @@ class ExactBalancer(Balancer):
         gram = self.gradients.gram()
         solution = self.solver(gram)
         # All that the host needs to know, in the step's one wait for the backward passes.
-        found = solution.cpu()
-        measured = solved(found, self._present) | of_gram(gram.cpu(), self._present)
-        if unsolved(found):
+        found, gram = solution.cpu(), gram.cpu()
+        measured = solved(found, self._present) | of_gram(gram, self._present)
+        norms = gram.diagonal().sqrt()
+        if unsolved(found) or not self.gradients.holds(found.weights * found.scale, norms):
             self.gradients.skip()
             return not_taken(len(self._present), measured)
         self.gradients.step(solution.weights, solution.scale)

@@ -27,8 +27,7 @@ from fairhuman.training.balancers.base import (
     indices,
     of_gram,
 )
-from fairhuman.zero import ZeroGradients
-from fairhuman.zero.access import ShardAccess
+from fairhuman.zero import Gradients, make_gradients
 from fairhuman.zero.protocol import Engine
 
 
@@ -46,9 +45,9 @@ class SketchBalancer(Balancer):
         # Without steps in between, nothing is to be forecast.
         self.measures = forecast.rule == "calibrated" and forecast.every > 1
         self.forecast = forecast
-        access = ZeroGradients(engine).access
-        self.forecast_step = ForecastStep(engine, access, solver, forecast)
-        self.sketches = Sketches(engine, access, size)
+        self.gradients = make_gradients(engine)
+        self.forecast_step = ForecastStep(self.gradients, solver, forecast)
+        self.sketches = Sketches(self.gradients, size)
         self._watch = Watch(engine.device)
         self._present: list[bool] = []
         self._measured: dict[str, Any] | None = None
@@ -62,9 +61,8 @@ class SketchBalancer(Balancer):
 
     @property
     def model(self) -> Callable[..., Any]:
-        """The bare module for what is sketched, else the engine."""
-        engine: Callable[..., Any] = self.engine
-        return self.sketches.model if self._unsketched else engine
+        """The bare module for what is sketched, else what the gradients need to be called."""
+        return self.sketches.model if self._unsketched else self.gradients.model
 
     def start(self, present: Sequence[bool], micro_batches: int) -> None:
         """Begin a step, a measured one if it is time."""
@@ -112,14 +110,13 @@ class SketchBalancer(Balancer):
 class Sketches:
     """The sketches of K gradients, summed over micro-batches and ranks."""
 
-    def __init__(self, engine: Engine, access: ShardAccess, size: int) -> None:
-        self.engine = engine
-        self.access = access
+    def __init__(self, gradients: Gradients, size: int) -> None:
+        self.gradients = gradients
         self.sketch = CountSketch(size)
         self._places: list[tuple[nn.Parameter, int]] = []
         """Each trained parameter, and the index of its first element among all."""
         count = 0
-        for p in engine.module.parameters():
+        for p in gradients.engine.module.parameters():
             if p.requires_grad:
                 self._places.append((p, count))
                 count += getattr(p, "ds_numel", p.numel())  # ZeRO-3 leaves p empty
@@ -128,23 +125,23 @@ class Sketches:
     def start(self, count: int) -> None:
         """Begin a step of `count` objectives."""
         self._rows = torch.zeros(
-            count, self.sketch.size, dtype=torch.float64, device=self.engine.device
+            count, self.sketch.size, dtype=torch.float64, device=self.gradients.engine.device
         )
 
     def model(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module itself: DeepSpeed's engine takes any backward for that of a step."""
-        self.access.forget_backward()
-        return self.engine.module(*args, **kwargs)
+        self.gradients.forget_backward()
+        return self.gradients.engine.module(*args, **kwargs)
 
     def add(self, losses: Sequence[Tensor], keep_graph: bool) -> None:
         """Add the sketches of a micro-batch's local gradients, those of losses of one graph."""
         parameters = [p for p, _ in self._places]
         # Half-precision gradients need the loss scale as in any backward pass.
-        scale = self.access.loss_scale()
-        self.access.mark()
+        scale = self.gradients.loss_scale()
+        self.gradients.mark()
         for k, (row, loss) in enumerate(zip(self._rows, losses, strict=True)):
             if k:
-                self.access.rewind()
+                self.gradients.rewind()
             with self._hooked(row):
                 # No hook of DeepSpeed's runs here: they wait for gradients to be accumulated.
                 torch.autograd.grad(
@@ -154,7 +151,7 @@ class Sketches:
                     allow_unused=True,
                 )
         if keep_graph:
-            self.access.rewind()
+            self.gradients.rewind()
 
     def gram(self) -> Tensor:
         """Return the Gram matrix of the sketches, averaged over the ranks, [K, K] float64.
@@ -162,7 +159,7 @@ class Sketches:
         A collective; free of the loss scale, the same bits on every rank.
         """
         dist.all_reduce(self._rows)
-        divisor = self.access.loss_scale() * dist.get_world_size()
+        divisor = self.gradients.loss_scale() * dist.get_world_size()
         return ops.gram(self._rows / divisor)
 
     @contextmanager
