@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fairhuman.zero.optimizers import MOMENT_BYTES
+from fairhuman.zero.reducer import LARGEST_BUCKET
 
 Mode = Literal["global", "sum", "exact", "amortized", "sketch"]
 MODES: tuple[Mode, ...] = ("global", "exact", "amortized", "sketch")
@@ -115,7 +116,7 @@ class Plan:
         That is the newest gradient, on its way into the sum of the ones before it. With one
         micro-batch per step there is no sum before it, and one row less.
         """
-        if self.offload_optimizer or self.stage == 3:
+        if self.offload_optimizer or self.stage == 3 or self._reduced:
             return 0.0
         row = 4 * self.parameters / self.ranks
         several = self.micro_batches > 1
@@ -133,10 +134,16 @@ class Plan:
     def working_bytes(self) -> float:
         """Return DeepSpeed's buffers: gradients on their way to the network, gathered weights.
 
-        ZeRO-1 and 2 have one or two buckets during a backward pass, whatever is trained. ZeRO-3
-        keeps one for good, and as many whole weights as `live` lets stay. BF16_Optimizer sends its
-        sums from a copy, in the weights' type.
+        ZeRO-1 and 2 have one or two buckets during a backward pass, whatever is trained; where
+        they are reduced by `zero.reducer`, with the gradients of the next one, or on one rank with
+        nothing else. ZeRO-3 keeps one for good, and as many whole weights as `live` lets stay.
+        BF16_Optimizer sends its sums from a copy, in the weights' type.
         """
+        if self._reduced:
+            bucket = min(self.bucket, LARGEST_BUCKET, self.parameters)
+            added = 4 * bucket / self.ranks if self.micro_batches > 1 else 0.0
+            sent = self._width * bucket * (1 + self.overlap) if self.ranks > 1 else 0.0
+            return self._width * bucket + sent + added
         if self.stage == 3:
             return self._width * (self.bucket + min(self.live, self.parameters + self.frozen))
         if self._whole_sums:
@@ -155,6 +162,8 @@ class Plan:
         added = copied = 0.0
         if self.stage == 3:
             copied = min(shard, _SUB_GROUP)
+        elif self._reduced:
+            return 4 * _SCRATCH[self.optimizer] * shard
         elif self._keeps_rows:
             added = shard
         elif self.precision == "fp32":
@@ -169,7 +178,8 @@ class Plan:
         """Return what a rank sends per optimizer step, as a ring would.
 
         ZeRO-1 and 2 all-reduce gradients, ZeRO-3 reduce-scatters them; each after every backward
-        pass, but for ZeRO-1 outside of `exact`, which sums its micro-batches first. ZeRO-3 fetches
+        pass, but for ZeRO-1 in the modes whose weights are fixed, and BF16_Optimizer, which sum
+        their micro-batches first. ZeRO-3 fetches
         the weights in every forward and every backward pass: the most that it can be, for what
         `live` lets stay is not fetched again. An `amortized` step is one between two refreshes.
         """
@@ -209,6 +219,12 @@ class Plan:
         return self.stage == 1 and self.precision == "bf16" and not self.offload_optimizer
 
     @property
+    def _reduced(self) -> bool:
+        """Whether gradients are reduced by `zero.reducer`, not by DeepSpeed."""
+        solves = self.mode in ("exact", "amortized", "sketch")
+        return solves and self.stage != 3 and not self.offload_optimizer and not self._whole_sums
+
+    @property
     def _keeps_rows(self) -> bool:
         return self.mode in ("exact", "amortized")
 
@@ -223,4 +239,4 @@ class Plan:
     def _reductions(self) -> int:
         if self.mode == "exact":
             return self.micro_batches * self.objectives
-        return 1 if self.stage == 1 else self.micro_batches
+        return 1 if self.stage == 1 and not self._reduced else self.micro_batches

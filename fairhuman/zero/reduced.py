@@ -32,7 +32,9 @@ class ReducedGradients(Gradients):
         "communication_data_type",
         "compute_grad_norm",
         "loss_scale",
+        "overlap_comm",
         "partition_size",
+        "reduce_bucket_size",
     )
     """The optimizer's attributes that are read or set, for the check at the start."""
 

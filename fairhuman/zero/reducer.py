@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,8 +14,8 @@ from torch import Tensor
 from fairhuman.zero.protocol import Engine
 from fairhuman.zero.shard_map import Piece, buffers_of
 
-BUCKET = 2**26
-"""Elements of a bucket, unless one parameter has more."""
+LARGEST_BUCKET = 2**26
+"""Elements of a bucket at most, unless one parameter has more; larger ones only take memory."""
 
 
 class _Place(NamedTuple):
@@ -51,25 +52,38 @@ class _Sent(NamedTuple):
 class Reducer:
     """Takes the place of the hooks by which DeepSpeed's ZeRO-1 and ZeRO-2 reduce gradients.
 
-    Buckets are reduced in the same order on every rank, whatever the order in which its gradients
-    come: that in which they came in rank 0's first backward pass. That one reduces all at its end.
+    Of the config's section `zero_optimization` it keeps to `reduce_bucket_size` and `overlap_comm`.
+    The first backward pass makes the buckets, from gradients that follow each other. Every rank
+    must reduce the same ones in the same order: as long as gradients come in the same order
+    everywhere, buckets are reduced when they are full; from where that ends, at the end of the
+    pass, in rank 0's order. Later passes reduce each bucket when its turn has come and its
+    gradients are there.
     """
 
     def __init__(self, engine: Engine) -> None:
+        from deepspeed import comm
+
         zero = engine.optimizer
         self.engine = engine
+        self._comm: Any = comm
         self.ranks = dist.get_world_size()
-        self.dtype: torch.dtype = zero.communication_data_type
+        self.dtype: torch.dtype = zero.communication_data_type if self.ranks > 1 else torch.float32
+        self.bucket = min(int(zero.reduce_bucket_size), LARGEST_BUCKET)
+        self.overlaps = bool(zero.overlap_comm)
         for hook in zero._grad_acc_hooks:
             hook.remove()
         zero._grad_acc_hooks.clear()
-        self._parameters: list[Tensor] = [p for group in zero.bit16_groups for p in group]
+        parameters: list[Tensor] = [p for group in zero.bit16_groups for p in group]
+        self._number = {p: number for number, p in enumerate(parameters)}
         self._places = _places(engine)
-        for p in self._parameters:
+        for p in parameters:
             p.register_post_accumulate_grad_hook(self._arrived)
-        self._use(self._parameters)
-        self._arrivals: list[Tensor] | None = []
-        """In the first backward pass, the parameters as their gradients come."""
+        self._buckets: list[_Bucket] = []
+        self._bucket_of: dict[Tensor, _Bucket] = {}
+        self._loose: dict[Tensor, None] | None = {}
+        """In the first backward pass, the gradients that are in no bucket yet."""
+        self._agrees = True
+        """In the first backward pass, whether gradients came in the same order on all ranks."""
         self._shard: list[Tensor] | None = None
         """Where the gradients of the backward pass that is running go."""
         self._fresh = False
@@ -85,6 +99,9 @@ class Reducer:
                 loss scale * gradient is added.
             fresh: whether the shard is zero.
             keep_graph: whether another backward pass of this graph will follow.
+
+        Raises:
+            RuntimeError: a parameter's gradient came in several parts.
         """
         scale = float(self.engine.optimizer.loss_scale)
         factor = scale / (self.engine.gradient_accumulation_steps() * self.ranks)
@@ -93,84 +110,128 @@ class Reducer:
         self._shard, self._fresh, self._next = shard, fresh, 0
         try:
             (loss * factor).backward(retain_graph=keep_graph)
+            if self._loose is not None:
+                self._bucket_the_rest(self._loose)
             while self._next < len(self._buckets):  # parameters that the loss does not reach
                 self._reduce()
             self._receive()
         finally:
             self._shard = self._sent = None
-        if self._arrivals is not None:
-            self._use(self._agreed_order(self._arrivals))
-            self._arrivals = None
 
     def _arrived(self, p: Tensor) -> None:
         """Count a gradient in; reduce the buckets that are complete and whose turn it is."""
         if self._shard is None:
             return  # a backward pass of somebody else
+        if self._loose is not None:
+            self._collect(p, self._loose)
+            return
         bucket = self._bucket_of[p]
         bucket.missing -= 1
         if bucket.missing < 0:
-            raise RuntimeError("a parameter's gradient came twice in one backward pass")
-        if self._arrivals is not None:
-            self._arrivals.append(p)
-            return
+            raise RuntimeError(_PARTS)
         while self._next < len(self._buckets) and not self._buckets[self._next].missing:
             self._reduce()
+
+    def _collect(self, p: Tensor, loose: dict[Tensor, None]) -> None:
+        """Count a gradient of the first backward pass in; reduce what is a whole bucket."""
+        if p in loose or p in self._bucket_of:
+            raise RuntimeError(_PARTS)
+        full = bool(loose) and sum(map(Tensor.numel, loose)) + p.numel() > self.bucket
+        if full and self._agrees and self._same_everywhere(loose):
+            self._add_buckets(loose)
+            loose.clear()
+            self._reduce()
+        loose[p] = None
+
+    def _bucket_the_rest(self, loose: dict[Tensor, None]) -> None:
+        """End the first backward pass: put into buckets what is in none, as rank 0 has it."""
+        if self._agrees:
+            self._same_everywhere([])  # meets the ranks that still collect
+        left = [p for p in self._number if p not in self._bucket_of and p not in loose]
+        numbers = torch.tensor([self._number[p] for p in [*loose, *left]])
+        numbers = numbers.to(self.engine.device)
+        dist.broadcast(numbers, 0)
+        parameters = list(self._number)
+        self._add_buckets(parameters[number] for number in numbers.tolist())
+        self._loose = None
+
+    def _same_everywhere(self, parameters: Iterable[Tensor]) -> bool:
+        """Return whether all ranks have come to the same parameters; a collective."""
+        numbers = [self._number[p] for p in parameters]
+        digest = int(hashlib.sha256(repr(numbers).encode()).hexdigest()[:15], 16)
+        bounds = torch.tensor([digest, -digest], device=self.engine.device)
+        dist.all_reduce(bounds, dist.ReduceOp.MAX)
+        largest, least = bounds.tolist()
+        self._agrees = largest == -least
+        return self._agrees
+
+    def _add_buckets(self, order: Iterable[Tensor]) -> None:
+        for bucket in _buckets(order, self._places, self.bucket):
+            self._buckets.append(bucket)
+            self._bucket_of.update(dict.fromkeys(bucket.parameters, bucket))
 
     def _reduce(self) -> None:
         """Gather the next bucket's gradients and start their sum over the ranks."""
         bucket = self._buckets[self._next]
         self._next += 1
-        dtype = self.dtype if self.ranks > 1 else torch.float32
-        buffer = torch.empty(bucket.numel, dtype=dtype, device=bucket.parameters[0].device)
-        targets, gradients = [], []
-        pieces = buffer.split_with_sizes([p.numel() for p in bucket.parameters])
-        for p, piece in zip(bucket.parameters, pieces, strict=True):
-            if p.grad is None:
-                piece.zero_()
-            else:
-                targets.append(piece.view_as(p))
-                gradients.append(p.grad)
-                p.grad = None
-        if gradients:
-            torch._foreach_copy_(targets, gradients)
-        del gradients
+        if self.ranks == 1 and self._fresh:
+            _move(bucket.parameters, self._targets(bucket))
+            return
+        device = bucket.parameters[0].device
+        buffer = torch.empty(bucket.numel, dtype=self.dtype, device=device)
+        _move(bucket.parameters, buffer.split_with_sizes([p.numel() for p in bucket.parameters]))
         self._receive()
-        work = dist.all_reduce(buffer, async_op=True) if self.ranks > 1 else None
+        # DeepSpeed's own, which `deepspeed.comms_logger` counts.
+        work = self._comm.all_reduce(buffer, async_op=True) if self.ranks > 1 else None
         self._sent = _Sent(work, bucket, buffer)
+        if work is None or not self.overlaps:
+            self._receive()
+
+    def _targets(self, bucket: _Bucket) -> list[Tensor]:
+        """Return where this rank's parts of a bucket go."""
+        assert self._shard is not None
+        return [
+            self._shard[group][piece.offset : piece.offset + piece.numel]
+            for _, (group, piece) in bucket.parts
+        ]
 
     def _receive(self) -> None:
         """Add this rank's part of the bucket that was sent last to its shard."""
         if self._sent is None:
             return
-        assert self._shard is not None
         work, bucket, buffer = self._sent
         self._sent = None
         if work is not None:
             work.wait()
-        if not self._fresh:
-            buffer = buffer.float()
-        sources, targets = [], []
-        for start, (group, piece) in bucket.parts:
-            sources.append(buffer[start : start + piece.numel])
-            targets.append(self._shard[group][piece.offset : piece.offset + piece.numel])
+        targets = self._targets(bucket)
+        sources = [buffer[start : start + place.piece.numel] for start, place in bucket.parts]
         if not targets:
             return
         if self._fresh:
             torch._foreach_copy_(targets, sources)
-        else:
+        elif self.dtype is torch.float32:
             torch._foreach_add_(targets, sources)
+        else:  # of two dtypes, each pair would be a launch of its own
+            wide = [torch.empty_like(target) for target in targets]
+            torch._foreach_copy_(wide, sources)
+            torch._foreach_add_(targets, wide)
 
-    def _use(self, order: Iterable[Tensor]) -> None:
-        self._buckets = list(_buckets(order, self._places))
-        self._bucket_of = {p: bucket for bucket in self._buckets for p in bucket.parameters}
 
-    def _agreed_order(self, arrivals: Sequence[Tensor]) -> list[Tensor]:
-        """Return rank 0's order of all parameters, those that did not come at the end."""
-        numbers = {p: number for number, p in enumerate(self._parameters)}
-        order = list(dict.fromkeys([*(numbers[p] for p in arrivals), *numbers.values()]))
-        agreed = torch.tensor(order, device=self.engine.device)
-        dist.broadcast(agreed, 0)
-        return [self._parameters[number] for number in agreed.tolist()]
+_PARTS = "a parameter's gradient came in several parts; use checkpoints with use_reentrant=False"
+
+
+def _move(parameters: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+    """Write the parameters' gradients, or zeros, into flat tensors, and drop them."""
+    here, gradients = [], []
+    for p, target in zip(parameters, targets, strict=True):
+        if p.grad is None:
+            target.zero_()
+        else:
+            here.append(target.view_as(p))
+            gradients.append(p.grad)
+            p.grad = None
+    if gradients:
+        torch._foreach_copy_(here, gradients)
 
 
 def _places(engine: Engine) -> dict[Tensor, _Place]:
@@ -183,11 +244,11 @@ def _places(engine: Engine) -> dict[Tensor, _Place]:
     }
 
 
-def _buckets(order: Iterable[Tensor], places: dict[Tensor, _Place]) -> Iterable[_Bucket]:
-    """Cut the parameters into buckets of about the same size."""
+def _buckets(order: Iterable[Tensor], places: dict[Tensor, _Place], most: int) -> Iterator[_Bucket]:
+    """Cut the parameters into buckets of at most so many elements."""
     bucket = _Bucket([], [], 0)
     for p in order:
-        if bucket.parameters and bucket.numel + p.numel() > BUCKET:
+        if bucket.parameters and bucket.numel + p.numel() > most:
             yield bucket
             bucket = _Bucket([], [], 0)
         if p in places:

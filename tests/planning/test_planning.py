@@ -157,7 +157,7 @@ def test_the_backward_passes_peak_where_planned(
         planned = plan.row_bytes()  # the rest is there before
     else:
         passes = plan.arriving_bytes() + plan.working_bytes()
-        planned = plan.gradient_bytes() + max(passes, row if plan.row_bytes() else 0.0)
+        planned = plan.gradient_bytes() + max(passes, plan.step_bytes() if plan.row_bytes() else 0.0)
     # A sketch's scratch is bounded, but as large as a gradient here.
     scratch = row if plan.mode == "sketch" else row / 2
     assert found["peak"] == pytest.approx(planned + row / 4, abs=scratch)
