@@ -18,6 +18,7 @@ from fairhuman.common.errors import DataError
 from fairhuman.common.images import ImageError, open_image, open_mask
 from fairhuman.common.masks import extent
 from fairhuman.common.pixels import to_model
+from fairhuman.common.transfer import to_device
 from fairhuman.config import Data
 from fairhuman.data.buckets import frame
 from fairhuman.data.cache import Cache
@@ -54,6 +55,10 @@ class Batch:
         """Return the batch in pieces of `size` samples."""
         parts = [slice(start, start + size) for start in range(0, len(self.ids), size)]
         return [Batch(*(_sliced(value, part) for value in self._values())) for part in parts]
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device; the host does not wait for the copies."""
+        return Batch(*(_moved(value, device) for value in self._values()))
 
     def _values(self) -> list[Any]:
         return [getattr(self, field.name) for field in fields(self)]
@@ -173,6 +178,13 @@ def _read(read: Callable[[Path], Image.Image], path: Path) -> Image.Image:
 def collate(samples: Sequence[Batch]) -> Batch:
     """Join batches into one."""
     return Batch(*map(_joined, zip(*(sample._values() for sample in samples), strict=True)))
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """Return one of a batch's values with its tensors on a device."""
+    if isinstance(value, tuple):
+        return type(value)(*(to_device(tensor, device) for tensor in value))
+    return to_device(value, device) if isinstance(value, Tensor) else value
 
 
 def _sliced(value: Any, part: slice) -> Any:

@@ -126,7 +126,7 @@ def compare(config: Config, every: Sequence[int]) -> list[str]:
         )
         run.step.balancer = comparison
         for _ in range(config.train.steps):
-            run.step(next(run.batches))
+            run.step(run.step.load(next(run.batches)))
         if run.log:
             run.log.close()
         dist.barrier()

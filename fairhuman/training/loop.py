@@ -18,6 +18,7 @@ from fairhuman.config import Config
 from fairhuman.training.metrics_log import step_record
 from fairhuman.training.resume import find_start
 from fairhuman.training.run import Run
+from fairhuman.training.step import Loaded
 from fairhuman.training.stop import Stop
 from fairhuman.zero.process_group import init_distributed
 
@@ -78,13 +79,20 @@ def _loop(config: Config, run: Run, stop: Stop) -> bool:
     device = run.device
     progress, timer = run.progress, run.step.timer
     in_a_row = 0
+    coming: list[Loaded] = []
+
+    def load() -> None:
+        coming.append(run.step.load(next(run.batches)))
+
     while progress.step < config.train.steps:
         started = time.perf_counter()
         timer.start()
         lr = run.lr()
-        batches = next(run.batches)
-        timer.mark("data")
-        losses, balance = run.step(batches)
+        if not coming:
+            load()
+            timer.mark("data")
+        last = progress.step + 1 == config.train.steps
+        losses, balance = run.step(coming.pop(), meanwhile=None if last else load)
         progress = replace(
             progress,
             step=progress.step + 1,
@@ -94,6 +102,7 @@ def _loop(config: Config, run: Run, stop: Stop) -> bool:
         in_a_row = in_a_row + 1 if balance.skipped else 0
         if not balance.skipped:
             run.average(progress.step - progress.skipped)
+        timer.wait()
         seconds = time.perf_counter() - started
         record = {"lr": lr, **step_record(run.names, losses, balance), **timer.seconds(seconds)}
         progress = run.write(record, progress, seconds)

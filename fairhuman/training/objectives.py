@@ -88,7 +88,7 @@ class RegionObjectives:
                 and ranks.
         """
         losses = region_mse(pred, target, masks, sample_weight, self.reduction)
-        factor = self.scale.to(losses)
+        self.scale = factor = self.scale.to(losses)  # moved once
         if self.reduction == "region":
             area = self.areas(masks)
             share = area / mean_areas.to(area).clamp(min=torch.finfo(torch.float64).tiny)

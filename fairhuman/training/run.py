@@ -33,6 +33,7 @@ from fairhuman.models.speed import check_speed, set_up
 from fairhuman.report import write_report
 from fairhuman.training.balancers.base import Balancer
 from fairhuman.training.closing import closing_lines
+from fairhuman.training.denoising import Denoising
 from fairhuman.training.disk_space import check_disk, sizes
 from fairhuman.training.environment import environment, write_environment
 from fairhuman.training.metrics_log import Log
@@ -40,7 +41,7 @@ from fairhuman.training.model_card import write_card
 from fairhuman.training.resume import Start, find_start
 from fairhuman.training.run_data import RunData
 from fairhuman.training.sample_pictures import SamplePictures
-from fairhuman.training.step import Denoising, TrainingStep, make_balancer
+from fairhuman.training.step import TrainingStep, make_balancer
 from fairhuman.training.stop import Stop
 from fairhuman.training.trackers import check_tracking, trackers
 from fairhuman.training.validation import Validation

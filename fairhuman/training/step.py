@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fairhuman.config import QUARTERS, Config
+from fairhuman.common.transfer import HostCopy
+from fairhuman.config import Config
 from fairhuman.data.dataset import Batch
-from fairhuman.data.order import generator
 from fairhuman.fairness.forecast import Forecast
 from fairhuman.fairness.solve import Solver
-from fairhuman.models.encoded import Posterior, Prompt
-from fairhuman.models.sdxl import SDXL
-from fairhuman.models.text import Tokens
-from fairhuman.training import objectives
 from fairhuman.training.balancers.amortized import AmortizedBalancer
 from fairhuman.training.balancers.base import (
     Balance,
@@ -28,142 +23,18 @@ from fairhuman.training.balancers.base import (
     Sensitivity,
 )
 from fairhuman.training.balancers.sketch import SketchBalancer
-from fairhuman.training.noise import Timesteps, offset, quarter_steps
-from fairhuman.training.objectives import RegionObjectives
+from fairhuman.training.denoising import Denoising, MicroBatch, Prepared
 from fairhuman.training.step_timer import OTHER, StepTimer
 from fairhuman.zero.protocol import Engine
 
 
-class DenoisingTarget(NamedTuple):
-    """What `RegionObjectives.losses` compares a prediction with."""
+class Loaded(NamedTuple):
+    """A rank's part of a global batch, on its device."""
 
-    values: Tensor
-    """[B, C, H, W]: the noise, or the velocity."""
-    masks: Tensor
-    """[B, R, H, W] in [0, 1]."""
-    sample_weight: Tensor | None
-    """[B], or None for equal weights."""
-
-
-class Prepared(NamedTuple):
-    """A micro-batch as the UNet takes it: about a MiB per sample at 1024 px."""
-
-    noisy: Tensor
-    steps: Tensor
-    prompt: Prompt | Tokens
-    time_ids: Tensor
-    control: Tensor | None
-    target: DenoisingTarget
-
-
-class Denoising:
-    """The K denoising losses of a batch, with the random numbers of its samples."""
-
-    def __init__(self, sdxl: SDXL, config: Config, device: torch.device) -> None:
-        self.sdxl = sdxl
-        self.device = device
-        self.seed = config.train.seed
-        self.gamma = config.objectives.snr_gamma
-        self.offset = config.noise.offset
-        self.timesteps = Timesteps(config.noise, len(sdxl.alphas_cumprod))
-        self.objectives = RegionObjectives(
-            config.objectives.regions, config.objectives.reduction, config.objectives.scale
-        )
-
-    def losses(self, unet: Any, ready: Prepared, mean_areas: Tensor) -> Tensor:
-        """Return the micro-batch's contributions to the K losses; see `RegionObjectives.losses`."""
-        return self.objectives.losses(self.predict(unet, ready), *ready.target, mean_areas)
-
-    def prepare(self, batch: Batch) -> Prepared:
-        """Encode a micro-batch and draw its noise: all that comes before the UNet."""
-        draws = self._draw(batch)
-        latents, prompt = self._encoded(batch, draws["posterior"])
-        return self._noised(batch, latents, prompt, draws["noise"], draws["step"])
-
-    def quarters(self, batch: Batch) -> Iterator[Prepared]:
-        """Prepare a micro-batch at a timestep of each quarter, from the least noisy on.
-
-        Each sample has the same noise in all quarters, and the same place in each. Neither the
-        noise's offset nor where training draws its timesteps enters, so that runs compare.
-        """
-        draws = self._draw(batch, plain=True)
-        latents, prompt = self._encoded(batch, draws["posterior"])
-        for quarter in range(QUARTERS):
-            steps = quarter_steps(draws["step"], self.timesteps.count, quarter)
-            yield self._noised(batch, latents, prompt, draws["noise"], steps)
-
-    def _encoded(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Prompt | Tokens]:
-        """Return latents and encoded captions, from the batch's cache where it has them.
-
-        Text encoders that are trained encode within the step, so that gradients reach them.
-        """
-        posterior, prompt = batch.posterior, self._prompt(batch)
-        if posterior is None:
-            assert batch.pixels is not None
-            posterior = self.sdxl.posterior(batch.pixels)
-        posterior = Posterior(*_on(posterior, self.device))
-        return self.sdxl.latents(posterior, noise), type(prompt)(*_on(prompt, self.device))
-
-    def _prompt(self, batch: Batch) -> Prompt | Tokens:
-        if self.sdxl.trains_text:
-            return self.sdxl.tokenize(batch.captions)
-        return batch.prompt or self.sdxl.encode_captions(batch.captions)
-
-    def _noised(
-        self, batch: Batch, latents: Tensor, prompt: Prompt | Tokens, noise: Tensor, steps: Tensor
-    ) -> Prepared:
-        sdxl = self.sdxl
-        noise, steps = noise.to(latents), steps.to(latents.device)
-        alphas = sdxl.alphas_cumprod.to(latents.device)
-        return Prepared(
-            noisy=sdxl.add_noise(latents, noise, steps),
-            steps=steps,
-            prompt=prompt,
-            time_ids=batch.time_ids,
-            control=batch.control,
-            target=DenoisingTarget(
-                objectives.target(sdxl.prediction_type, latents, noise, alphas, steps),
-                batch.masks.to(latents.device),
-                objectives.snr_weight(sdxl.prediction_type, alphas, steps, self.gamma),
-            ),
-        )
-
-    def predict(self, unet: Any, ready: Prepared) -> Tensor:
-        """Return the UNet's prediction for a micro-batch, [B, C, H, W]."""
-        return self.sdxl.predict(
-            unet, ready.noisy, ready.steps, ready.prompt, ready.time_ids, ready.control
-        )
-
-    def _draw(self, batch: Batch, plain: bool = False) -> dict[str, Tensor]:
-        """Draw timestep and noise per sample: the same however the batch is split.
-
-        Args:
-            batch: the samples.
-            plain: take any timestep, and no offset, whatever the section `noise` says.
-        """
-        shape = (self.sdxl.vae.config.latent_channels, *batch.masks.shape[2:])
-        steps, posterior, noise = [], [], []
-        for epoch, name in zip(batch.epochs, batch.ids, strict=True):
-            rng = generator(self.seed, epoch, name, "noise")
-            step = int(rng.integers(self.timesteps.count))
-            if not (plain or self.timesteps.plain):
-                # From another stream: the noise below stays what it is with uniform timesteps.
-                step = self.timesteps.draw(generator(self.seed, epoch, name, "timestep").random())
-            steps.append(step)
-            posterior.append(rng.standard_normal(shape, dtype=np.float32))
-            drawn = rng.standard_normal(shape, dtype=np.float32)
-            if self.offset and not plain:
-                drawn += np.float32(self.offset) * offset(self.seed, epoch, name, shape[0])
-            noise.append(drawn)
-        return {
-            "step": torch.tensor(steps),
-            "posterior": torch.from_numpy(np.stack(posterior)),
-            "noise": torch.from_numpy(np.stack(noise)),
-        }
-
-
-def _on(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    return [tensor.to(device) for tensor in tensors]
+    micro_batches: list[MicroBatch]
+    areas: Tensor
+    """[K] float64, of the whole global batch."""
+    host_areas: HostCopy
 
 
 class TrainingStep:
@@ -175,31 +46,49 @@ class TrainingStep:
         self.balancer = balancer
         self.timer = StepTimer(denoising.device)
 
-    def __call__(self, batches: Sequence[Batch]) -> tuple[list[float | None], Balance]:
+    def load(self, batches: Sequence[Batch]) -> Loaded:
+        """Move a rank's micro-batches to its device and sum the areas; a collective.
+
+        The host waits for nothing that the device has still to do.
+        """
+        micro_batches = [self.denoising.load(batch) for batch in batches]
+        areas = torch.stack([micro_batch.area for micro_batch in micro_batches]).sum(0)
+        dist.all_reduce(areas)
+        return Loaded(micro_batches, areas, HostCopy(areas))
+
+    def __call__(
+        self, loaded: Loaded, meanwhile: Callable[[], None] | None = None
+    ) -> tuple[list[float | None], Balance]:
         """Take the step; return the K losses of the global batch, None where absent.
 
         A loss that is not finite is returned as it is. A collective: the same result on every rank.
+
+        Args:
+            loaded: from `load`.
+            meanwhile: called while the device still computes the gradients: to load the next step.
         """
-        device = self.denoising.device
-        contributions = len(batches) * dist.get_world_size()
-        areas = [RegionObjectives.areas(batch.masks) for batch in batches]
-        global_areas = _sum_over_ranks(sum(areas), device)
-        present = (global_areas > 0).tolist()
-        total = torch.zeros(len(present), dtype=torch.float64, device=device)
-        self.balancer.start(present, len(batches))
+        count = len(loaded.micro_batches)
+        contributions = count * dist.get_world_size()
+        present = (loaded.host_areas.get() > 0).tolist()
+        total = torch.zeros_like(loaded.areas)
+        self.balancer.start(present, count)
         self.timer.mark(OTHER)
-        ready = [self.denoising.prepare(batch) for batch in batches]
+        ready = [self.denoising.prepare(micro_batch) for micro_batch in loaded.micro_batches]
         self.timer.mark("encode")
         for again in range(self.balancer.passes):
-            for prepared, area in zip(ready, areas, strict=True):
-                losses = self._losses(prepared, area.to(device), global_areas, contributions)
+            for prepared, micro_batch in zip(ready, loaded.micro_batches, strict=True):
+                losses = self._losses(prepared, micro_batch.area, loaded.areas, contributions)
                 if not again:
                     total += losses
+        dist.all_reduce(total)
+        means = HostCopy(total / contributions)
+        if meanwhile:
+            meanwhile()
+            self.timer.mark("data")
         balance = self.balancer.step()
         self.timer.mark("update")
-        means = _sum_over_ranks(total, device) / contributions
         return [
-            float(loss) if here else None for loss, here in zip(means, present, strict=True)
+            loss if here else None for loss, here in zip(means.get().tolist(), present, strict=True)
         ], balance
 
     def _losses(
@@ -240,9 +129,3 @@ def make_balancer(config: Config, engine: Engine) -> Balancer:
     if fairness.mode == "amortized":
         return AmortizedBalancer(engine, solver, forecast)
     return SketchBalancer(engine, solver, forecast, fairness.sketch_size)
-
-
-def _sum_over_ranks(values: Any, device: torch.device) -> Tensor:
-    summed: Tensor = values.to(device, torch.float64)
-    dist.all_reduce(summed)
-    return summed

@@ -34,12 +34,19 @@ class StepTimer:
         if self._marks:  # a step by itself, outside a training loop, is not timed
             self._marks.append((part, self._now()))
 
+    def wait(self) -> None:
+        """End the last part, and wait until the device has done all of the step."""
+        self.mark(OTHER)
+        if self._cuda and self._marks:
+            last = self._marks[-1][1]
+            assert isinstance(last, torch.cuda.Event)
+            last.synchronize()
+
     def seconds(self, total: float) -> dict[str, float]:
-        """Return the step's seconds by `time/PART`; they sum to `total`, and end the step.
+        """Return the step's seconds by `time/PART`, after `wait`; they sum to `total`.
 
         Args:
-            total: of the whole step, by the host. The device must have been waited for since the
-                last mark, as by reading the step's losses.
+            total: of the whole step, by the host.
         """
         spent = dict.fromkeys(PARTS, 0.0)
         for (_, before), (part, after) in zip(self._marks, self._marks[1:], strict=False):

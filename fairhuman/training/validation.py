@@ -21,8 +21,8 @@ from fairhuman.data.buckets import Size, frame
 from fairhuman.data.cache import Cache
 from fairhuman.data.dataset import Batch, People, collate
 from fairhuman.data.records import Record
+from fairhuman.training.denoising import Denoising
 from fairhuman.training.objectives import RegionObjectives
-from fairhuman.training.step import Denoising
 
 # An epoch that training never reaches: the held-out samples' random numbers are fixed.
 EPOCH = -1

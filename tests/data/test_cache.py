@@ -42,8 +42,8 @@ def prepared(config: Config, said: list[str] | None = None) -> list[torch.Tensor
     from fairhuman.checkpointing.manifest import Progress
     from fairhuman.data.dataset import collate
     from fairhuman.models.sdxl import SDXL
+    from fairhuman.training.denoising import Denoising
     from fairhuman.training.run_data import RunData
-    from fairhuman.training.step import Denoising
     from fairhuman.training.validation import EPOCH
 
     device = torch.device("cpu")
@@ -56,7 +56,7 @@ def prepared(config: Config, said: list[str] | None = None) -> list[torch.Tensor
     for _ in range(config.train.steps):
         (batch,) = next(stream)
         assert (batch.pixels is None) == bool(config.data.cache)
-        ready = denoising.prepare(batch)
+        ready = denoising.prepare(denoising.load(batch))
         found += [ready.noisy, *ready.prompt, *ready.target[:2], ready.time_ids]
     measured = samples.measured(sdxl)
     held_out = collate([measured[EPOCH, index] for index in range(len(measured))])

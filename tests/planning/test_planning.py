@@ -145,6 +145,7 @@ def test_memory_and_traffic_are_those_of_a_running_engine(
     assert found["sent"] == pytest.approx(plan.sent_bytes(), rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_the_backward_passes_peak_where_planned(
     counted: dict[tuple[int, str, str], Any], case: tuple[Any, Any, Any]
@@ -157,7 +158,9 @@ def test_the_backward_passes_peak_where_planned(
         planned = plan.row_bytes()  # the rest is there before
     else:
         passes = plan.arriving_bytes() + plan.working_bytes()
-        planned = plan.gradient_bytes() + max(passes, plan.step_bytes() if plan.row_bytes() else 0.0)
+        planned = plan.gradient_bytes() + max(
+            passes, plan.step_bytes() if plan.row_bytes() else 0.0
+        )
     # A sketch's scratch is bounded, but as large as a gradient here.
     scratch = row if plan.mode == "sketch" else row / 2
     assert found["peak"] == pytest.approx(planned + row / 4, abs=scratch)

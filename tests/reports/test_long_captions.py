@@ -147,8 +147,8 @@ def test_trained_text_encoders_read_the_same_chunks(model: Path) -> None:
 def prepared(people: str, model: str, cache: str | None, chunks: str) -> list[Tensor]:
     """What the UNet gets of the first batches of a run with a long caption."""
     from fairhuman.checkpointing.manifest import Progress
+    from fairhuman.training.denoising import Denoising
     from fairhuman.training.run_data import RunData
-    from fairhuman.training.step import Denoising
 
     config = Config.model_validate(
         {
@@ -164,7 +164,7 @@ def prepared(people: str, model: str, cache: str | None, chunks: str) -> list[Te
     assert any("longer than 75 tokens" in line for line in samples.lines())
     denoising = Denoising(sdxl, config, CPU)
     batches = samples.steps(sdxl, Progress())
-    return [denoising.prepare(next(batches)[0]).prompt[0] for _ in range(3)]
+    return [denoising.prepare(denoising.load(next(batches)[0])).prompt[0] for _ in range(3)]
 
 
 def all_ways(people: str, model: str, folder: str) -> dict[str, list[Tensor]]:

@@ -164,7 +164,8 @@ def real_steps(
     from fairhuman.data.dataset import People, collate
     from fairhuman.data.records import load_records
     from fairhuman.models.sdxl import SDXL
-    from fairhuman.training.step import Denoising, TrainingStep, make_balancer
+    from fairhuman.training.denoising import Denoising
+    from fairhuman.training.step import TrainingStep, make_balancer
     from fairhuman.zero.engine import make_engine
 
     tree = Way(mode, stage, ranks=1, every=2, max_norm=1e-3, normalize="ball").config().model_dump()
@@ -181,7 +182,7 @@ def real_steps(
     found = []
     for number in range(3):
         parts = [collate([samples[0, 4 * number + 2 * m + i] for i in (0, 1)]) for m in (0, 1)]
-        found.append(step(parts))
+        found.append(step(step.load(parts)))
     engine.destroy()
     return found
 

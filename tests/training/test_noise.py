@@ -18,9 +18,9 @@ from fairhuman.data.dataset import Batch
 from fairhuman.data.order import generator
 from fairhuman.models.schedule import zero_terminal_snr
 from fairhuman.models.sdxl import SDXL
+from fairhuman.training.denoising import Denoising
 from fairhuman.training.noise import Timesteps, quarter_steps
 from fairhuman.training.objectives import snr_weight, target
-from fairhuman.training.step import Denoising
 
 COUNT = 1000
 
@@ -128,24 +128,24 @@ def batch(count: int = 3) -> Batch:
 
 
 def test_default_draws_are_those_of_the_one_stream(velocity: SDXL) -> None:
-    drawn = denoising(velocity, {})._draw(batch())
+    drawn = denoising(velocity, {}).load(batch()).draws
     for i, name in enumerate(batch().ids):
         rng = generator(3, 2, name, "noise")
-        assert int(drawn["step"][i]) == int(rng.integers(1000))
-        for key in ("posterior", "noise"):
+        assert int(drawn.steps[i]) == int(rng.integers(1000))
+        for values in (drawn.posterior, drawn.noise):
             numbers = rng.standard_normal((4, 8, 8), dtype=np.float32)
-            assert np.array_equal(drawn[key][i].numpy(), numbers)
+            assert np.array_equal(values[i].numpy(), numbers)
 
 
 def test_options_change_nothing_but_what_they_name(velocity: SDXL) -> None:
-    plain = denoising(velocity, {})._draw(batch(200))
-    biased = denoising(velocity, {"timesteps": "logit_normal"})._draw(batch(200))
-    assert torch.equal(biased["noise"], plain["noise"])
-    assert not torch.equal(biased["step"], plain["step"])
-    shifted = denoising(velocity, {"offset": 0.1})._draw(batch(200))
-    assert torch.equal(shifted["step"], plain["step"])
-    assert torch.equal(shifted["posterior"], plain["posterior"])
-    shift = (shifted["noise"] - plain["noise"]).double() / 0.1
+    plain = denoising(velocity, {}).load(batch(200)).draws
+    biased = denoising(velocity, {"timesteps": "logit_normal"}).load(batch(200)).draws
+    assert torch.equal(biased.noise, plain.noise)
+    assert not torch.equal(biased.steps, plain.steps)
+    shifted = denoising(velocity, {"offset": 0.1}).load(batch(200)).draws
+    assert torch.equal(shifted.steps, plain.steps)
+    assert torch.equal(shifted.posterior, plain.posterior)
+    shift = (shifted.noise - plain.noise).double() / 0.1
     assert float(shift.std(dim=(2, 3)).max()) < 1e-5  # one number a channel
     per_channel = shift.mean(dim=(2, 3)).flatten().numpy()
     assert len(np.unique(per_channel)) == 800

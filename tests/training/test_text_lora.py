@@ -175,8 +175,8 @@ def micro_batches(config: Config, cell: int) -> list[Any]:
 
 def plain_gradients(way: Way, people: Path, model: Path) -> dict[str, Tensor]:
     """The K gradients of the whole batch, [K, ...] each, by one process in float64."""
+    from fairhuman.training.denoising import Denoising
     from fairhuman.training.objectives import RegionObjectives
-    from fairhuman.training.step import Denoising
 
     config = settings_of(way, people, model)
     sdxl, method = adapted(model)
@@ -184,7 +184,7 @@ def plain_gradients(way: Way, people: Path, model: Path) -> dict[str, Tensor]:
     batches = micro_batches(config, sdxl.cell)
     captions = [caption for batch in batches for caption in batch.captions]
     assert 0 < captions.count(None) < len(captions)
-    ready = [denoising.prepare(batch) for batch in batches]
+    ready = [denoising.prepare(denoising.load(batch)) for batch in batches]
     mean_areas = torch.stack([RegionObjectives.areas(batch.masks) for batch in batches]).mean(0)
     parameters = trained(method.module.to(DOUBLE))
     rows = {name: torch.zeros(3, *p.shape, dtype=DOUBLE) for name, p in parameters.items()}
@@ -213,7 +213,8 @@ def weights_of(engine: Any) -> dict[str, Tensor]:
 
 def stepped(people: str, model: str) -> dict[Way, Any]:
     """On every rank: a step of each way, as the objectives' weights and the parameters' moves."""
-    from fairhuman.training.step import Denoising, TrainingStep, make_balancer
+    from fairhuman.training.denoising import Denoising
+    from fairhuman.training.step import TrainingStep, make_balancer
     from fairhuman.zero.engine import make_engine
 
     torch.set_num_threads(1)
@@ -230,11 +231,11 @@ def stepped(people: str, model: str) -> dict[Way, Any]:
             # The step after a refresh, from where the refresh began.
             for group in groups:
                 group["lr"] = 0.0
-            step(batches)
+            step(step.load(batches))
             for group in groups:
                 group["lr"] = LR
         before = weights_of(engine)
-        _, balance = step(batches)
+        _, balance = step(step.load(batches))
         after = weights_of(engine)
         results[way] = (
             balance.weights,

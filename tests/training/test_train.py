@@ -366,8 +366,8 @@ def as_opened(output: str, model: str) -> tuple[dict[str, float], dict[str, torc
     from fairhuman.config import load_config
     from fairhuman.models.drawing import draw, grid
     from fairhuman.models.sdxl import SDXL
+    from fairhuman.training.denoising import Denoising
     from fairhuman.training.run_data import RunData
-    from fairhuman.training.step import Denoising
     from fairhuman.training.validation import Validation
 
     torch.set_num_threads(1)

@@ -45,7 +45,7 @@ def config_of(people: Path, model: Path, reduction: str) -> Config:
 def parts_of(people: Path, model: Path, reduction: str) -> tuple[Any, Any]:
     from fairhuman.data.records import load_records
     from fairhuman.models.sdxl import SDXL
-    from fairhuman.training.step import Denoising
+    from fairhuman.training.denoising import Denoising
     from fairhuman.training.validation import Validation, still
 
     config, device = config_of(people, model, reduction), torch.device("cpu")

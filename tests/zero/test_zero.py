@@ -97,22 +97,35 @@ OVERFLOWS = [
     Case(stage, zero=zero, precision="fp16", fp16={"initial_scale_power": 22}, steps=6)
     for stage, zero in PLACES
 ]
-FULL_PRECISION = matrix(2, "fp32", ALL_WAYS) + VARIANTS + BASELINES
+FULL_PRECISION = matrix(2, "fp32", TWO_WAYS) + VARIANTS + BASELINES
+OTHER_WAYS = matrix(2, "fp32", [way for way in ALL_WAYS if way not in TWO_WAYS])
 HALF_PRECISION = [
     case
     for precision in ("bf16", "fp16")
     for case in matrix(2, precision, TWO_WAYS, communication="fp32")
 ]
-ALONE = [case for precision in ("fp32", "bf16", "fp16") for case in matrix(1, precision, TWO_WAYS)]
-WORLDS = {1: ALONE, 2: FULL_PRECISION + HALF_PRECISION + NANS + OVERFLOWS, 3: THREE}
+ALONE = matrix(1, "fp32", TWO_WAYS)
+ALONE_IN_HALF = [case for precision in ("bf16", "fp16") for case in matrix(1, precision, TWO_WAYS)]
+WORLDS = {
+    "one rank": ALONE,
+    "two ranks": FULL_PRECISION + HALF_PRECISION + NANS + OVERFLOWS,
+    "three ranks": THREE,
+    "one rank, slow": ALONE_IN_HALF,
+    "two ranks, slow": OTHER_WAYS,
+}
 
 
 def of(*kinds: list[Case]) -> list[Any]:
-    """The (ranks, index) of these cases, as pytest's parameters."""
+    """The (world, index) of these cases, as pytest's parameters."""
     wanted = {id(case) for kind in kinds for case in kind}
     return [
-        pytest.param(ranks, index, id=str(case))
-        for ranks, cases in WORLDS.items()
+        pytest.param(
+            world,
+            index,
+            id=str(case),
+            marks=[pytest.mark.slow] if world.endswith("slow") else [],
+        )
+        for world, cases in WORLDS.items()
         for index, case in enumerate(cases)
         if id(case) in wanted
     ]
@@ -170,10 +183,18 @@ def train(case: Case) -> dict[str, Any]:
     return {"parameters": parameters, "grams": grams, "reports": reports, "scales": scales}
 
 
+class Worlds(dict[str, list[list[dict[str, Any]]]]):
+    """Every case on every rank; a world is launched when it is first asked for."""
+
+    def __missing__(self, world: str) -> list[list[dict[str, Any]]]:
+        cases = WORLDS[world]
+        self[world] = run_ranks(train_on_ranks, cases[0].ranks, cases)
+        return self[world]
+
+
 @pytest.fixture(scope="module")
-def worlds() -> dict[int, list[list[dict[str, Any]]]]:
-    """Every case on every rank."""
-    return {ranks: run_ranks(train_on_ranks, ranks, cases) for ranks, cases in WORLDS.items()}
+def worlds() -> Worlds:
+    return Worlds()
 
 
 def reference(case: Case, result: dict[str, Any]) -> Trained:
@@ -209,16 +230,13 @@ def check_weights(result: dict[str, Any], alone: Trained, digits: float) -> None
         )
 
 
-Worlds = dict[int, list[list[dict[str, Any]]]]
-
-
 @pytest.mark.parametrize(
-    ("ranks", "index"),
+    ("world", "index"),
     of([case for cases in WORLDS.values() for case in cases if case.precision == "fp32"]),
 )
-def test_ranks_and_micro_batches_equal_one_process(worlds: Worlds, ranks: int, index: int) -> None:
-    case = WORLDS[ranks][index]
-    result = worlds[ranks][0][index]
+def test_ranks_and_micro_batches_equal_one_process(worlds: Worlds, world: str, index: int) -> None:
+    case = WORLDS[world][index]
+    result = worlds[world][0][index]
     alone = reference(case, result)
     assert update_error(result["parameters"], alone) < 1e-5
     if case.mode == "exact":
@@ -227,14 +245,14 @@ def test_ranks_and_micro_batches_equal_one_process(worlds: Worlds, ranks: int, i
 
 
 @pytest.mark.parametrize(
-    ("ranks", "index"),
-    of(HALF_PRECISION, [case for case in ALONE if case.precision != "fp32"]),
+    ("world", "index"),
+    of(HALF_PRECISION, ALONE_IN_HALF),
 )
 def test_half_precision_loses_nothing_but_what_its_forward_and_backward_lose(
-    worlds: Worlds, ranks: int, index: int
+    worlds: Worlds, world: str, index: int
 ) -> None:
-    result = worlds[ranks][0][index]
-    alone = reference(WORLDS[ranks][index], result)
+    result = worlds[world][0][index]
+    alone = reference(WORLDS[world][index], result)
     # Free of the loss scale, which is 65536 under fp16.
     assert gram_error(result, alone) < 1e-6
     check_weights(result, alone, 2e-5)
@@ -247,24 +265,24 @@ def test_half_precision_loses_nothing_but_what_its_forward_and_backward_lose(
 
 
 @pytest.mark.parametrize(
-    ("ranks", "index"), of(OVERFLOWS, [case for case in NANS if case.precision != "fp32"])
+    ("world", "index"), of(OVERFLOWS, [case for case in NANS if case.precision != "fp32"])
 )
 def test_reducing_in_half_precision_costs_a_rounding(
-    worlds: Worlds, ranks: int, index: int
+    worlds: Worlds, world: str, index: int
 ) -> None:
-    result = worlds[ranks][0][index]
-    alone = reference(WORLDS[ranks][index], result)
-    digits = 2**-10 if WORLDS[ranks][index].precision == "bf16" else 2**-11
+    result = worlds[world][0][index]
+    alone = reference(WORLDS[world][index], result)
+    digits = 2**-10 if WORLDS[world][index].precision == "bf16" else 2**-11
     assert gram_error(result, alone) < digits
     check_weights(result, alone, 4 * digits)
 
 
-@pytest.mark.parametrize(("ranks", "index"), of(NANS))
+@pytest.mark.parametrize(("world", "index"), of(NANS))
 def test_a_step_with_one_rank_s_nan_is_skipped_on_all_ranks_alike(
-    worlds: Worlds, ranks: int, index: int
+    worlds: Worlds, world: str, index: int
 ) -> None:
-    case = WORLDS[ranks][index]
-    for results in worlds[ranks]:
+    case = WORLDS[world][index]
+    for results in worlds[world]:
         result = results[index]
         reports: list[Balance] = result["reports"]
         assert [report.skipped for report in reports] == [True, False]
@@ -274,20 +292,22 @@ def test_a_step_with_one_rank_s_nan_is_skipped_on_all_ranks_alike(
         assert result["scales"] == lowered
 
 
-@pytest.mark.parametrize(("ranks", "index"), of(OVERFLOWS))
+@pytest.mark.parametrize(("world", "index"), of(OVERFLOWS))
 def test_an_overflow_of_fp16_skips_and_halves_the_scale(
-    worlds: Worlds, ranks: int, index: int
+    worlds: Worlds, world: str, index: int
 ) -> None:
-    result = worlds[ranks][0][index]
+    result = worlds[world][0][index]
     skipped = [report.skipped for report in result["reports"]]
     assert skipped[:2] == [True, True]
     assert not skipped[-1]
     assert result["scales"] == [2.0 ** (22 - sum(skipped[:i])) for i in range(len(skipped))]
 
 
-@pytest.mark.parametrize(("ranks", "index"), of(*(WORLDS[ranks] for ranks in (2, 3))))
-def test_ranks_hold_the_same_bits(worlds: Worlds, ranks: int, index: int) -> None:
-    first, *others = (results[index] for results in worlds[ranks])
+@pytest.mark.parametrize(
+    ("world", "index"), of(*(cases for cases in WORLDS.values() if cases[0].ranks > 1))
+)
+def test_ranks_hold_the_same_bits(worlds: Worlds, world: str, index: int) -> None:
+    first, *others = (results[index] for results in worlds[world])
     for other in others:
         for a, b in zip(first["parameters"], other["parameters"], strict=True):
             assert torch.equal(a, b)
@@ -299,9 +319,9 @@ def test_ranks_hold_the_same_bits(worlds: Worlds, ranks: int, index: int) -> Non
 
 
 def test_an_absent_objective_has_weight_zero_and_no_norm(worlds: Worlds) -> None:
-    for index, case in enumerate(WORLDS[2]):
+    for index, case in enumerate(WORLDS["two ranks"]):
         if case in VARIANTS:
-            report: Balance = worlds[2][0][index]["reports"][2]
+            report: Balance = worlds["two ranks"][0][index]["reports"][2]
             assert report.weights[1] == 0.0
             assert report.grad_norms[1] is None
             assert report.cosines[0][1] is None

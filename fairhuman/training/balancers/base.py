@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from fairhuman.common.transfer import HostCopy
 from fairhuman.fairness.mpd import MPDSolution, Status
 from fairhuman.fairness.solve import Solver
 from fairhuman.zero import make_gradients
@@ -128,7 +129,8 @@ class ExactBalancer(Balancer):
         gram = self.gradients.gram()
         solution = self.solver(gram)
         # All that the host needs to know, in the step's one wait for the backward passes.
-        found, gram = solution.cpu(), gram.cpu()
+        copied = HostCopy(gram)
+        found, gram = solution.cpu(), copied.get()
         measured = solved(found, self._present) | of_gram(gram, self._present)
         norms = gram.diagonal().sqrt()
         if unsolved(found) or not self.gradients.holds(found.weights * found.scale, norms):
@@ -159,7 +161,7 @@ class FixedBalancer(Balancer):
         """Run DeepSpeed's own backward, which reduces at the last micro-batch."""
         self._left -= 1
         self.engine.set_gradient_accumulation_boundary(self._left == 0)
-        weights = self._weights.to(losses)
+        weights = self._weights.to(losses, non_blocking=True)
         # 0 * inf would be NaN.
         self.engine.backward((torch.where(weights == 0, 0.0, losses) * weights).sum())
 

@@ -31,7 +31,7 @@ class WeightedBackward:
 
         An objective of weight 0 is left out: 0 * inf would be NaN.
         """
-        weights = weights.to(losses)
+        weights = weights.to(losses, non_blocking=True)
         self.gradients.backward([(torch.where(weights == 0, 0.0, losses) * weights).sum()])
 
     def step(self, solution: MPDSolution) -> tuple[float, float] | None:
