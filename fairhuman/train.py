@@ -17,7 +17,8 @@ from fairhuman.config import load_config
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the command line and train; returns the exit code.
 
-    0: at the end, or stopped by a signal; 2: a mistake to be corrected; 3: `train.max_skips`.
+    0: at the end, or stopped by a signal; 2: a mistake to be corrected; 3: `train.max_skips`;
+    130: stopped before the first step.
     """
     args = make_parser().parse_args(argv)
 

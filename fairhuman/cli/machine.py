@@ -30,7 +30,7 @@ def add(commands: Any) -> None:
         "overrides",
         nargs="*",
         metavar="section.key=value",
-        help="keys to set over the config's, with --gpus",
+        help="keys to set over the config's",
     )
     doctor.add_argument(
         "--checkpoint",
@@ -51,16 +51,14 @@ def _doctor(args: argparse.Namespace) -> int:
     configs = [Path(word) for word in given if "=" not in word]
     if args.gpus is not None:
         return _doctor_memory(args, configs, overrides)
-    if overrides:
-        raise UserError(
-            f"{shown(overrides[0])}: overrides go with --gpus; change the config instead"
-        )
+    if args.checkpoint and overrides:
+        raise UserError(f"{shown(overrides[0])}: --checkpoint reads what was saved; leave it out")
     if args.checkpoint:
         return _doctor_checkpoint(args, configs)
     from fairhuman.config import training_configs
     from fairhuman.planning.doctor import examine
 
-    report = examine(configs or training_configs(Path("configs")))
+    report = examine(configs or training_configs(Path("configs")), overrides)
     print(json.dumps(asdict(report), indent=2) if args.json else "\n".join(report.lines()))
     if report.refused:
         return 2

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fairhuman.common.errors import UserError
+from fairhuman.common.extras import install_line
 
 
 def add(commands: Any) -> None:
@@ -121,7 +122,7 @@ def _study(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         if error.name != "scipy":
             raise
-        raise UserError(f"study: {error}; pip install 'fairhuman[study]'") from None
+        raise UserError(f"study: {error}; {install_line('study')}") from None
     from fairhuman.evaluation.study.plan import load_study
 
     try:

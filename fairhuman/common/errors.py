@@ -23,5 +23,11 @@ class StuckError(UserError):
     exit_code = 3
 
 
+class StoppedError(UserError):
+    """A signal ended a run before its first step. Rank 0 says so, and no rank waits for another."""
+
+    exit_code = 130
+
+
 class OutputError(UserError):
     """This rank could not write what it must, or read it again: a full disk, a lost file."""

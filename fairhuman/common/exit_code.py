@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from fairhuman.common.distributed import PeerError, peer_lost, rank, rank_count
 from fairhuman.common.error_text import first_line, located
-from fairhuman.common.errors import OutputError, UserError
+from fairhuman.common.errors import OutputError, StoppedError, UserError
 from fairhuman.common.last_words import heard, spoken
 
 
@@ -26,6 +26,10 @@ def exit_code(work: Callable[[], int], output: str) -> int:
     """
     try:
         return work()
+    except StoppedError as error:
+        if rank() == 0:
+            _complain(str(error))
+        return error.exit_code
     except UserError as error:
         # What all ranks know of is said once; what only one met, such as a lost file, by that one.
         speaks = rank() == 0 or (isinstance(error, OutputError) and not error.shared)

@@ -51,6 +51,7 @@ def parse(text: bytes | str, *, constants: bool = False, lenient: bool = False) 
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8-sig")
+        text = text.rstrip()  # an error at the end is to have the place where the text ends
         if lenient:
             return json.loads(text, object_pairs_hook=_object, parse_int=_any_int)
         tree = json.loads(
@@ -67,7 +68,10 @@ def parse(text: bytes | str, *, constants: bool = False, lenient: bool = False) 
     except UnicodeEncodeError:
         raise JsonError("holds half a character (a lone \\ud800 … \\udfff)") from None
     except json.JSONDecodeError as error:
-        raise JsonError(f"is not JSON: {error.msg} at column {error.colno}") from None
+        place = f"column {error.colno}"
+        if "\n" in error.doc:
+            place = f"line {error.lineno}, {place}"
+        raise JsonError(f"is not JSON: {error.msg} at {place}") from None
     except RecursionError:
         raise JsonError("is nested too deeply") from None
     return tree

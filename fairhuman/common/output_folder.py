@@ -40,6 +40,8 @@ def claim(folder: Path, key: str, purpose: str) -> FolderLock | None:
     held: list[FolderLock] = []
 
     def lock() -> None:
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise OutputError(f"{key} = {str(folder)[:200]!r}: is no folder; choose another place")
         try:
             held.append(FolderLock(folder, purpose))
         except OutputError as error:

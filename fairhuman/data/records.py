@@ -162,7 +162,7 @@ def _metadata(root: Path) -> Path:
         if not path.is_file():
             raise DataError(
                 f"data.root = {str(root)!r}: holds no {METADATA} (one JSON object per image; see "
-                "the README, 'Your own data')"
+                "'Your own data' in the docs); `fairhuman annotate` writes one"
             )
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
@@ -350,9 +350,8 @@ def load_records(
         raise DataError("\n".join(lines))
     if not records:
         lines = [str(problem) for problem in problems[:SHOWN]]
-        lines.append(
-            f"data.root = {str(root)!r}: holds no usable sample ({len(problems)} left out)"
-        )
+        why = f"({len(problems)} left out)" if problems else f"({METADATA} is empty)"
+        lines.append(f"data.root = {str(root)!r}: holds no usable sample {why}")
         raise DataError("\n".join(lines))
     return records, problems
 

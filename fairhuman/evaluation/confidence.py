@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from fairhuman.common.extras import install_line
 from fairhuman.curation.annotation.held import held_stderr
 from fairhuman.evaluation.figures import Figure, Measured, mean
 from fairhuman.evaluation.missing import MissingError
@@ -70,7 +71,7 @@ def load() -> Callable[[Image.Image], Confidence]:
             hands = import_module("mediapipe.python.solutions.hands")
             faces = import_module("mediapipe.python.solutions.face_detection")
     except ImportError as error:
-        raise MissingError(f"{error}: pip install 'fairhuman[evaluate]'") from None
+        raise MissingError(f"{error}: {install_line('evaluate')}") from None
     with held_stderr():
         hand_model = hands.Hands(
             static_image_mode=True, max_num_hands=HANDS, min_detection_confidence=LEAST

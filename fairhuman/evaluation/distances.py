@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from fairhuman.common.error_text import first_line
 from fairhuman.common.errors import UserError
+from fairhuman.common.extras import install_line
 from fairhuman.evaluation.figures import Figure, Measured
 from fairhuman.evaluation.images import bicubic
 from fairhuman.evaluation.missing import MissingError
@@ -199,6 +200,6 @@ def _need_torchmetrics() -> None:
         fix = (
             "install torchvision, or remove torch-fidelity"
             if error.name == "torchvision"
-            else "pip install 'fairhuman[evaluate]'"
+            else install_line("evaluate")
         )
         raise MissingError(f"{error}: {fix}") from None

@@ -58,7 +58,7 @@ class Report:
             yield "no problems found"
 
 
-def examine(configs: Sequence[Path]) -> Report:
+def examine(configs: Sequence[Path], overrides: Sequence[str] = ()) -> Report:
     """Look at the installation, the machine, and what each config would use on it."""
     quiet()
     report = Report()
@@ -67,7 +67,7 @@ def examine(configs: Sequence[Path]) -> Report:
     _backends(report)
     for path in configs:
         try:
-            config = load_config(path)
+            config = load_config(path, overrides)
             check_model(config.model, ask_hub=False)
             report.configs[str(path)] = _plan(config)
         except ConfigError as error:

@@ -28,7 +28,7 @@ def closing_lines(config: Config, done: bool, progress: Progress, stop: Stop) ->
             if best
             else []
         ),
-        f"  the pictures    {output / SAMPLES}",
+        *([f"  the pictures    {output / SAMPLES}"] if config.train.sample_every else []),
         f"  the report      {output / REPORT}",
         f"  the numbers     {output / METRICS}, or: tensorboard --logdir {output}",
     ]

@@ -12,7 +12,8 @@ import torch.distributed as dist
 
 from fairhuman.checkpointing.manifest import Progress
 from fairhuman.common.distributed import rank
-from fairhuman.common.errors import StuckError
+from fairhuman.common.errors import StoppedError, StuckError
+from fairhuman.common.lock import FolderLock
 from fairhuman.common.output_folder import claim
 from fairhuman.config import Config
 from fairhuman.training.metrics_log import step_record
@@ -42,12 +43,16 @@ def train(
     Raises:
         StuckError: train.max_skips steps in a row were skipped; on every rank, after the
             checkpoint is written.
+        StoppedError: a signal came before the first step.
     """
-    device = init_distributed()
     stop = Stop().install()
-    lock = claim(Path(config.train.output_dir), "train.output_dir", "training")
+    lock: FolderLock | None = None
     try:
+        device = init_distributed()
+        lock = claim(Path(config.train.output_dir), "train.output_dir", "training")
         return _train(config, device, stop, overrides, prepare)
+    except KeyboardInterrupt:
+        raise StoppedError(f"Stopped before the first step ({stop.reason})") from None
     finally:
         if lock:
             lock.release()
@@ -70,6 +75,7 @@ def _train(
     try:
         if prepare:
             prepare(run)
+        stop.steps = True
         return _loop(config, run, stop)
     finally:
         run.close()

@@ -337,7 +337,9 @@ def _say(line: str) -> None:
 
 def _start_output(output: Path, config: Config, made_with: dict[str, Any]) -> None:
     with as_output_error(output):
-        (output / SAMPLES).mkdir(parents=True, exist_ok=True)
+        output.mkdir(parents=True, exist_ok=True)
+        if config.train.sample_every:
+            (output / SAMPLES).mkdir(parents=True, exist_ok=True)
         config.save(output / CONFIG)
     write_environment(output, made_with)
 

@@ -25,11 +25,14 @@ GRACE_S = 45.0
 class Stop:
     """Whether someone asked the run to end: SIGTERM, SIGINT, or the launcher is gone.
 
-    The handlers only take note, since a rank that entered a collective on its own would hang;
-    the ranks agree at the end of a step.
+    During the steps the handlers only take note, since a rank that entered a collective on its own
+    would hang; the ranks agree at the end of a step. Before, while models load and caches fill, the
+    first signal raises KeyboardInterrupt.
     """
 
     reason: str | None = None
+    steps: bool = False
+    """Whether the steps have begun."""
 
     def install(self) -> Stop:
         """Take over SIGTERM and SIGINT, and watch the launcher."""
@@ -60,7 +63,9 @@ class Stop:
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
         # The launcher passes on what the process group got already: the second is the same.
-        self.reason = self.reason or signal.Signals(number).name
+        first, self.reason = self.reason is None, self.reason or signal.Signals(number).name
+        if first and not self.steps:
+            raise KeyboardInterrupt
 
     def _watch(self, launchers: list[psutil.Process]) -> None:
         while all(launcher.is_running() and not _zombie(launcher) for launcher in launchers):

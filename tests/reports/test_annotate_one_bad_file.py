@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from square_detector import SquareDetector
 
-from fairhuman.common.errors import OutputError
+from fairhuman.common.errors import DataError, OutputError
 from fairhuman.common.lock import FolderLock
 from fairhuman.curation.annotation.annotate import Annotated, annotate
 from fairhuman.curation.annotation.detector import Detection, DetectorChoice, Region
@@ -238,3 +238,14 @@ def test_a_full_disk_leaves_nothing_half_written(
     monkeypatch.undo()
     assert not [path for path in (tmp_path / "masks").rglob("*") if path.is_file()]
     assert run(tmp_path).masks == 1
+
+
+def test_half_a_character_is_named_before_any_image_is_looked_at(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", (10, 10, 8, 8), (40, 30))
+    for key in ("text", "whatever"):
+        line = json.dumps({"file_name": "a.png", key: "a \ud83d batter"})
+        (tmp_path / "metadata.jsonl").write_text(line + "\n")
+        with pytest.raises(DataError, match=r"metadata\.jsonl:1: holds .ud83d, half a character"):
+            run(tmp_path)
+        assert (tmp_path / "metadata.jsonl").read_text() == line + "\n"
+        assert not (tmp_path / ".annotate.progress.jsonl").exists()

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from fairhuman.common.errors import UserError
+from fairhuman.common.extras import install_line
 from fairhuman.curation.annotation.detector import REGIONS, Detection, Point, Region
 from fairhuman.curation.annotation.held import held_stderr
 from fairhuman.curation.geometry import (
@@ -69,7 +70,7 @@ class MediapipeDetector:
                 poses = import_module("mediapipe.python.solutions.pose")
             except ImportError as error:
                 raise UserError(
-                    f"--detector mediapipe: {error}; install it: pip install 'fairhuman[annotate]'"
+                    f"--detector mediapipe: {error}; install it: {install_line('annotate')}"
                 ) from None
             self.version = metadata.version("mediapipe")
             self.threshold = threshold
