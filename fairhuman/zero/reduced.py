@@ -50,6 +50,7 @@ class ReducedGradients(Gradients):
     def start(self, count: int, micro_batches: int) -> None:
         """Begin an optimizer step of `count` objectives."""
         self.shards = [None] * count
+        self._reducer.forget()
         self.engine.set_gradient_accumulation_boundary(True)
 
     def backward(self, losses: Sequence[Tensor]) -> None:

@@ -90,6 +90,11 @@ class Reducer:
         self._next = 0
         self._sent: _Sent | None = None
 
+    def forget(self) -> None:
+        """Drop what backward passes of somebody else have left in the parameters."""
+        for p in self._number:
+            p.grad = None
+
     def backward(self, loss: Tensor, shard: list[Tensor], fresh: bool, keep_graph: bool) -> None:
         """Add the gradient of a loss, averaged over micro-batches and ranks; a collective.
 

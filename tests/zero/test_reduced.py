@@ -167,6 +167,8 @@ def other_ways() -> dict[str, Any]:
     engine.module(inputs(1, 0)[0])[0].sum().backward()
     left: nn.Module = engine.module.left  # type: ignore[assignment]
     found["other"] = (before, gradients.gram(), left.weight.grad is not None)
+    gradients.start(1, 1)
+    found["forgotten"] = left.weight.grad is None
     engine.destroy()
 
     config = Case(2, ranks=1, accumulation=1, normalize="none").config()
@@ -196,6 +198,7 @@ def test_a_backward_pass_of_somebody_else_is_left_alone(others: dict[str, Any]) 
     before, after, kept = others["other"]
     assert torch.equal(before, after)
     assert kept
+    assert others["forgotten"]  # else the next step's gradient would be added to it
 
 
 def test_a_step_with_weights_beyond_float32_is_skipped(others: dict[str, Any]) -> None:
