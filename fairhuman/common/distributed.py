@@ -78,6 +78,11 @@ def peer_lost(error: BaseException) -> bool:
     )
 
 
+def timed_out(error: BaseException) -> bool:
+    """Return whether an error says that this rank has waited for another as long as it may."""
+    return peer_lost(error) and "timed out" in str(error).lower()
+
+
 class _Failure(NamedTuple):
     """An error as other ranks are told of it; not itself, for some cannot be pickled."""
 

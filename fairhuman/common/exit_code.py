@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-from fairhuman.common.distributed import PeerError, peer_lost, rank, rank_count
+from fairhuman.common.distributed import PeerError, peer_lost, rank, rank_count, timed_out
 from fairhuman.common.error_text import first_line, located
 from fairhuman.common.errors import OutputError, StoppedError, UserError
 from fairhuman.common.last_words import heard, spoken
@@ -44,6 +44,12 @@ def exit_code(work: Callable[[], int], output: str) -> int:
         _complain(str(error))
         return 1
     except Exception as error:
+        if timed_out(error):
+            _say(
+                f"rank {rank()}: another rank took longer than train.timeout allows; raise it if "
+                f"that rank was at work ({first_line(error)})"
+            )
+            return 1
         if peer_lost(error):
             why = f"another rank has ended, and says why itself ({first_line(error)})"
             _complain(f"rank {rank()}: {why}")

@@ -313,6 +313,9 @@ class Train(Section):
     """A step whose gradients are not finite is skipped: no parameter, optimizer moment or moving
     average changes, the learning rate's schedule waits, and the fp16 loss scale is lowered. After
     this many skips in a row the run writes a checkpoint and ends with exit code 3."""
+    timeout: Annotated[float, Field(gt=0, le=10_000)] = 120.0
+    """Minutes that ranks wait for each other: for what takes one of them long, such as encoding the
+    images of data.cache, a download, or a checkpoint on a slow disk."""
     resume: PathText = "none"
     """`auto` continues from the newest complete checkpoint in output_dir, or starts a new run if
     there is none; `none` starts a new run; anything else is a checkpoint's folder."""

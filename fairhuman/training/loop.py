@@ -48,7 +48,7 @@ def train(
     stop = Stop().install()
     lock: FolderLock | None = None
     try:
-        device = init_distributed()
+        device = init_distributed(config.train.timeout)
         lock = claim(Path(config.train.output_dir), "train.output_dir", "training")
         return _train(config, device, stop, overrides, prepare)
     except KeyboardInterrupt:

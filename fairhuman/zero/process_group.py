@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 
 import torch
 
 from fairhuman.zero.accelerator import device_name
 
 
-def init_distributed() -> torch.device:
+def init_distributed(timeout: float = 30.0) -> torch.device:
     """Join the process group (one process alone makes its own) and return this rank's device.
 
     The device is DeepSpeed's: `DS_ACCELERATOR=cpu` trains on the CPU where there is a GPU too.
+
+    Args:
+        timeout: minutes that a rank waits for the others in a collective.
     """
     import deepspeed
     import deepspeed.ops
@@ -29,11 +33,11 @@ def init_distributed() -> torch.device:
     if device_name() == "cuda":
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-        deepspeed.init_distributed("nccl", verbose=False)
+        deepspeed.init_distributed("nccl", verbose=False, timeout=timedelta(minutes=timeout))
     else:
         device = torch.device("cpu")
         if "OMP_NUM_THREADS" not in os.environ:
             ranks_here = int(os.environ.get("LOCAL_SIZE", "1"))
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks_here))
-        deepspeed.init_distributed("gloo", verbose=False)
+        deepspeed.init_distributed("gloo", verbose=False, timeout=timedelta(minutes=timeout))
     return device

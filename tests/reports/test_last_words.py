@@ -25,8 +25,11 @@ rank = int(os.environ["RANK"])
 def work():
     if {group}:
         import torch.distributed as dist
-        dist.init_process_group("gloo")
+        from datetime import timedelta
+        dist.init_process_group("gloo", timeout=timedelta(seconds=15))
     time.sleep({seconds}[rank])
+    if {waits} and rank == 0:
+        dist.barrier()  # for a rank that is busy
     raise {errors}[rank]
 
 sys.exit(exit_code(work, "out"))
@@ -41,6 +44,7 @@ CASES = {
     "a mistake of rank 1 alone": (False, (BUG, USER), (60, 0), 2, "the reason", "a bug"),
     "a bug of rank 1, late": (True, (PEER, BUG), (0, 4), 1, "KeyError: 'a bug'", "UserError"),
     "a bug of rank 0, late": (True, (BUG, PEER), (4, 0), 1, "KeyError: 'a bug'", "UserError"),
+    "a rank too late": (True, (USER, USER), (0, 60), 1, "longer than train.timeout", "Traceback"),
     "a lost file, late": (True, (PEER, LOST), (0, 4), None, "gone", "Traceback"),
 }
 
@@ -53,6 +57,7 @@ def test_a_run_says_once_why_it_ends(tmp_path: Path, name: str) -> None:
         SCRIPT.format(
             patience=2 if "alone" in name else 30,
             group=group,
+            waits="too late" in name,
             seconds=seconds,
             errors=f"[{', '.join(errors)}]",
         )
