@@ -56,10 +56,15 @@ class Comparison(ExactBalancer):
         self._watch.start()
         super().start(present, micro_batches)
 
-    def backward(self, losses: Tensor, sensitivity: Sensitivity | None = None) -> None:
+    def backward(
+        self,
+        losses: Tensor,
+        sensitivity: Sensitivity | None = None,
+        held: Sequence[bool] | None = None,
+    ) -> None:
         """Run the exact backward passes."""
         self._watch.add(sensitivity)
-        super().backward(losses)
+        super().backward(losses, held=held)
 
     def step(self) -> Balance:
         """Compare, then move along the exact direction."""

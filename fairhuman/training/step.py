@@ -35,6 +35,7 @@ class Loaded(NamedTuple):
     areas: Tensor
     """[K] float64, of the whole global batch."""
     host_areas: HostCopy
+    """[M, K], of the ranks' M-th micro-batches together."""
 
 
 class TrainingStep:
@@ -52,9 +53,9 @@ class TrainingStep:
         The host waits for nothing that the device has still to do.
         """
         micro_batches = [self.denoising.load(batch) for batch in batches]
-        areas = torch.stack([micro_batch.area for micro_batch in micro_batches]).sum(0)
+        areas = torch.stack([micro_batch.area for micro_batch in micro_batches])
         dist.all_reduce(areas)
-        return Loaded(micro_batches, areas, HostCopy(areas))
+        return Loaded(micro_batches, areas.sum(0), HostCopy(areas))
 
     def __call__(
         self, loaded: Loaded, meanwhile: Callable[[], None] | None = None
@@ -69,15 +70,18 @@ class TrainingStep:
         """
         count = len(loaded.micro_batches)
         contributions = count * dist.get_world_size()
-        present = (loaded.host_areas.get() > 0).tolist()
+        held = loaded.host_areas.get() > 0
+        present = held.any(0).tolist()
         total = torch.zeros_like(loaded.areas)
         self.balancer.start(present, count)
         self.timer.mark(OTHER)
         ready = [self.denoising.prepare(micro_batch) for micro_batch in loaded.micro_batches]
         self.timer.mark("encode")
         for again in range(self.balancer.passes):
-            for prepared, micro_batch in zip(ready, loaded.micro_batches, strict=True):
-                losses = self._losses(prepared, micro_batch.area, loaded.areas, contributions)
+            for prepared, micro_batch, here in zip(
+                ready, loaded.micro_batches, held.tolist(), strict=True
+            ):
+                losses = self._losses(prepared, micro_batch.area, loaded.areas, contributions, here)
                 if not again:
                     total += losses
         dist.all_reduce(total)
@@ -92,7 +96,12 @@ class TrainingStep:
         ], balance
 
     def _losses(
-        self, ready: Prepared, area: Tensor, global_areas: Tensor, contributions: int
+        self,
+        ready: Prepared,
+        area: Tensor,
+        global_areas: Tensor,
+        contributions: int,
+        held: Sequence[bool],
     ) -> Tensor:
         """Hand a micro-batch to the balancer; return its contributions to the losses, [K]."""
         objectives, mean_areas = self.denoising.objectives, global_areas / contributions
@@ -103,7 +112,7 @@ class TrainingStep:
             squares = objectives.sensitivity(pred, *ready.target, mean_areas)
             sensitivity = Sensitivity(squares, torch.where(area > 0, area / global_areas, area))
         self.timer.mark("forward")
-        self.balancer.backward(losses, sensitivity)
+        self.balancer.backward(losses, sensitivity, held)
         self.timer.mark("backward")
         return losses.detach().double()
 

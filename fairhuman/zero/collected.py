@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fairhuman.fairness import ops
 from fairhuman.zero.access import ShardAccess
-from fairhuman.zero.gradients import Gradients
+from fairhuman.zero.gradients import Gradients, with_more
 
 
 class CollectedGradients(Gradients):
@@ -38,20 +38,21 @@ class CollectedGradients(Gradients):
         # step's gradient.
         self.access.reset()
 
-    def backward(self, losses: Sequence[Tensor]) -> None:
+    def backward(self, losses: Sequence[Tensor | None]) -> None:
         """Add each loss's gradient; that of a single objective is left to DeepSpeed to add up."""
         self._left -= 1
         if self._single:
             self.engine.set_gradient_accumulation_boundary(self._left == 0)
+            assert losses[0] is not None
             self.engine.backward(losses[0])
             return
         self.engine.set_gradient_accumulation_boundary(True)
         self.mark()
-        for index, loss in enumerate(losses):
-            if index:
-                self.rewind()
-            self.engine.backward(loss, retain_graph=index + 1 < len(losses))
+        for index, loss, more in with_more(losses):
+            self.engine.backward(loss, retain_graph=more)
             self.shards[index] = self._take(self.shards[index])
+            if more:
+                self.rewind()
 
     def step(self, weights: Tensor, scale: Tensor | None = None) -> None:
         """Write scale * sum_k w_k g_k back to DeepSpeed and let its optimizer take the step."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -38,11 +38,12 @@ class Gradients(ABC):
         """Begin an optimizer step of `count` objectives."""
 
     @abstractmethod
-    def backward(self, losses: Sequence[Tensor]) -> None:
+    def backward(self, losses: Sequence[Tensor | None]) -> None:
         """Add the gradient of each of a micro-batch's losses to that objective's sum.
 
         The losses must depend on one graph, and every rank must call this the same number of
-        times with the same number of losses.
+        times. None: on no rank does the micro-batch say anything of the objective; at least one
+        loss is there, and each objective's in at least one micro-batch.
         """
 
     @abstractmethod
@@ -95,3 +96,10 @@ class Gradients(ABC):
 
     def rewind(self) -> None:  # noqa: B027
         """Get ready for another backward pass over the same graph."""
+
+
+def with_more(losses: Sequence[Tensor | None]) -> Iterator[tuple[int, Tensor, bool]]:
+    """Yield the losses that are there: objective, loss, whether another one follows."""
+    there = [(index, loss) for index, loss in enumerate(losses) if loss is not None]
+    for place, (index, loss) in enumerate(there, start=1):
+        yield index, loss, place < len(there)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fairhuman.fairness import ops
-from fairhuman.zero.gradients import Gradients
+from fairhuman.zero.gradients import Gradients, with_more
 from fairhuman.zero.protocol import Engine
 from fairhuman.zero.reducer import Reducer
 
@@ -53,14 +53,14 @@ class ReducedGradients(Gradients):
         self._reducer.forget()
         self.engine.set_gradient_accumulation_boundary(True)
 
-    def backward(self, losses: Sequence[Tensor]) -> None:
+    def backward(self, losses: Sequence[Tensor | None]) -> None:
         """Add each loss's gradient, which is reduced while the backward pass goes on."""
-        for index, loss in enumerate(losses):
+        for index, loss, more in with_more(losses):
             shard = self.shards[index]
             fresh = shard is None
             if shard is None:
                 shard = self.shards[index] = self._zeros()
-            self._reducer.backward(loss, shard, fresh, keep_graph=index + 1 < len(losses))
+            self._reducer.backward(loss, shard, fresh, keep_graph=more)
 
     def step(self, weights: Tensor, scale: Tensor | None = None) -> None:
         """Give DeepSpeed's optimizer scale * sum_k w_k g_k, in the memory of the first shard."""

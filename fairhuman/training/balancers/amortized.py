@@ -136,11 +136,16 @@ class AmortizedBalancer(Balancer):
         self._watch.start()
         (self.exact if self.refreshes else self.forecast_step).start(present, micro_batches)
 
-    def backward(self, losses: Tensor, sensitivity: Sensitivity | None = None) -> None:
+    def backward(
+        self,
+        losses: Tensor,
+        sensitivity: Sensitivity | None = None,
+        held: Sequence[bool] | None = None,
+    ) -> None:
         """Run K backward passes, or one."""
         if self.refreshes:
             self._watch.add(sensitivity)
-            self.exact.backward(losses)
+            self.exact.backward(losses, held=held)
         else:
             self.forecast_step.backward(losses, sensitivity)
 

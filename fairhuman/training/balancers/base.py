@@ -82,8 +82,20 @@ class Balancer(ABC):
         """Begin a step; `present[k]` tells whether any rank's batch holds objective k."""
 
     @abstractmethod
-    def backward(self, losses: Tensor, sensitivity: Sensitivity | None = None) -> None:
-        """Take in a micro-batch's contributions to the K losses, [K]."""
+    def backward(
+        self,
+        losses: Tensor,
+        sensitivity: Sensitivity | None = None,
+        held: Sequence[bool] | None = None,
+    ) -> None:
+        """Take in a micro-batch.
+
+        Args:
+            losses: [K], its contributions to the losses.
+            sensitivity: what they feel of the prediction, where `measures`.
+            held: [K], whether this micro-batch of any rank holds the objective; None: all may.
+                Where it does not, the contribution is 0 on all ranks.
+        """
 
     @abstractmethod
     def step(self) -> Balance:
@@ -120,9 +132,14 @@ class ExactBalancer(Balancer):
         self._present = list(present)
         self.gradients.start(sum(present), micro_batches)
 
-    def backward(self, losses: Tensor, sensitivity: Sensitivity | None = None) -> None:
+    def backward(
+        self,
+        losses: Tensor,
+        sensitivity: Sensitivity | None = None,
+        held: Sequence[bool] | None = None,
+    ) -> None:
         """Add the gradient of each present loss to its sum."""
-        self.gradients.backward([losses[k] for k in indices(self._present)])
+        self.gradients.backward(present_losses(losses, self._present, held))
 
     def step(self) -> Balance:
         """Solve for the weights and move along d; skip on all ranks if A or d is not finite."""
@@ -157,7 +174,12 @@ class FixedBalancer(Balancer):
         self._weights = self.fixed * torch.tensor(present)
         self._left = micro_batches
 
-    def backward(self, losses: Tensor, sensitivity: Sensitivity | None = None) -> None:
+    def backward(
+        self,
+        losses: Tensor,
+        sensitivity: Sensitivity | None = None,
+        held: Sequence[bool] | None = None,
+    ) -> None:
         """Run DeepSpeed's own backward, which reduces at the last micro-batch."""
         self._left -= 1
         self.engine.set_gradient_accumulation_boundary(self._left == 0)
@@ -186,6 +208,13 @@ class FixedBalancer(Balancer):
 def indices(present: Sequence[bool]) -> list[int]:
     """Return which objectives are present."""
     return [k for k, here in enumerate(present) if here]
+
+
+def present_losses(
+    losses: Tensor, present: Sequence[bool], held: Sequence[bool] | None
+) -> list[Tensor | None]:
+    """Return a micro-batch's losses of the present objectives, None for what it does not hold."""
+    return [losses[k] if held is None or held[k] else None for k in indices(present)]
 
 
 def embed(values: Sequence[T], present: Sequence[bool], absent: T) -> list[T]:

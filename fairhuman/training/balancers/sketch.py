@@ -24,10 +24,11 @@ from fairhuman.training.balancers.base import (
     Balance,
     Balancer,
     Sensitivity,
-    indices,
     of_gram,
+    present_losses,
 )
 from fairhuman.zero import Gradients, make_gradients
+from fairhuman.zero.gradients import with_more
 from fairhuman.zero.protocol import Engine
 
 
@@ -74,13 +75,18 @@ class SketchBalancer(Balancer):
         self.sketches.start(sum(present))
         self.forecast_step.start(present, micro_batches)
 
-    def backward(self, losses: Tensor, sensitivity: Sensitivity | None = None) -> None:
+    def backward(
+        self,
+        losses: Tensor,
+        sensitivity: Sensitivity | None = None,
+        held: Sequence[bool] | None = None,
+    ) -> None:
         """Sketch a micro-batch's gradients, or take its weighted gradient, or both."""
         if self._unsketched:
             self._unsketched -= 1
             self._watch.add(sensitivity)
             alone = self._micro_batches == 1
-            present = [losses[k] / self._micro_batches for k in indices(self._present)]
+            present = present_losses(losses / self._micro_batches, self._present, held)
             self.sketches.add(present, keep_graph=alone)
             if not self._unsketched:
                 gram = self.sketches.gram()
@@ -133,25 +139,23 @@ class Sketches:
         self.gradients.forget_backward()
         return self.gradients.engine.module(*args, **kwargs)
 
-    def add(self, losses: Sequence[Tensor], keep_graph: bool) -> None:
+    def add(self, losses: Sequence[Tensor | None], keep_graph: bool) -> None:
         """Add the sketches of a micro-batch's local gradients, those of losses of one graph."""
         parameters = [p for p, _ in self._places]
         # Half-precision gradients need the loss scale as in any backward pass.
         scale = self.gradients.loss_scale()
         self.gradients.mark()
-        for k, (row, loss) in enumerate(zip(self._rows, losses, strict=True)):
-            if k:
-                self.gradients.rewind()
-            with self._hooked(row):
+        for k, loss, more in with_more(losses):
+            with self._hooked(self._rows[k]):
                 # No hook of DeepSpeed's runs here: they wait for gradients to be accumulated.
                 torch.autograd.grad(
                     loss * scale,
                     parameters,
-                    retain_graph=keep_graph or k + 1 < len(losses),
+                    retain_graph=keep_graph or more,
                     allow_unused=True,
                 )
-        if keep_graph:
-            self.gradients.rewind()
+            if keep_graph or more:
+                self.gradients.rewind()
 
     def gram(self) -> Tensor:
         """Return the Gram matrix of the sketches, averaged over the ranks, [K, K] float64.
