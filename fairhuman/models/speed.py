@@ -14,6 +14,7 @@ from torch import nn
 
 from fairhuman.common.error_text import first_line
 from fairhuman.common.errors import ConfigError
+from fairhuman.common.extras import install_line
 from fairhuman.config import Model
 
 
@@ -47,7 +48,7 @@ def _diffusers_models(module: nn.Module) -> Iterator[Any]:
 def _check_xformers(dtype: torch.dtype, device: torch.device) -> None:
     if find_spec("xformers") is None:
         raise ConfigError(
-            "model.attention = 'xformers': xformers is not installed; install fairhuman[xformers], "
+            f"model.attention = 'xformers': xformers is not installed: {install_line('xformers')}, "
             "or use sdpa"
         )
     try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fairhuman.common.errors import ConfigError
+from fairhuman.common.extras import install_line
 from fairhuman.common.files import as_output_error, write_text
 from fairhuman.common.run_folder import TENSORBOARD, WANDB_ID
 from fairhuman.config import Config
@@ -44,8 +45,8 @@ def check_tracking(config: Config) -> None:
         import wandb
     except ImportError:
         raise ConfigError(
-            f"train.wandb = {project!r}: wandb is not installed; "
-            "pip install -c constraints.txt '.[wandb]', or set train.wandb=null"
+            f"train.wandb = {project!r}: wandb is not installed; {install_line('wandb')}, or set "
+            "train.wandb=null"
         ) from None
     mode = wandb.setup().settings.mode
     if mode == "online" and not wandb.api.api_key:

@@ -191,7 +191,7 @@ def test_without_mediapipe_it_says_what_to_install(
     assert main(["evaluate", "--images", str(folder), "--metrics", "hands,faces"]) == 2
     said = capsys.readouterr().err
     assert "hands: " in said
-    assert "pip install 'fairhuman[evaluate]'" in said
+    assert "pip install 'mediapipe==" in said
 
 
 # Distances
