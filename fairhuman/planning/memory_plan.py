@@ -58,9 +58,9 @@ class Memory:
 
     def lines(self) -> Iterator[str]:
         """Yield the plan as text."""
-        frozen = f", {self.frozen / 1e6:.0f} million frozen" if self.frozen else ""
+        frozen = f", {self.frozen / 1e6:.4g} million frozen" if self.frozen else ""
         yield (
-            f"{self.trained / 1e6:.0f} million parameters trained{frozen}; sizes by the configs of "
+            f"{self.trained / 1e6:.4g} million parameters trained{frozen}; sizes by the configs of "
             f"{self.described_by}"
         )
         yield ""
