@@ -311,7 +311,7 @@ def test_without_mediapipe_the_message_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "mediapipe.python.solution_base", None)
-    with pytest.raises(UserError, match=r"pip install 'fairhuman\[annotate\]'"):
+    with pytest.raises(UserError, match=r"pip install 'mediapipe=="):
         DetectorChoice("mediapipe").make()
 
 

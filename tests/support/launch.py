@@ -44,11 +44,14 @@ PRELOADED = [
 
 
 def free_port() -> int:
-    """Return a port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a port that is free now, of those that no outgoing connection is given meanwhile."""
+    dynamic = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    first = int(dynamic.read_text().split()[0]) if dynamic.exists() else 32768
+    while True:
+        port = random.SystemRandom().randrange(min(20_000, first - 5_000), first)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def context() -> multiprocessing.context.ForkServerContext:
@@ -161,7 +164,16 @@ def run(words: Sequence[str], ranks: int = 1, script: Path = TRAIN, **variables:
     """Run `fairhuman/train.py words…`; the first exit code that is not 0, all that was printed."""
     deadline = time.monotonic() + PATIENCE_S
     started = start(words, ranks, variables, script=script)
-    done = [rank.wait(deadline - time.monotonic()) for rank in started]
+    while alive := [rank for rank in started if rank.process.is_alive()]:
+        if time.monotonic() > deadline:
+            printed = "\n".join(rank.printed()[-2000:] for rank in started)
+            for rank in alive:
+                rank.process.kill()
+            raise AssertionError(f"{len(alive)} of {ranks} ranks did not end\n{printed}")
+        if any(rank.process.exitcode for rank in started):
+            deadline = min(deadline, time.monotonic() + 60)  # the others must notice
+        alive[0].process.join(0.05)
+    done = [rank.wait() for rank in started]
     return Done(
         next((rank.returncode for rank in done if rank.returncode), 0),
         "".join(rank.stdout for rank in done),
