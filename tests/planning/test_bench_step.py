@@ -12,6 +12,8 @@ from gpu import check
 from ranks import run_ranks
 from small_unet import TINY
 
+pytestmark = pytest.mark.slow  # the table takes a minute
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -39,7 +41,6 @@ def table() -> list[dict[str, Any]]:
     return first
 
 
-@pytest.mark.slow
 def test_each_mode_is_measured_against_plain_fine_tuning(table: list[dict[str, Any]]) -> None:
     assert [cost["mode"] for cost in table][:3] == ["global", "sum", "exact"]
     assert table[0]["times_plain"] == 1.0

@@ -224,6 +224,7 @@ def test_a_run_that_fails_on_one_rank_ends_on_both_in_one_line(
     assert not list(tmp_path.rglob("*.partial"))
 
 
+@pytest.mark.slow
 def test_samples_that_cannot_be_written_end_both_ranks_under_zero_3(
     people: Path, tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -49,7 +49,13 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = ("a mistake, rank 0 late", "a bug of rank 1, late")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in CASES],
+)
 def test_a_run_says_once_why_it_ends(tmp_path: Path, name: str) -> None:
     group, errors, seconds, code, said, never = CASES[name]
     script = tmp_path / "script.py"

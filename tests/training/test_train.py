@@ -156,6 +156,7 @@ def test_a_killed_run_resumes_as_if_it_had_never_stopped(
     assert not list(killed.rglob("*.partial"))
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_kept_beside_the_newest_and_survives_a_resume(
     config: Path, tmp_path: Path
 ) -> None:
@@ -254,6 +255,7 @@ def test_a_run_under_zero_3_resumes_and_ends_on_another_number_of_ranks(
     assert all(torch.equal(value, unet[name]) for name, value in masters.items())
 
 
+@pytest.mark.slow
 def test_a_run_in_buckets_resumes_as_if_it_had_never_stopped(
     config: Path, photographs: Path, tmp_path: Path
 ) -> None:
@@ -268,6 +270,7 @@ def test_a_run_in_buckets_resumes_as_if_it_had_never_stopped(
     assert repeatable(tmp_path / "parts") == repeatable(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_lora_trains_on_photographs_and_resumes_on_other_ranks_and_stages(
     config: Path, photographs: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
