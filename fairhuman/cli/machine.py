@@ -51,9 +51,10 @@ def _doctor(args: argparse.Namespace) -> int:
     configs = [Path(word) for word in given if "=" not in word]
     if args.gpus is not None:
         return _doctor_memory(args, configs, overrides)
-    if args.checkpoint and overrides:
-        raise UserError(f"{shown(overrides[0])}: --checkpoint reads what was saved; leave it out")
     if args.checkpoint:
+        if overrides:
+            word = shown(overrides[0])
+            raise UserError(f"{word}: --checkpoint reads what was saved; leave it out")
         return _doctor_checkpoint(args, configs)
     from fairhuman.config import training_configs
     from fairhuman.planning.doctor import examine

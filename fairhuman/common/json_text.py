@@ -77,6 +77,15 @@ def parse(text: bytes | str, *, constants: bool = False, lenient: bool = False) 
     return tree
 
 
+def half_character(text: str) -> str | None:
+    """Return the first lone surrogate of a text, escaped, which no file in UTF-8 can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return ascii(text[error.start])[1:-1]
+    return None
+
+
 def parse_lines(path: Path, *, lenient: bool = False) -> Iterator[tuple[int, Any]]:
     """Yield the numbers of a file's lines and what they hold, their JSON or a JsonError.
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from fairhuman.common.errors import DataError
 from fairhuman.common.images import SUFFIXES, UNOPENABLE, ImageError, open_image
+from fairhuman.common.json_text import half_character
 from fairhuman.common.quoting import shown
 from fairhuman.data.records import METADATA, SHOWN, LineError, Problem, read_lines
 
@@ -125,21 +126,12 @@ def scan_rows(root: Path, key: str = "file_name") -> tuple[list[dict[str, Any]],
             problems.append(Problem(place, f"must be a JSON object with {key!r}"))
         elif name in seen:
             problems.append(Problem(place, f"{shown(name)} is listed already (line {seen[name]})"))
-        elif half := _half_character(row):
+        elif half := half_character(json.dumps(row, ensure_ascii=False)):
             problems.append(Problem(place, f"holds {half}, half a character: write the whole one"))
         else:
             seen[name] = number
             rows.append(row)
     return rows, problems
-
-
-def _half_character(row: dict[str, Any]) -> str | None:
-    """Return a lone surrogate of a row's text, which no file in UTF-8 can hold."""
-    try:
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        return ascii(error.object[error.start])[1:-1]
-    return None
 
 
 def named_files(rows: Sequence[Mapping[str, Any]]) -> list[str]:

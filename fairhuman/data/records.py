@@ -16,7 +16,7 @@ from PIL import Image
 from fairhuman.common.errors import DataError
 from fairhuman.common.files import write_text
 from fairhuman.common.images import ImageError, open_image, open_mask
-from fairhuman.common.json_text import JsonError, parse_lines
+from fairhuman.common.json_text import JsonError, half_character, parse_lines
 from fairhuman.common.quoting import shown
 from fairhuman.data.regions import Annotation, Box
 
@@ -176,14 +176,11 @@ def _string(fields: dict[str, Any], key: str) -> str:
     value = fields[key]
     if not isinstance(value, str):
         raise LineError(f"{key} = {shown(value)}: must be text")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        half = value[error.start]
+    if half := half_character(value):
         raise LineError(
-            f"{key} = {shown(value)}: holds {ascii(half)[1:-1]}, one half of a character that "
-            "UTF-16 writes in two: write the whole character, or leave it out"
-        ) from None
+            f"{key} = {shown(value)}: holds {half}, one half of a character that UTF-16 writes in "
+            "two: write the whole character, or leave it out"
+        )
     return value
 
 

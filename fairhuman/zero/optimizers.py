@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fairhuman.config import Config
+from fairhuman.zero.parts import cut
 
 # Bytes per parameter. 8 bit: two scales per 256. Paged ones as if all were on the device, where
 # they are while there is room. Adafactor: of ZeRO's flat shards, the second moment is not factored.
@@ -40,7 +41,7 @@ def make_optimizer(config: Config, parameters: Sequence[nn.Parameter]) -> Optimi
     groups: list[dict[str, Any]] = [
         {"params": part, "weight_decay": decay, "optim_bits": bits}
         for whole, decay, bits in ((matrices, settings.weight_decay, 8), (vectors, 0.0, 32))
-        for part in _parts(whole)
+        for part in cut(whole, LARGEST_GROUP)
     ]
     if settings.name == "SGD":
         return torch.optim.SGD(groups, lr=settings.lr)
@@ -50,20 +51,6 @@ def make_optimizer(config: Config, parameters: Sequence[nn.Parameter]) -> Optimi
     if settings.name == "AdamW":
         return torch.optim.AdamW(groups, **adam)
     return _adamw8bit(groups, paged=settings.name == "PagedAdamW8bit", **adam)
-
-
-def _parts(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Cut a list of parameters into lists of at most `LARGEST_GROUP` elements, in order."""
-    part: list[nn.Parameter] = []
-    size = 0
-    for parameter in parameters:
-        if part and size + parameter.numel() > LARGEST_GROUP:
-            yield part
-            part, size = [], 0
-        part.append(parameter)
-        size += parameter.numel()
-    if part:
-        yield part
 
 
 def _adamw8bit(groups: Sequence[dict[str, Any]], paged: bool, **settings: Any) -> Optimizer:

@@ -54,7 +54,7 @@ class ReducedGradients(Gradients):
         self.engine.set_gradient_accumulation_boundary(True)
 
     def backward(self, losses: Sequence[Tensor | None]) -> None:
-        """Add each loss's gradient, which is reduced while the backward pass goes on."""
+        """Add each loss's gradient, which is reduced while the backward pass still runs."""
         for index, loss, more in with_more(losses):
             shard = self.shards[index]
             fresh = shard is None
@@ -82,12 +82,6 @@ class ReducedGradients(Gradients):
         for index in range(len(self.engine.optimizer.bit16_groups)):
             averaged[index] = [torch.full((1,), math.inf, device=self.engine.device)]
         self._finish(check=True)
-
-    def rows(self) -> list[list[Tensor]]:
-        """Return the K shards: of each, one flat tensor per parameter group."""
-        rows = [row for row in self.shards if row is not None]
-        assert len(rows) == len(self.shards), "an objective had no backward in this step"
-        return rows
 
     def _zeros(self) -> list[Tensor]:
         sizes = self.engine.optimizer.partition_size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fairhuman.zero.parts import cut
 from fairhuman.zero.protocol import Engine
 from fairhuman.zero.shard_map import Piece, buffers_of
 
@@ -133,14 +134,14 @@ class Reducer:
         bucket = self._bucket_of[p]
         bucket.missing -= 1
         if bucket.missing < 0:
-            raise RuntimeError(_PARTS)
+            raise RuntimeError(_IN_PARTS)
         while self._next < len(self._buckets) and not self._buckets[self._next].missing:
             self._reduce()
 
     def _collect(self, p: Tensor, loose: dict[Tensor, None]) -> None:
         """Count a gradient of the first backward pass in; reduce what is a whole bucket."""
         if p in loose or p in self._bucket_of:
-            raise RuntimeError(_PARTS)
+            raise RuntimeError(_IN_PARTS)
         full = bool(loose) and sum(map(Tensor.numel, loose)) + p.numel() > self.bucket
         if full and self._agrees and self._same_everywhere(loose):
             self._add_buckets(loose)
@@ -171,7 +172,8 @@ class Reducer:
         return self._agrees
 
     def _add_buckets(self, order: Iterable[Tensor]) -> None:
-        for bucket in _buckets(order, self._places, self.bucket):
+        for parameters in cut(order, self.bucket):
+            bucket = _bucket(parameters, self._places)
             self._buckets.append(bucket)
             self._bucket_of.update(dict.fromkeys(bucket.parameters, bucket))
 
@@ -222,7 +224,7 @@ class Reducer:
             torch._foreach_add_(targets, wide)
 
 
-_PARTS = "a parameter's gradient came in several parts; use checkpoints with use_reentrant=False"
+_IN_PARTS = "a parameter's gradient came in several parts; use checkpoints with use_reentrant=False"
 
 
 def _move(parameters: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
@@ -249,16 +251,11 @@ def _places(engine: Engine) -> dict[Tensor, _Place]:
     }
 
 
-def _buckets(order: Iterable[Tensor], places: dict[Tensor, _Place], most: int) -> Iterator[_Bucket]:
-    """Cut the parameters into buckets of at most so many elements."""
-    bucket = _Bucket([], [], 0)
-    for p in order:
-        if bucket.parameters and bucket.numel + p.numel() > most:
-            yield bucket
-            bucket = _Bucket([], [], 0)
+def _bucket(parameters: list[Tensor], places: dict[Tensor, _Place]) -> _Bucket:
+    """Return the bucket of these parameters."""
+    bucket = _Bucket(parameters, [], 0)
+    for p in parameters:
         if p in places:
             bucket.parts.append(_Part(bucket.numel + places[p].piece.start, places[p]))
-        bucket.parameters.append(p)
         bucket.numel += p.numel()
-    if bucket.parameters:
-        yield bucket
+    return bucket

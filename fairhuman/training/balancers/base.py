@@ -14,6 +14,7 @@ from torch import Tensor
 from fairhuman.common.transfer import HostCopy
 from fairhuman.fairness.mpd import MPDSolution, Status
 from fairhuman.fairness.solve import Solver
+from fairhuman.training.balancers.weighted import weighted_sum
 from fairhuman.zero import make_gradients
 from fairhuman.zero.loss_scale import skip_at_least_scale
 from fairhuman.zero.protocol import Engine
@@ -183,9 +184,7 @@ class FixedBalancer(Balancer):
         """Run DeepSpeed's own backward, which reduces at the last micro-batch."""
         self._left -= 1
         self.engine.set_gradient_accumulation_boundary(self._left == 0)
-        weights = self._weights.to(losses, non_blocking=True)
-        # 0 * inf would be NaN.
-        self.engine.backward((torch.where(weights == 0, 0.0, losses) * weights).sum())
+        self.engine.backward(weighted_sum(losses, self._weights))
 
     def step(self) -> Balance:
         """Let DeepSpeed clip and step."""

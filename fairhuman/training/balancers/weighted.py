@@ -10,6 +10,12 @@ from fairhuman.fairness.solve import CANCELLED, Solver
 from fairhuman.zero import Gradients
 
 
+def weighted_sum(losses: Tensor, weights: Tensor) -> Tensor:
+    """Return sum_k w_k l_k; a loss of weight 0 is left out, for 0 * inf would be NaN."""
+    weights = weights.to(losses, non_blocking=True)
+    return (torch.where(weights == 0, 0.0, losses) * weights).sum()
+
+
 class WeightedBackward:
     """A step of one objective, the weighted sum, in the memory of one gradient.
 
@@ -27,12 +33,8 @@ class WeightedBackward:
         self.gradients.start(1, micro_batches)
 
     def backward(self, losses: Tensor, weights: Tensor) -> None:
-        """Add a micro-batch's sum_k w_k l_k.
-
-        An objective of weight 0 is left out: 0 * inf would be NaN.
-        """
-        weights = weights.to(losses, non_blocking=True)
-        self.gradients.backward([(torch.where(weights == 0, 0.0, losses) * weights).sum()])
+        """Add a micro-batch's `weighted_sum`."""
+        self.gradients.backward([weighted_sum(losses, weights)])
 
     def step(self, solution: MPDSolution) -> tuple[float, float] | None:
         """Take the step; return the factor on `solution`'s weights and the norm of the update.
