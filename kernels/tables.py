@@ -18,10 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MAX_CHUNK = 32
-"""Tiles per program at most: it bounds how long a float32 sum may grow."""
-MIN_PROGRAMS = 1024
-"""Programs that smaller chunks should leave, so that every multiprocessor has several."""
+from fairhuman.kernels.chunks import chunk_tiles
+
 ALIGNMENT = 16
 """Bytes of the widest load; Triton's own granularity for divisibility too."""
 
@@ -63,16 +61,9 @@ def plan_walk(columns: Sequence[tuple[Tensor, ...]], tile: int) -> Walk:
     if len(columns) == 1:
         size = columns[0][0].numel()
         tiles = -(-size // tile)
-        return Walk(columns[0], size, None, None, tiles, _chunk_tiles(tiles), 1, 1)
+        return Walk(columns[0], size, None, None, tiles, chunk_tiles(tiles), 1, 1)
     device = columns[0][0].device
-    stream = 0
-    if device.type == "cuda":
-        if torch.cuda.is_current_stream_capturing():
-            raise RuntimeError(
-                "lists of several tensors cannot be captured in a CUDA graph: their pointer table "
-                "comes from the host; pass one flat tensor per gradient"
-            )
-        stream = torch.cuda.current_stream(device).cuda_stream
+    stream = stream_of(device)
     pointers = tuple(tensor.data_ptr() for column in columns for tensor in column)
     sizes = tuple(column[0].numel() for column in columns)
     records, first, tiles = _table(pointers, sizes, tile, device, stream)
@@ -82,7 +73,7 @@ def plan_walk(columns: Sequence[tuple[Tensor, ...]], tile: int) -> Walk:
         records,
         first,
         tiles,
-        _chunk_tiles(tiles),
+        chunk_tiles(tiles),
         ALIGNMENT if all(pointer % ALIGNMENT == 0 for pointer in pointers) else 1,
         ALIGNMENT if all(size % ALIGNMENT == 0 for size in sizes) else 1,
     )
@@ -107,10 +98,6 @@ def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
-def _chunk_tiles(tiles: int) -> int:
-    return min(MAX_CHUNK, max(1, tiles // MIN_PROGRAMS))
-
-
 # A step's gradients mostly lie where the step before had them. The stream is part of the key,
 # because the copy is ordered with the work of its own stream only.
 @lru_cache(maxsize=8)
@@ -126,13 +113,34 @@ def _table(
     records[1:, 0] = ends
     records[:-1, 1] = size
     records[:-1, 2:] = torch.tensor(pointers).view(len(sizes), -1)
-    starts = torch.arange(0, tiles, _chunk_tiles(tiles))
+    starts = torch.arange(0, tiles, chunk_tiles(tiles))
     first = torch.searchsorted(ends, starts, right=True)
-    table = torch.cat([records.reshape(-1), first])  # one copy to the device instead of two
+    return (*upload(records, first, device), tiles)
+
+
+def stream_of(device: torch.device) -> int:
+    """Return the stream on which a table is to be copied and read: 0 on a CPU.
+
+    Raises:
+        RuntimeError: a CUDA graph is captured.
+    """
+    if device.type != "cuda":
+        return 0
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "lists of several tensors cannot be captured in a CUDA graph: their pointer table "
+            "comes from the host; pass one flat tensor per gradient"
+        )
+    return int(torch.cuda.current_stream(device).cuda_stream)
+
+
+def upload(records: Tensor, first: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return a table on the device: by one copy for which the host does not wait."""
+    table = torch.cat([records.reshape(-1), first])
     if device.type == "cuda":
         table = table.pin_memory().to(device, non_blocking=True)
     cut = records.numel()
-    return table[:cut].view(-1, width), table[cut:], tiles
+    return table[:cut].view_as(records), table[cut:]
 
 
 @triton.jit

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from fairhuman.fairness.mpd import MPDSolution, solve_mpd
-from fairhuman.kernels import reference
+from fairhuman.kernels import countsketch, reference
 
-__all__ = ["MPDSolution", "combine", "gram", "region_mse", "solve_mpd"]
+__all__ = ["MPDSolution", "add_sketch", "combine", "gram", "region_mse", "solve_mpd"]
 
 Rows = Tensor | Sequence[Sequence[Tensor]]
 """K gradients: one tensor [K, P], or K lists of tensors whose shapes agree from list to list."""
@@ -145,6 +145,42 @@ def combine(
     else:
         reference.combine(lists, weights, destination, scale)
     return out
+
+
+def add_sketch(
+    out: Tensor, tensors: Sequence[Tensor], starts: Sequence[int], seed: int = 0
+) -> None:
+    """Add the CountSketch of parts of a vector to `out`: inner products of sketches are unbiased.
+
+    Linear: sketches of the parts of a vector, and of the ranks' terms of a sum, may be added. An
+    element's bucket and sign hang on its index in the vector and the seed alone. On CUDA nothing
+    waits for the device. The algorithm is described in `fairhuman.kernels.countsketch`.
+
+    Args:
+        out: [m] float64, m a multiple of 64.
+        tensors: parts of the vector, any shapes and float dtypes, on out's device; read in their
+            logical order, as float32.
+        starts: of each, the index of its first element in the vector.
+        seed: of the hashes.
+
+    Raises:
+        ValueError: `out` is not float64, or its size no multiple of 64; as many starts as tensors
+            are not given; several devices.
+    """
+    if out.ndim != 1 or len(out) == 0 or len(out) % countsketch.BITS or out.dtype != torch.float64:
+        raise ValueError(
+            f"out must be [m] float64 with m a multiple of {countsketch.BITS}, got "
+            f"{list(out.shape)} {out.dtype}"
+        )
+    if len(starts) != len(tensors):
+        raise ValueError(f"{len(tensors)} tensors need as many starts, got {len(starts)}")
+    _check_devices([out, *tensors])
+    if _takes_triton(out):
+        from fairhuman.kernels.sketch import add_sketch as kernel
+
+        kernel(out, tensors, starts, seed)
+    else:
+        countsketch.add_sketch(out, tensors, starts, seed)
 
 
 def _takes_triton(tensor: Tensor) -> bool:

@@ -11,10 +11,11 @@ from typing import Any
 
 from fairhuman.common.units import DTYPES, GIB
 from fairhuman.config import Config
-from fairhuman.fairness.countsketch import CHUNK
+from fairhuman.kernels.chunks import MIN_PROGRAMS
 from fairhuman.models.empty import empty_sdxl
 from fairhuman.planning.activations import Activations, count
 from fairhuman.planning.plan import Plan
+from fairhuman.training.balancers.sketch import PENDING
 from fairhuman.zero.engine import zero_config
 
 CARDS = (24, 40, 48, 80, 141)
@@ -165,7 +166,7 @@ def _phases(
     gathered = {"gathered weights": whole if plan.stage == 3 else 0.0}
     step = held | {
         "gradients": plan.gradient_bytes() - plan.row_bytes(),
-        "balancer": plan.row_bytes() + _sketches(config),
+        "balancer": plan.row_bytes() + _sketches(config, plan.parameters),
         "inputs": counted.inputs,
     }
     phases: dict[str, dict[str, float]] = {}
@@ -221,11 +222,13 @@ def _average(config: Config, plan: Plan) -> float:
     return plan.master_bytes() if config.train.ema_decay else 0.0
 
 
-def _sketches(config: Config) -> float:
-    """Return what `sketch` takes: its rows in float64, and its scratch of 30 bytes per element."""
+def _sketches(config: Config, trained: int) -> float:
+    """Return what `sketch` takes: rows in float64, gradients that wait, the kernel's sums."""
+    if config.fairness.mode != "sketch":
+        return 0.0
     rows = 1 + len(config.objectives.regions)
-    held = 8.0 * rows * config.fairness.sketch_size + 30 * CHUNK
-    return held if config.fairness.mode == "sketch" else 0.0
+    waiting = min(trained, PENDING) * DTYPES[config.train.precision].itemsize
+    return config.fairness.sketch_size * (8.0 * rows + 4 * 2 * MIN_PROGRAMS) + waiting
 
 
 _PARTS = (

@@ -21,7 +21,7 @@ from torch import Tensor
 from fairhuman.common.exit_code import exit_code
 from fairhuman.common.quiet import quiet
 from fairhuman.config import Config, load_config
-from fairhuman.fairness.countsketch import CountSketch
+from fairhuman.fairness import ops
 from fairhuman.fairness.forecast import Forecast
 from fairhuman.fairness.solve import Solver, cosine
 from fairhuman.training.balancers.amortized import Watch
@@ -47,7 +47,7 @@ class Comparison(ExactBalancer):
     ) -> None:
         super().__init__(engine, solver)
         self.forecasts = {(rule, n): Forecast(count, rule, n) for rule in RULES for n in every}
-        self.sketch = CountSketch(sketch_size)
+        self.sketch_size = sketch_size
         self.cosines: dict[str, list[float]] = {}
         self._watch = Watch(engine.device)
 
@@ -77,7 +77,7 @@ class Comparison(ExactBalancer):
     def _compare(self, gram: Tensor, sensitivities: Tensor | None) -> None:
         present = self._present
         self._add("equal weights", gram, torch.ones(len(gram), dtype=torch.float64))
-        self._add(f"sketch, m = {self.sketch.size}", gram, self._weights(self._sketched()))
+        self._add(f"sketch, m = {self.sketch_size}", gram, self._weights(self._sketched()))
         report = of_gram(gram, present)
         for (rule, n), forecast in self.forecasts.items():
             if forecast.due(present):
@@ -93,12 +93,13 @@ class Comparison(ExactBalancer):
     def _sketched(self) -> Tensor:
         sketches = []
         for row in self.gradients.shards:
-            sketch = torch.zeros(self.sketch.size, dtype=torch.float64, device=self.engine.device)
+            sketch = torch.zeros(self.sketch_size, dtype=torch.float64, device=self.engine.device)
             place = 0
             for part in row or []:
                 # Ranks hold disjoint shards, so their sketches add up.
                 ranks, rank = dist.get_world_size(), dist.get_rank()
-                self.sketch.add(sketch, part.to(sketch.device), place + rank * part.numel())
+                start = place + rank * part.numel()
+                ops.add_sketch(sketch, [part.to(sketch.device)], [start])
                 place += ranks * part.numel()
             dist.all_reduce(sketch)
             sketches.append(sketch)

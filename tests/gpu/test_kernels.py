@@ -7,8 +7,8 @@ import torch
 from kernel_checks import LISTS, assert_combined, assert_gram, random_rows, region_mse_in_float64
 from torch import Tensor
 
-from fairhuman import combine, gram, region_mse
-from fairhuman.kernels import reference
+from fairhuman import combine, gram, ops, region_mse
+from fairhuman.kernels import countsketch, reference
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LATENTS = (8, 4, 128, 128)
@@ -52,6 +52,20 @@ def test_combine_is_the_weighted_sum_in_place(
     scale = torch.tensor(0.3, device="cuda")
     combine(rows, weights, out=rows[-1], scale=scale)
     assert_combined(rows[-1], before, weights * scale.double())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [64, 4096, 6400])
+def test_a_sketch_is_that_of_plain_torch(size: int, dtype: torch.dtype) -> None:
+    shapes = [*LISTS, (3_000_001,), *[(1 + 37 * n % 3000,) for n in range(1000)]]
+    (parts,) = random_rows(shapes, 1, dtype, device="cuda")
+    starts = [2**33 + 5_000_000 * n for n in range(len(parts))]
+    found, again, expected = torch.zeros(3, size, dtype=torch.float64, device="cuda")
+    ops.add_sketch(found, parts, starts)
+    ops.add_sketch(again, parts, starts)
+    countsketch.add_sketch(expected, parts, starts, 0)
+    assert float((found - expected).norm() / expected.norm()) < 1e-6
+    assert torch.equal(found, again)
 
 
 def test_combine_does_not_read_a_row_of_weight_zero() -> None:

@@ -37,6 +37,7 @@ def test_every_op_passes_its_check_and_is_reported(
     op: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sizes, "LORA", 5000)
+    monkeypatch.setattr("fairhuman.kernels.bench.add_sketch.PIECE", 1500)
     monkeypatch.setattr(solve_mpd, "COUNT", 2)
     monkeypatch.setattr("fairhuman.kernels.bench.timing.ROUNDS", 2)
     monkeypatch.setattr("fairhuman.kernels.bench.timing.ROUND_S", 1e-4)

@@ -19,8 +19,11 @@ from kernel_checks import (
     assert_gram,
     random_rows,
     region_mse_in_float64,
+    sketch_by_hand,
 )
 from torch import Tensor
+
+from fairhuman.kernels import chunks
 
 
 def _interpreted(*names: str) -> tuple[ModuleType, ...]:
@@ -40,8 +43,11 @@ def _interpreted(*names: str) -> tuple[ModuleType, ...]:
     return modules
 
 
-tables, _combine, _gram, _region_mse = _interpreted("tables", "combine", "gram", "region_mse")
+tables, _combine, _gram, _region_mse, _sketch = _interpreted(
+    "tables", "combine", "gram", "region_mse", "sketch"
+)
 gram, combine, region_mse = _gram.gram, _combine.combine, _region_mse.region_mse
+add_sketch = _sketch.add_sketch
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(1, 1, 1, 1), (5, 3, 123, 7), (2, 4, 32, 32), (3, 2, 1, 600)]
@@ -66,11 +72,13 @@ def poisoned_memory() -> Iterator[None]:
 @pytest.fixture
 def long_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Give a program many tiles and many tensors, as it has when there are many of them."""
-    monkeypatch.setattr(tables, "MIN_PROGRAMS", 2)
-    monkeypatch.setattr(tables, "MAX_CHUNK", 5)
+    monkeypatch.setattr(chunks, "MIN_PROGRAMS", 2)
+    monkeypatch.setattr(chunks, "MAX_CHUNK", 5)
     tables._table.cache_clear()
+    _sketch._table.cache_clear()
     yield
     tables._table.cache_clear()
+    _sketch._table.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -150,6 +158,46 @@ def test_a_gradient_without_elements_has_the_gram_matrix_zero() -> None:
     rows = random_rows([(0,), (3, 0)], 2, torch.float32)
     assert torch.equal(gram(rows), torch.zeros(2, 2, dtype=torch.float64))
     assert [t.shape for t in combine(rows, torch.ones(2), rows[0])] == [(0,), (3, 0)]
+
+
+def sketched(parts: list[Tensor], starts: list[int], size: int, seed: int = 0) -> Tensor:
+    out = torch.ones(size, dtype=torch.float64)
+    add_sketch(out, parts, starts, seed)
+    return out - 1
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
+@pytest.mark.parametrize("size", [64, 192, 4096])
+def test_a_sketch_puts_every_element_where_its_hash_says(size: int, dtype: torch.dtype) -> None:
+    (parts,) = random_rows(LISTS, 1, dtype)
+    starts = [0, 5, 5, 2**40 + 17, 2**33 - 3, 70]
+    expected = sketch_by_hand([part.float() for part in parts], starts, size, 3)
+    torch.testing.assert_close(sketched(parts, starts, size, 3), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_sketch_goes_over_chunks_that_span_blocks_and_tensors(long_chunks: None) -> None:
+    sizes = [2000, 3, 70, 900, 8192, 1]
+    (parts,) = random_rows([(size,) for size in sizes], 1, torch.float32)
+    starts = [sum(sizes[:index]) for index in range(len(sizes))]
+    found, expected = sketched(parts, starts, 192), sketch_by_hand(parts, starts, 192)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    # Programs of as many elements in one go, and of all of them at once.
+    assert torch.equal(found, sketched(parts, starts, 192))
+
+
+def test_a_sketch_takes_parts_of_several_dtypes_and_strides_in_their_logical_order() -> None:
+    (parts,) = random_rows([(2, 3, 4, 5), (6, 20), (50,)], 1, torch.float32)
+    expected = sketch_by_hand([parts[0], parts[1][:, ::2], parts[2].bfloat16()], [0, 120, 900], 64)
+    parts[0] = parts[0].contiguous(memory_format=torch.channels_last)
+    found = sketched([parts[0], parts[1][:, ::2], parts[2].bfloat16()], [0, 120, 900], 64)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_sketch_of_what_is_not_finite_is_not_finite() -> None:
+    for value in (float("nan"), float("inf")):
+        part = torch.ones(300)
+        part[123] = value
+        assert not bool(sketched([part], [0], 64).isfinite().all())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

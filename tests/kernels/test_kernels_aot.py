@@ -62,6 +62,8 @@ def test_every_kernel_was_compiled_for_every_architecture(compiled: list[dict[st
         "gram_fwd_kernel",
         "region_mse_bwd_kernel",
         "region_mse_fwd_kernel",
+        "sketch_finish_kernel",
+        "sketch_kernel",
     }
     for architecture in ARCHITECTURES:
         assert {k["kernel"] for k in compiled if k["architecture"] == architecture} == names
@@ -133,6 +135,7 @@ def _compile_all(architecture: int) -> list[dict[str, Any]]:
     from fairhuman.kernels.combine import combine
     from fairhuman.kernels.gram import gram
     from fairhuman.kernels.region_mse import region_mse
+    from fairhuman.kernels.sketch import add_sketch
 
     for name in DTYPES:
         dtype = getattr(torch, name)
@@ -145,6 +148,8 @@ def _compile_all(architecture: int) -> list[dict[str, Any]]:
         rows = [[torch.empty(4096, dtype=dtype) for _ in range(3)] for _ in range(3)]
         gram(rows)
         combine(rows, torch.ones(3, dtype=torch.float64), rows[0])
+        facts = {"case": f"{name}, 4096 buckets"}
+        add_sketch(torch.zeros(4096, dtype=torch.float64), rows[0], [0, 4096, 8192], 0)
         for regions in REGIONS:
             pred = torch.empty(2, 4, 32, 32, dtype=dtype, requires_grad=True)
             masks = torch.empty(2, regions, 32, 32, dtype=dtype)

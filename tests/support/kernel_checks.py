@@ -74,3 +74,29 @@ def region_mse_in_float64(
     losses = sums / (channels * torch.where(area > 0, area, 1.0))
     (grad,) = torch.autograd.grad(losses, p, upstream.double())
     return losses.detach(), grad
+
+
+def sketch_by_hand(
+    tensors: Sequence[Tensor], starts: Sequence[int], size: int, seed: int = 0
+) -> Tensor:
+    """Return the CountSketch [m] in float64, element by element, in Python's integers."""
+    mask = 2**64 - 1
+    golden = 0x9E3779B97F4A7C15
+
+    def mix(value: int) -> int:
+        """MurmurHash3's finalizer, with one product less and a shift of 33 throughout."""
+        for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+            value = (value ^ ((value >> 33) & 0x7FFFFFFF)) * factor & mask
+        return value ^ ((value >> 33) & 0x7FFFFFFF)
+
+    def hashed(value: int, which: int) -> int:
+        return mix((value * golden + mix((which * golden + 0x632BE59BD9B4E019) & mask)) & mask)
+
+    out = [0.0] * size
+    for tensor, start in zip(tensors, starts, strict=True):
+        for index, value in enumerate(tensor.double().reshape(-1).tolist(), start):
+            block, column = divmod(index, size)
+            shift = (hashed(block, 2 * seed + 1) & 0x7FFFFFFF) % size
+            sign = (hashed(index // 64, 2 * seed) >> (index % 64)) & 1
+            out[(column + shift) % size] += -value if sign else value
+    return torch.tensor(out, dtype=torch.float64)

@@ -15,11 +15,11 @@ import pytest
 import torch
 from ranks import run_ranks
 from small_net import LR, REGIONS, aside, batches, net, solve
-from torch import Tensor, nn
+from torch import Tensor
 from training_modes import SKETCH, Way
 
 from fairhuman.config import Config
-from fairhuman.fairness.countsketch import CountSketch
+from fairhuman.fairness import ops
 from fairhuman.fairness.forecast import MEMORY, Forecast
 from fairhuman.fairness.solve import Solver
 from fairhuman.training.balancers.base import Balance, Sensitivity
@@ -346,7 +346,7 @@ def test_a_refresh_measures_the_gradients_and_solves_for_the_weights(
         if case.mode == "sketch":
             sketched = torch.zeros(3, SKETCH, dtype=DOUBLE)
             for out, row in zip(sketched, rows, strict=True):
-                CountSketch(SKETCH).add(out, row, 0)
+                ops.add_sketch(out, [row], [0])
             rows = sketched
         gram = rows @ rows.T
         assert float((logged_gram(report) - gram).norm() / gram.norm()) < 1e-4
@@ -652,84 +652,3 @@ def test_the_factor_is_that_of_the_solver(normalize: Any, max_norm: float) -> No
     factor = solver.factor(found.norm, found.weights.sum())
     torch.testing.assert_close(factor, found.scale)
     assert float(solver.factor(torch.zeros((), dtype=DOUBLE), found.weights.sum())) == 1.0
-
-
-# The sketch.
-
-
-def sketch(values: Tensor, size: int = 256, seed: int = 0, start: int = 0) -> Tensor:
-    out = torch.zeros(size, dtype=DOUBLE)
-    CountSketch(size, seed).add(out, values, start)
-    return out
-
-
-def test_every_element_is_in_one_bucket_with_a_sign_and_buckets_fill_evenly() -> None:
-    unit = torch.eye(2000)
-    rows = torch.stack([sketch(row) for row in unit])
-    assert torch.equal(rows.abs().sum(1), torch.ones(2000, dtype=DOUBLE))
-    assert abs(float(rows.sum())) < 4 * math.sqrt(2000)
-    loads = rows.abs().sum(0)
-    assert float(loads.max()) < 25
-    torch.testing.assert_close(rows.sum(0), sketch(torch.ones(2000)))
-    others = torch.stack([sketch(row, seed=1) for row in unit[:500]])
-    assert float((rows[:500] * others).sum()) < 50  # another seed, another place or sign
-
-
-@pytest.mark.parametrize("size", [64, 4096])
-def test_a_sketch_hangs_on_the_global_index_alone(size: int) -> None:
-    values = torch.randn(30_011, generator=torch.Generator().manual_seed(1))
-    whole = sketch(values, size)
-    parts, start = torch.zeros(size, dtype=DOUBLE), 0
-    for piece in values.split([1, 63, 5000, 4097, 12_000, 8850]):
-        CountSketch(size).add(parts, piece.view(-1, 1), start)
-        start += piece.numel()
-    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
-
-
-def test_a_sketch_is_linear_so_ranks_may_add_theirs() -> None:
-    one, two = torch.randn(2, 10_000)
-    torch.testing.assert_close(
-        sketch(one) + 3 * sketch(two), sketch(one + 3 * two), rtol=1e-5, atol=1e-4
-    )
-    torch.testing.assert_close(sketch(one.bfloat16()), sketch(one.bfloat16().float()))
-
-
-def test_inner_products_of_sketches_are_unbiased() -> None:
-    rng = torch.Generator().manual_seed(0)
-    one = torch.randn(3000, generator=rng)
-    two = 0.5 * one + torch.randn(3000, generator=rng)
-    found = torch.tensor([float(sketch(one, 64, s) @ sketch(two, 64, s)) for s in range(400)])
-    error = found - float(one @ two)
-    spread = float(error.std())
-    assert abs(float(error.mean())) < 3 * spread / 20
-    assert spread < 1.5 * math.sqrt(2 / 64) * float(one.norm() * two.norm())
-
-
-def test_the_direction_by_sketches_is_that_by_gradients() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(64, 400), nn.Tanh(), nn.Linear(400, 300), nn.Linear(300, 12))
-    parameters = list(model.parameters())
-    assert sum(p.numel() for p in parameters) > 1e5
-    out = model(torch.randn(16, 64))
-    rows = torch.stack(
-        [
-            torch.cat(
-                [g.reshape(-1) for g in torch.autograd.grad(loss, parameters, retain_graph=True)]
-            )
-            for loss in (
-                out.square().mean(),
-                out[:, :3].square().mean() / 9,
-                out[:, 2].sin().mean(),
-            )
-        ]
-    ).double()
-    small = torch.stack([sketch(row, 4096) for row in rows])
-    found = Solver()(small @ small.T).weights @ rows
-    right = Solver()(rows @ rows.T).weights @ rows
-    assert float(torch.cosine_similarity(found, right, dim=0)) >= 0.999
-
-
-@pytest.mark.parametrize("size", [0, 32, 100])
-def test_a_size_that_is_no_multiple_of_64_is_refused(size: int) -> None:
-    with pytest.raises(ValueError, match="must be a multiple of 64"):
-        CountSketch(size)

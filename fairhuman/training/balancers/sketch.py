@@ -16,7 +16,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fairhuman.fairness import ops
-from fairhuman.fairness.countsketch import CountSketch
 from fairhuman.fairness.forecast import Forecast
 from fairhuman.fairness.solve import Solver
 from fairhuman.training.balancers.amortized import ForecastStep, Watch
@@ -30,6 +29,9 @@ from fairhuman.training.balancers.base import (
 from fairhuman.zero import Gradients, make_gradients
 from fairhuman.zero.gradients import with_more
 from fairhuman.zero.protocol import Engine
+
+PENDING = 1 << 25
+"""Elements of gradients that wait to be sketched together: a launch for many parameters."""
 
 
 class SketchBalancer(Balancer):
@@ -118,7 +120,7 @@ class Sketches:
 
     def __init__(self, gradients: Gradients, size: int) -> None:
         self.gradients = gradients
-        self.sketch = CountSketch(size)
+        self._size = size
         self._places: list[tuple[nn.Parameter, int]] = []
         """Each trained parameter, and the index of its first element among all."""
         count = 0
@@ -131,7 +133,7 @@ class Sketches:
     def start(self, count: int) -> None:
         """Begin a step of `count` objectives."""
         self._rows = torch.zeros(
-            count, self.sketch.size, dtype=torch.float64, device=self.gradients.engine.device
+            count, self._size, dtype=torch.float64, device=self.gradients.engine.device
         )
 
     def model(self, *args: Any, **kwargs: Any) -> Any:
@@ -170,9 +172,20 @@ class Sketches:
     def _hooked(self, row: Tensor) -> Iterator[None]:
         """Have every gradient sketched into `row` and replaced by a zero that takes no memory."""
 
+        gradients: list[Tensor] = []
+        starts: list[int] = []
+
+        def flush() -> None:
+            ops.add_sketch(row, gradients, starts)
+            gradients.clear()
+            starts.clear()
+
         def take(start: int) -> Callable[[Tensor], Tensor]:
             def hook(gradient: Tensor) -> Tensor:
-                self.sketch.add(row, gradient, start)
+                gradients.append(gradient)
+                starts.append(start)
+                if sum(map(Tensor.numel, gradients)) >= PENDING:
+                    flush()
                 return gradient.new_zeros(()).expand(gradient.shape)
 
             return hook
@@ -181,3 +194,4 @@ class Sketches:
             for p, start in self._places:
                 handles.callback(p.register_hook(take(start)).remove)
             yield
+        flush()
