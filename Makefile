@@ -35,13 +35,13 @@ demo: $(STAMP)
 	PATH="$(abspath $(BIN)):$$PATH" DS_ACCELERATOR=cpu deepspeed --quiet --num_accelerators 2 \
 		fairhuman/train.py --config configs/demo.yaml
 
-# One worker per core; a file's tests stay together, for they share runs.
+# One worker per core; a file's tests stay together, for they share runs, and in our order.
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # Each file reads FUZZ_EXAMPLES and FUZZ_SEED; what failed is kept in .hypothesis/, and is tried
 # first in the next run.

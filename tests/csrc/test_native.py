@@ -202,6 +202,7 @@ def test_the_sdist_has_what_a_build_needs(tmp_path: Path) -> None:
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
 
 
+@pytest.mark.slow  # compiles with sanitizers
 def test_no_undefined_behaviour_on_hard_matrices(tmp_path: Path) -> None:
     """The address and undefined-behaviour sanitizers stay silent, on junk as on Gram matrices."""
     compiler = shutil.which("g++")

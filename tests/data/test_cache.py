@@ -81,7 +81,14 @@ def compare(people: str, model: str, folder: str, **data: Any) -> dict[str, Any]
     return {"same": same, "built": built, "there": there}
 
 
-@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 0), (2, 1)])
+@pytest.mark.parametrize(
+    ("ranks", "workers"),
+    [
+        pytest.param(1, 0, marks=pytest.mark.slow),
+        pytest.param(2, 0, marks=pytest.mark.slow),
+        (2, 1),
+    ],
+)
 def test_a_run_gets_the_same_with_and_without(
     people: Path, tiny_model: Path, tmp_path: Path, ranks: int, workers: int
 ) -> None:

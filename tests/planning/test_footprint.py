@@ -138,11 +138,11 @@ def really_allocated(config: Config) -> tuple[int, int]:
     [
         ("full", False, 0.03),
         # Each checkpoint keeps the CPU's random state, 5 KB that are not counted.
-        ("full", True, 0.05),
-        ("lora", False, 0.03),
+        pytest.param("full", True, 0.05, marks=pytest.mark.slow),
+        pytest.param("lora", False, 0.03, marks=pytest.mark.slow),
         # The CPU's convolutions lay whole control images out again, out of sight of the count.
         ("controlnet", False, 0.2),
-        ("t2i_adapter", False, 0.2),
+        pytest.param("t2i_adapter", False, 0.2, marks=pytest.mark.slow),
     ],
 )
 def test_the_step_takes_what_is_counted(

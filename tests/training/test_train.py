@@ -489,7 +489,7 @@ def test_another_global_batch_is_told_and_the_data_go_on(
     assert all(record["loss/global"] < 2 * before for record in records)
 
 
-@pytest.mark.parametrize("buckets", [False, True])
+@pytest.mark.parametrize("buckets", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_one_global_batch_gives_the_same_metrics_however_it_is_split(
     config: Path, tmp_path: Path, buckets: bool, request: pytest.FixtureRequest
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ CASES: dict[str, tuple[dict[str, Any], bool, bool]] = {
     "parted": (PARTED, True, True),
     "offloaded in pieces": ({**OFFLOADED, "sub_group_size": 200_000}, False, True),
 }
+SLOW = ("DeepSpeed's defaults",)
 
 
 def unet(checkpointed: bool) -> Any:
@@ -110,14 +113,15 @@ def whole(engine: Any) -> list[Tensor]:
         return [p.detach().clone() for p in engine.module.parameters()]
 
 
-def train_on_ranks(folder: Path) -> dict[str, dict[str, Any]]:
+def train_on_ranks(folder: Path, cases: Sequence[str]) -> dict[str, dict[str, Any]]:
     import torch.distributed as dist
 
     from fairhuman.zero import make_gradients
     from fairhuman.zero.engine import gathered, make_engine
 
     results = {}
-    for name, (zero, checkpointed, looking) in CASES.items():
+    for name in cases:
+        zero, checkpointed, looking = CASES[name]
         engine = make_engine(settings(zero), unet(checkpointed))
         gradients = make_gradients(engine)
         result: dict[str, Any] = {"grams": [], "held": [], "drawn": []}
@@ -165,9 +169,26 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("whole")
 
 
+Trained = Callable[[str], list[dict[str, Any]]]
+
+
 @pytest.fixture(scope="module")
-def trained(saved: Path) -> list[dict[str, dict[str, Any]]]:
-    return run_ranks(train_on_ranks, RANKS, saved)
+def trained(saved: Path) -> Trained:
+    """What each rank found in a case; the quick ones share a launch."""
+
+    @functools.cache
+    def launched(cases: tuple[str, ...]) -> list[dict[str, dict[str, Any]]]:
+        return run_ranks(train_on_ranks, RANKS, saved, cases)
+
+    def found(name: str) -> list[dict[str, Any]]:
+        quick = tuple(case for case in CASES if case not in SLOW)
+        return [rank[name] for rank in launched(SLOW if name in SLOW else quick)]
+
+    return found
+
+
+def marked(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -175,37 +196,36 @@ def alone() -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     return train_alone()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", marked(CASES))
 def test_the_unet_s_gradients_and_steps_equal_one_process(
-    trained: list[dict[str, dict[str, Any]]], alone: Any, name: str
+    trained: Trained, alone: Any, name: str
 ) -> None:
     start, end, grams = alone
-    result = trained[0][name]
+    result, other = trained(name)
     for gram, right in zip(result["grams"], grams, strict=True):
         assert float((gram - right).norm() / right.norm()) < 1e-6
     update = max(float((a - b).abs().max()) for a, b in zip(start, end, strict=True))
     error = max(float((p - e).abs().max()) for p, e in zip(result["parameters"], end, strict=True))
     assert error / update < 1e-5
-    for a, b in zip(result["parameters"], trained[1][name]["parameters"], strict=True):
+    for a, b in zip(result["parameters"], other["parameters"], strict=True):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_rank_holds_its_part_of_each_gradient(
-    trained: list[dict[str, dict[str, Any]]], name: str
-) -> None:
-    count = sum(p.numel() for p in trained[0][name]["parameters"])
-    for held, objectives in zip(trained[0][name]["held"], COUNTS, strict=True):
+@pytest.mark.parametrize("name", marked(CASES))
+def test_a_rank_holds_its_part_of_each_gradient(trained: Trained, name: str) -> None:
+    first, _ = trained(name)
+    count = sum(p.numel() for p in first["parameters"])
+    for held, objectives in zip(first["held"], COUNTS, strict=True):
         assert held <= 1.01 * objectives * count / RANKS
 
 
-@pytest.mark.parametrize("name", [name for name, (_, _, looking) in CASES.items() if looking])
+@pytest.mark.parametrize("name", marked(name for name in CASES if CASES[name][2]))
 def test_rank_0_alone_saves_and_draws_with_whole_weights(
-    trained: list[dict[str, dict[str, Any]]], saved: Path, name: str
+    trained: Trained, saved: Path, name: str
 ) -> None:
     from diffusers import UNet2DConditionModel
 
-    (drawn,) = trained[0][name]["drawn"]
+    (drawn,) = trained(name)[0]["drawn"]
     model = UNet2DConditionModel.from_pretrained(saved / name)
     with torch.no_grad():
         torch.testing.assert_close(predict(model, 1, 99)[0], drawn, rtol=1e-5, atol=1e-6)
