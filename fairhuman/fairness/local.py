@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from torch.amp import GradScaler
     from torch.distributed.tensor import DTensor
 
+Row = list[Tensor | None]
+"""One objective's gradients, in the parameters' order; None where it does not reach one."""
+
 
 def fair_backward(
     losses: Tensor | Sequence[Tensor],
@@ -84,13 +87,12 @@ def fair_backward(
     if scaler:
         losses = [scaler.scale(loss) for loss in losses]
     sharded = _is_sharded(trained[0])
-    gradients = _Gradients(len(losses), trained)
-    for k, loss in enumerate(losses):
-        take = _sharded_backward if sharded else _plain_backward
-        gradients.put(k, take(loss, trained, keep_graph=k + 1 < len(losses)))
-    if not sharded:
-        gradients.average(group)
-    gram = ops.gram(gradients.rows)
+    take = _sharded_backward if sharded else _plain_backward
+    rows = [take(loss, trained, keep_graph=k + 1 < len(losses)) for k, loss in enumerate(losses)]
+    if not sharded and dist.is_initialized() and dist.get_world_size(group) > 1:
+        rows = [_averaged(row, trained, group) for row in rows]
+    parts = _by_presence(rows)
+    gram = _gram(rows, parts, trained[0].device)
     if _is_sharded(trained[0]):
         dist.all_reduce(gram, group=_shard_group(trained[0]))
     if scaler:
@@ -100,7 +102,8 @@ def fair_backward(
     if scaler:
         # In every gradient, for each optimizer looks for it in its own.
         weights = torch.where(solution.status >= Status.NONFINITE, math.inf, weights)
-    gradients.assign(weights)
+    for p, direction in zip(trained, _combined(rows, parts, weights, trained), strict=True):
+        p.grad = _like(p, direction)
     return solution
 
 
@@ -123,9 +126,7 @@ def _check(losses: Sequence[Tensor], trained: Sequence[Tensor]) -> None:
         raise ValueError("parameters must be all sharded by fully_shard, or none of them")
 
 
-def _plain_backward(
-    loss: Tensor, trained: Sequence[Tensor], keep_graph: bool
-) -> list[Tensor | None]:
+def _plain_backward(loss: Tensor, trained: Sequence[Tensor], keep_graph: bool) -> Row:
     """Return the local gradients without touching `p.grad`, so that no hook of DDP runs."""
     if not loss.requires_grad:
         return [None] * len(trained)
@@ -133,9 +134,7 @@ def _plain_backward(
     return list(found)
 
 
-def _sharded_backward(
-    loss: Tensor, trained: Sequence[Tensor], keep_graph: bool
-) -> list[Tensor | None]:
+def _sharded_backward(loss: Tensor, trained: Sequence[Tensor], keep_graph: bool) -> Row:
     """Return this rank's shards of the averaged gradients; FSDP2's hooks need a real backward."""
     for p in trained:
         p.grad = None
@@ -158,56 +157,81 @@ def _shard_group(parameter: DTensor) -> dist.ProcessGroup:
     return parameter.device_mesh.get_group(shards[0])
 
 
-class _Gradients:
-    """K gradients, each flat: one buffer [P] per objective, and per dtype and device."""
+def _averaged(row: Row, trained: Sequence[Tensor], group: dist.ProcessGroup | None) -> Row:
+    """Return the mean over the ranks, of which some may lack a gradient that others have."""
+    averaged: Row = [None] * len(trained)
+    for kind in dict.fromkeys((p.dtype, p.device) for p in trained):
+        places = [i for i, p in enumerate(trained) if (p.dtype, p.device) == kind]
+        sizes = [trained[i].numel() for i in places]
+        # One collective; the views are as good as what was copied.
+        buffer = torch.zeros(sum(sizes), dtype=kind[0], device=kind[1])
+        for i, part in zip(places, buffer.split(sizes), strict=True):
+            averaged[i] = part.view(trained[i].shape)
+            if (gradient := row[i]) is not None:
+                averaged[i].copy_(gradient)  # type: ignore[union-attr]
+                row[i] = None
+        dist.all_reduce(buffer, group=group)
+        buffer /= dist.get_world_size(group)
+    return averaged
 
-    def __init__(self, count: int, trained: Sequence[Tensor]) -> None:
-        self.trained = trained
-        local = [p.to_local() if _is_sharded(p) else p for p in trained]
-        self.shapes = [p.shape for p in local]
-        kinds = [(p.dtype, p.device) for p in local]
-        self.kinds = list(dict.fromkeys(kinds))
-        self.buffer_of = [self.kinds.index(kind) for kind in kinds]
-        sizes = [0] * len(self.kinds)
-        self.starts = []
-        for p, buffer in zip(local, self.buffer_of, strict=True):
-            self.starts.append(sizes[buffer])
-            sizes[buffer] += p.numel()
-        # Not one [K, P]: what outlives the step, as `p.grad`, is the first row alone.
-        self.rows = [
-            [
-                torch.zeros(size, dtype=dtype, device=device)
-                for size, (dtype, device) in zip(sizes, self.kinds, strict=True)
-            ]
-            for _ in range(count)
-        ]
 
-    def put(self, k: int, gradients: Sequence[Tensor | None]) -> None:
-        for place, gradient in zip(self._places(k), gradients, strict=True):
-            if gradient is not None:
-                place.copy_(gradient)
+def _by_presence(rows: Sequence[Row]) -> list[tuple[list[int], list[int]]]:
+    """Return (objectives, parameters) such that just these objectives reach these parameters."""
+    parts: dict[tuple[int, ...], list[int]] = {}
+    for place, column in enumerate(zip(*rows, strict=True)):
+        there = tuple(k for k, gradient in enumerate(column) if gradient is not None)
+        parts.setdefault(there, []).append(place)
+    return [([*there], places) for there, places in parts.items()]
 
-    def average(self, group: dist.ProcessGroup | None) -> None:
-        if not dist.is_initialized() or dist.get_world_size(group) == 1:
-            return
-        for row in self.rows:
-            for buffer in row:
-                dist.all_reduce(buffer, group=group)
-                buffer /= dist.get_world_size(group)
 
-    def assign(self, weights: Tensor) -> None:
-        """Combine in place and let every `p.grad` be a view of the result."""
-        ops.combine(self.rows, weights, out=self.rows[0])
-        for p, place in zip(self.trained, self._places(0), strict=True):
-            if _is_sharded(p):
-                p.grad = type(p).from_local(
-                    place, p.device_mesh, p.placements, shape=p.shape, stride=p.stride()
-                )
-            else:
-                p.grad = place
+def _chosen(rows: Sequence[Row], there: Sequence[int], places: Sequence[int]) -> list[list[Tensor]]:
+    return [[rows[k][place] for place in places] for k in there]  # type: ignore[misc]
 
-    def _places(self, k: int) -> list[Tensor]:
-        return [
-            self.rows[k][buffer][start : start + shape.numel()].view(shape)
-            for buffer, start, shape in zip(self.buffer_of, self.starts, self.shapes, strict=True)
-        ]
+
+def _gram(
+    rows: Sequence[Row], parts: Sequence[tuple[list[int], list[int]]], device: torch.device
+) -> Tensor:
+    """Return A, [K, K] float64: products of gradients that are not there are 0 without zeros."""
+    total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=device)
+    for there, places in parts:
+        if not there:
+            continue
+        part = ops.gram(_chosen(rows, there, places))
+        if len(there) == len(rows):
+            total += part
+            continue
+        for i, line in zip(there, part, strict=True):
+            for j, product in zip(there, line, strict=True):
+                total[i, j] += product
+    return total
+
+
+def _combined(
+    rows: Sequence[Row],
+    parts: Sequence[tuple[list[int], list[int]]],
+    weights: Tensor,
+    trained: Sequence[Tensor],
+) -> list[Tensor]:
+    """Return the direction, in new tensors: autograd's may be another's too, or expanded."""
+    direction = [torch.empty_like(_local(p)) for p in trained]
+    for there, places in parts:
+        out = [direction[place] for place in places]
+        if there:
+            chosen = torch.stack([weights[k] for k in there])
+            ops.combine(_chosen(rows, there, places), chosen, out)
+        else:
+            zero = 0.0 * weights.sum()  # NaN where the scaler is to notice it
+            for tensor in out:
+                tensor.copy_(zero)
+    return direction
+
+
+def _local(p: Tensor) -> Tensor:
+    return p.to_local() if _is_sharded(p) else p
+
+
+def _like(p: Tensor, local: Tensor) -> Tensor:
+    """Return a gradient of the parameter's kind."""
+    if not _is_sharded(p):
+        return local
+    return type(p).from_local(local, p.device_mesh, p.placements, shape=p.shape, stride=p.stride())

@@ -13,7 +13,7 @@ import torch
 from fairhuman.kernels.bench import report
 from fairhuman.kernels.bench.timing import bandwidth, time_in_turn
 
-OPS = ("solve_mpd", "region_mse", "gram", "combine", "add_sketch")
+OPS = ("solve_mpd", "region_mse", "gram", "combine", "add_sketch", "fair_backward")
 
 
 def make_parser() -> argparse.ArgumentParser:

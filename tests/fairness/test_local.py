@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from ranks import run_ranks
 from three_outputs import assert_gradients, batch, expected_gradients, network, three_losses
 from torch import Tensor, nn
 
-from fairhuman import fair_backward
+from fairhuman import fair_backward, solve_mpd
 from fairhuman.fairness.mpd import Status
 
 
@@ -50,6 +52,64 @@ def test_a_constant_loss_is_an_absent_objective() -> None:
     assert int(solution.status) == Status.ABSENT
     assert solution.weights[3] == 0
     assert_gradients([p.grad for p in model.parameters()], expected_gradients())  # type: ignore[misc]
+
+
+class Kept(torch.autograd.Function):
+    """<x, y> whose gradient in x is y itself, not a copy."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(y)
+        return x @ y
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        (y,) = ctx.saved_tensors
+        return y, None
+
+
+def test_gradients_that_are_one_tensor_or_another_s_are_not_written_over() -> None:
+    one, two, three = (nn.Parameter(torch.randn(5)) for _ in range(3))
+    kept, before = torch.arange(5.0), torch.arange(5.0)
+    losses = [
+        ((one + two) * torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])).sum(),  # of both the same gradient
+        one.sum() + Kept.apply(three, kept),  # an expanded one, and a tensor that is not ours
+    ]
+    solution = fair_backward(losses, [one, two, three], normalize="none", max_norm=None)
+    w = solution.weights.float()
+    first = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+    torch.testing.assert_close(one.grad, w[0] * first + w[1])
+    torch.testing.assert_close(two.grad, w[0] * first)
+    torch.testing.assert_close(three.grad, w[1] * before)
+    assert torch.equal(kept, before)
+
+
+def test_heads_that_only_their_own_loss_reaches_count_in_its_gradient_alone() -> None:
+    trunk, heads = nn.Linear(6, 4), nn.ModuleList(nn.Linear(4, 1) for _ in range(3))
+    spare = nn.Parameter(torch.ones(3))
+    parameters = [*heads.parameters(), *trunk.parameters(), spare]
+    features = torch.tanh(trunk(torch.randn(8, 6)))
+    losses = [head(features).square().mean() for head in heads]
+    rows = torch.stack(
+        [
+            torch.cat(
+                [
+                    (torch.zeros_like(p) if g is None else g).double().reshape(-1)
+                    for p, g in zip(
+                        parameters,
+                        torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True),
+                        strict=True,
+                    )
+                ]
+            )
+            for loss in losses
+        ]
+    )
+    expected = solve_mpd(rows @ rows.T).weights
+    solution = fair_backward(losses, parameters, normalize="none", max_norm=None)
+    torch.testing.assert_close(solution.weights, expected, rtol=1e-6, atol=0)
+    found = torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None])
+    torch.testing.assert_close(found.double(), expected @ rows, rtol=1e-5, atol=1e-7)
 
 
 def test_a_gradient_that_is_not_finite_gives_no_direction() -> None:

@@ -38,6 +38,7 @@ def test_every_op_passes_its_check_and_is_reported(
 ) -> None:
     monkeypatch.setattr(sizes, "LORA", 5000)
     monkeypatch.setattr("fairhuman.kernels.bench.add_sketch.PIECE", 1500)
+    monkeypatch.setattr("fairhuman.kernels.bench.fair_backward.WIDTHS", (9, 20, 20, 12))
     monkeypatch.setattr(solve_mpd, "COUNT", 2)
     monkeypatch.setattr("fairhuman.kernels.bench.timing.ROUNDS", 2)
     monkeypatch.setattr("fairhuman.kernels.bench.timing.ROUND_S", 1e-4)
