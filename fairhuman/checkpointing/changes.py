@@ -40,6 +40,7 @@ _HELD_OUT = (
     "train.ema_decay",
     "model.pretrained",
     "model.vae",
+    "model.vae_precision",
     "model.prediction_type",
     "noise.zero_terminal_snr",
     *(f"data.{key}" for key in ("root", "validation", "resolution", "buckets", "bucket_step")),

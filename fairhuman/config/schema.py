@@ -79,6 +79,10 @@ class Model(Section):
     random weights."""
     vae: PathText | None = None
     """A VAE to use in place of the model's own: a folder in diffusers' layout or a hub name."""
+    vae_precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What images are encoded in. auto: bf16 where train.precision is bf16 and the VAE's config
+    says force_upcast: false, as that of sdxl-vae-fp16-fix; else fp32, as SDXL's own VAE overflows
+    in fp16. The weights stay in float32, and the mean and deviation that come out are float32."""
     long_captions: Literal["cut", "chunk"] = "cut"
     """What to do with captions of more than 75 tokens, the most that SDXL's text encoders read at
     a time: cut them, or encode them in chunks of 75 tokens as kohya does (max_token_length). With

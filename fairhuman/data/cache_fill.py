@@ -127,7 +127,8 @@ def _build(
 
 def vae_digest(sdxl: SDXL) -> str:
     """Return a digest of all that a posterior depends on besides the image."""
-    return _digest([sdxl.vae], {})
+    lower = sdxl.encodes_in != torch.float32  # float32 is what all caches held before
+    return _digest([sdxl.vae], {"encoding": str(sdxl.encodes_in)} if lower else {})
 
 
 def text_digest(sdxl: SDXL) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fairhuman.common.error_text import first_line
 from fairhuman.common.errors import ConfigError, UserError
 from fairhuman.common.hub import Named, Place
+from fairhuman.common.units import DTYPES
 from fairhuman.config import Model
 from fairhuman.models import captions
 from fairhuman.models.check import Keys, check_model
@@ -48,6 +49,8 @@ class SDXL:
         scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
         self.prediction_type: str = scheduler.config.prediction_type
         self.alphas_cumprod: Tensor = scheduler.alphas_cumprod
+        self.encodes_in = torch.float32
+        """What images are encoded in."""
         self.cell: int = pipeline.vae_scale_factor
         """Pixels per side of a latent cell."""
         self.chunks = 1
@@ -105,6 +108,7 @@ class SDXL:
             pipeline.unet.enable_gradient_checkpointing()
         sdxl = cls(pipeline)
         sdxl.most_chunks = settings.most_chunks
+        sdxl.encodes_in = _encoding(settings, pipeline)
         if settings.channels_last:
             sdxl.memory_format = torch.channels_last
             sdxl.vae.to(memory_format=torch.channels_last)
@@ -120,10 +124,15 @@ class SDXL:
         Args:
             pixels: [B, 3, 8 H, 8 W] in [-1, 1].
         """
+        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
         means, stds = [], []
         for image in pixels.split(1):
             image = image.to(self.vae.device, torch.float32, memory_format=self.memory_format)
-            posterior = self.vae.encode(image).latent_dist
+            lower = self.encodes_in != torch.float32
+            with torch.autocast(image.device.type, self.encodes_in, enabled=lower):
+                moments = self.vae.encode(image).latent_dist.parameters
+            posterior = DiagonalGaussianDistribution(moments.float())
             means.append(posterior.mean)
             stds.append(posterior.std)
         return Posterior(torch.cat(means), torch.cat(stds))
@@ -272,6 +281,13 @@ class SDXL:
     def write(self, folder: Path) -> None:
         """Write the pipeline into a folder, in diffusers' layout."""
         self.pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+def _encoding(settings: Model, pipeline: Any) -> torch.dtype:
+    """Return what `model.vae_precision` says."""
+    halves = pipeline.unet.dtype == torch.bfloat16 and not pipeline.vae.config.force_upcast
+    automatic = "bf16" if halves else "fp32"
+    return DTYPES[automatic if settings.vae_precision == "auto" else settings.vae_precision]
 
 
 def _load_pipeline(name: str, place: Place, dtype: torch.dtype, extra: dict[str, Any]) -> Any:

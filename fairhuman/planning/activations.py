@@ -24,7 +24,7 @@ class Activations:
     """Bytes of one rank, at their highest."""
 
     encoding: int
-    """The VAE encodes an image, in float32."""
+    """The VAE encodes an image, in `model.vae_precision`."""
     drawing: int
     """It decodes a sample picture, or the UNet draws several with classifier-free guidance."""
     inputs: int

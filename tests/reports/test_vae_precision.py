@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,3 +65,52 @@ def test_the_cache_tells_a_rounded_vae_from_its_source(tiny_model: Path, tmp_pat
     before = vae_digest(sdxl)
     sdxl.vae.to(torch.bfloat16).to(torch.float32)
     assert vae_digest(sdxl) != before
+
+
+def vae_that_needs_no_upcast(source: Path, folder: Path) -> Path:
+    shutil.copytree(source, folder)
+    file = folder / "vae" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "force_upcast": False}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("upcast", "dtype", "precision", "encoding"),
+    [
+        (True, torch.bfloat16, "auto", torch.float32),
+        (False, torch.bfloat16, "auto", torch.bfloat16),
+        (False, torch.float32, "auto", torch.float32),
+        (False, torch.float16, "auto", torch.float32),
+        (False, torch.bfloat16, "fp32", torch.float32),
+        (True, torch.float32, "bf16", torch.bfloat16),
+    ],
+)
+def test_images_are_encoded_in_what_model_and_vae_say(
+    tiny_model: Path,
+    tmp_path: Path,
+    upcast: bool,
+    dtype: torch.dtype,
+    precision: Any,
+    encoding: torch.dtype,
+) -> None:
+    source = tiny_model if upcast else vae_that_needs_no_upcast(tiny_model, tmp_path / "model")
+    sdxl = SDXL.load(Model(pretrained=str(source), vae_precision=precision), dtype, CPU)
+    pixels = torch.rand(2, 3, 64, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found = sdxl.posterior(pixels)
+    with torch.no_grad():
+        plain = sdxl.vae.encode(pixels).latent_dist
+    assert {part.dtype for part in found} == {torch.float32}
+    assert {p.dtype for p in sdxl.vae.parameters()} == {torch.float32}
+    for part, right in zip(found, (plain.mean, plain.std), strict=True):
+        error = float((part - right).norm() / right.norm())
+        # Of bf16's 8 bits, over some ten layers.
+        assert 1e-4 < error < 3e-2 if encoding == torch.bfloat16 else error < 1e-5
+
+
+def test_the_cache_tells_what_images_were_encoded_in(tiny_model: Path, tmp_path: Path) -> None:
+    source = vae_that_needs_no_upcast(tiny_model, tmp_path / "model")
+    digests = [
+        vae_digest(SDXL.load(Model(pretrained=str(source), vae_precision=way), torch.bfloat16, CPU))
+        for way in ("auto", "bf16", "fp32")
+    ]
+    assert digests[0] == digests[1] != digests[2]
