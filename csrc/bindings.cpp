@@ -43,6 +43,9 @@ int solve_mpd_cpu(std::uintptr_t gram, std::int64_t count, int K, double alpha, 
 }
 
 #ifdef FAIRHUMAN_CUDA_VERSION
+constexpr const char* kBuild =
+    " (fairhuman._C was built with CUDA " FAIRHUMAN_CUDA_VERSION " for " FAIRHUMAN_CUDA_ARCHS ")";
+
 void solve_mpd_cuda(int device, std::uintptr_t stream, std::uintptr_t gram, std::int64_t count,
                     int K, double alpha, double tolerance, int normalize, double max_norm,
                     std::uintptr_t out) {
@@ -56,10 +59,18 @@ void solve_mpd_cuda(int device, std::uintptr_t stream, std::uintptr_t gram, std:
   }
   raise_on(error);
   if (error < 0) {
-    throw std::runtime_error(std::string("CUDA: ") + fairhuman::cuda_error_text(-error) +
-                             " (fairhuman._C was built with CUDA " FAIRHUMAN_CUDA_VERSION
-                             " for " FAIRHUMAN_CUDA_ARCHS ")");
+    throw std::runtime_error(std::string("CUDA: ") + fairhuman::cuda_error_text(-error) + kBuild);
   }
+}
+
+py::object cuda_problem(int device) {
+  int error = 0;
+  {
+    py::gil_scoped_release release;
+    error = fairhuman::mpd_cuda_problem(device);
+  }
+  if (error == 0) return py::none();
+  return py::str(std::string(fairhuman::cuda_error_text(error)) + kBuild);
 }
 #endif
 
@@ -97,6 +108,8 @@ PYBIND11_MODULE(_C, m) {
         py::arg("count"), py::arg("K"), py::arg("alpha"), py::arg("tolerance"),
         py::arg("normalize"), py::arg("max_norm"), py::arg("out"),
         "The same in device memory: one launch on the stream, and no wait.");
+  m.def("cuda_problem", &cuda_problem, py::arg("device"),
+        "Why the device cannot run solve_mpd_cuda; None if it can.");
 #endif
   m.def("build_info", &build_info,
         "Version, compiler, C++ standard; cuda and cuda_archs, None in a build without CUDA; the "

@@ -65,6 +65,18 @@ int mpd_solve_cuda(int device, void* stream, const double* gram, int64_t count,
   return -error;
 }
 
+int mpd_cuda_problem(int device) {
+  int current = 0;
+  int error = cudaGetDevice(&current);
+  if (error == cudaSuccess && current != device) error = cudaSetDevice(device);
+  cudaFuncAttributes unused;
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&unused, mpd_solve_kernel<true>);
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&unused, mpd_solve_kernel<false>);
+  if (current != device) cudaSetDevice(current);
+  cudaGetLastError();  // what was asked is answered: the next launch must not report it
+  return error;
+}
+
 const char* cuda_error_text(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }
 
 }  // namespace fairhuman

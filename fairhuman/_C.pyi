@@ -26,7 +26,7 @@ def solve_mpd_cpu(
     out: int,
 ) -> int: ...
 
-# Absent from a build without CUDA.
+# The two are absent from a build without CUDA.
 def solve_mpd_cuda(
     device: int,
     stream: int,
@@ -39,3 +39,4 @@ def solve_mpd_cuda(
     max_norm: float,
     out: int,
 ) -> None: ...
+def cuda_problem(device: int) -> str | None: ...

@@ -10,7 +10,10 @@ The solver itself is native: csrc/mpd.h.
 from __future__ import annotations
 
 import math
+import os
+import warnings
 from enum import IntFlag
+from functools import cache
 from typing import Literal
 
 import torch
@@ -127,7 +130,8 @@ def solve_mpd(
     """Solve ``A w = w^(-1/alpha)`` for ``w > 0`` (arXiv 2507.02714, the MPD criterion).
 
     On a CUDA device this is one kernel on the current stream: nothing waits for the device, and a
-    CUDA graph can capture it.
+    CUDA graph can capture it. Where the device or this build cannot run it (see `cuda_problem`),
+    the matrix is solved on the CPU, which waits for the device; a warning says so once.
 
     Exact cases return a status instead of raising, so that all ranks do the same: an absent
     objective, exact conflict, NaN or inf (see `Status`).
@@ -143,10 +147,9 @@ def solve_mpd(
 
     Raises:
         ValueError: gram is not [K, K], K is outside 1..16, its dtype is not float32 or float64, it
-            is asymmetric or has a negative diagonal beyond rounding (on the CPU; else see
+            is asymmetric or has a negative diagonal beyond rounding (solved on the CPU; else see
             `Status.INVALID`), alpha or max_norm is out of range, normalize is unknown, or it is
             "ball" without max_norm.
-        NotImplementedError: gram is on a device that this build has no solver for.
         RuntimeError: CUDA refused the launch.
     """
     if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
@@ -169,29 +172,47 @@ def solve_mpd(
     elif not 0.0 < max_norm < math.inf:
         raise ValueError(f"max_norm must be a number above 0, not {max_norm:g}")
 
-    matrix = gram
-    if gram.dtype != torch.float64 or not gram.is_contiguous():
-        matrix = gram.detach().to(torch.float64).contiguous()
+    matrix = gram.detach()
+    if not solves_on(gram.device):
+        _say_that_the_cpu_solves(gram.device)
+        matrix = matrix.cpu()
+    matrix = matrix.to(torch.float64).contiguous()
     row = matrix.new_empty(K + _FIELDS)
     problem = (matrix.data_ptr(), 1, K, alpha, tolerance, rule, max_norm, row.data_ptr())
-    solution = MPDSolution(row)
-    if gram.is_cpu:
+    if matrix.is_cpu:
         if _C.solve_mpd_cpu(*problem) & Status.INVALID:
             _explain_invalid(gram.tolist(), tolerance)
-    elif solves_on(gram.device):
+    else:
         stream = torch.cuda.current_stream(gram.device)
         _C.solve_mpd_cuda(stream.device_index, stream.cuda_stream, *problem)
-    else:
-        raise NotImplementedError(
-            f"this build has no solver for {gram.device.type.upper()}: pass gram.cpu()"
-            + (", or build fairhuman where nvcc is found" if gram.is_cuda else "")
-        )
-    return solution
+    return MPDSolution(row.to(gram.device))
 
 
 def solves_on(device: torch.device) -> bool:
-    """Return whether this build has a solver for the device; else the matrix goes to the CPU."""
-    return device.type == "cpu" or (device.type == "cuda" and hasattr(_C, "solve_mpd_cuda"))
+    """Return whether the device solves itself; else its matrices go to the CPU."""
+    return device.type == "cpu" or (device.type == "cuda" and cuda_problem(device.index) is None)
+
+
+@cache
+def cuda_problem(index: int | None) -> str | None:
+    """Return why a CUDA device (None: the current one) cannot run the solver; None if it can.
+
+    This build has no CUDA, the driver is older than the runtime that was built with, or the card
+    is of an architecture that there is no code for.
+    """
+    if not hasattr(_C, "cuda_problem"):
+        return "fairhuman._C was built without CUDA: reinstall fairhuman where nvcc is found"
+    if index is None:
+        index = torch.cuda.current_device() if torch.cuda.is_available() else 0
+    return _C.cuda_problem(index)
+
+
+@cache
+def _say_that_the_cpu_solves(device: torch.device) -> None:
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return  # a machine's ranks would say the same
+    why = cuda_problem(device.index) if device.type == "cuda" else "there is no solver for it"
+    warnings.warn(f"weights are solved for on the CPU, not on {device}: {why}", stacklevel=3)
 
 
 def _explain_invalid(rows: list[list[float]], tolerance: float) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fairhuman.fairness import ops
-from fairhuman.fairness.mpd import MPDSolution, Normalize, solves_on
+from fairhuman.fairness.mpd import MPDSolution, Normalize
 
 # ||d||^2 = w'Aw is a difference of large numbers where objectives conflict. Below this part of the
 # solver's own (regularised) norm it is rounding, and must not be blown up to the ball.
@@ -28,11 +28,9 @@ class Solver:
     def __call__(self, gram: Tensor) -> MPDSolution:
         """Return the weights of A, [K, K] float64, and the factor on d; see `ops.solve_mpd`.
 
-        On A's device where it has a solver, else on the CPU. With a floor the weights are those
+        With a floor the weights are those
         of A + (floor * largest norm)^2 I, and norm and factor those of the true d.
         """
-        if not solves_on(gram.device):
-            gram = gram.cpu()
         if self.floor == 0.0:
             return ops.solve_mpd(gram, self.alpha, self.normalize, self.max_norm)
         norms2 = gram.diagonal()

@@ -18,7 +18,7 @@ from fairhuman.common.quiet import quiet
 from fairhuman.common.units import GIB
 from fairhuman.common.versions import PACKAGES, version
 from fairhuman.config import Config, load_config
-from fairhuman.fairness.mpd import solves_on
+from fairhuman.fairness.mpd import cuda_problem, solves_on
 from fairhuman.models.check import check_model
 from fairhuman.zero.accelerator import device_name
 
@@ -114,14 +114,10 @@ def _machine(report: Report) -> None:
         )
         if card.major < 8:
             report.problems.append(
-                f"GPU {index} ({card.name}) is older than sm_80: it has no bfloat16, and the "
-                "kernels are not built for it"
+                f"GPU {index} ({card.name}) is older than sm_80: it has no bfloat16"
             )
-    if not solves_on(CUDA):
-        report.problems.append(
-            "fairhuman._C was built without CUDA, so the weights are solved for on the CPU: "
-            + ("reinstall fairhuman" if nvcc else "install nvcc, then reinstall fairhuman")
-        )
+        if problem := cuda_problem(index):
+            report.problems.append(f"GPU {index}: weights are solved for on the CPU: {problem}")
 
 
 def _backends(report: Report) -> None:

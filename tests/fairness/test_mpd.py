@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import mpmath
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from fairhuman import _C
+from fairhuman.fairness import mpd
 from fairhuman.fairness.mpd import MPDSolution, Normalize, Status, solve_mpd, status_name
 
 Array = NDArray[np.float64]
@@ -523,6 +525,40 @@ def test_a_wrong_step_length_is_refused(
         solve_mpd(torch.eye(2), normalize=normalize, max_norm=max_norm)  # type: ignore[arg-type]
 
 
-def test_a_device_without_a_solver_is_refused() -> None:
-    with pytest.raises(NotImplementedError, match="this build has no solver for META"):
-        solve_mpd(torch.eye(2, device="meta"))
+@pytest.fixture
+def no_solver(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have the CPU stand for a card that cannot run the solver: all but the copy is the same."""
+    monkeypatch.setattr(mpd, "solves_on", lambda device: False)
+    mpd._say_that_the_cpu_solves.cache_clear()
+    yield
+    mpd._say_that_the_cpu_solves.cache_clear()
+
+
+def test_where_the_device_has_no_solver_the_cpu_solves_and_that_is_said_once(
+    no_solver: None,
+) -> None:
+    gram = torch.tensor([[4.0, 1.0], [1.0, 9.0]])
+    expected = torch.from_numpy(solve_batch(np.array([[[4.0, 1.0], [1.0, 9.0]]]))[0][0])
+    with pytest.warns(match="solved for on the CPU, not on cpu: there is no solver for it") as said:
+        found = [solve_mpd(gram, normalize="ball", max_norm=2.0) for _ in range(3)]
+    assert len(said) == 1
+    for solution in found:
+        torch.testing.assert_close(solution.weights, expected)
+        assert float(solution.scale * solution.norm) == pytest.approx(2.0)
+    with pytest.raises(ValueError, match="is not symmetric"):
+        solve_mpd(torch.tensor([[1.0, 0.5], [0.0, 1.0]]))
+
+
+def test_one_rank_of_a_machine_says_that_the_cpu_solves(
+    no_solver: None, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    solve_mpd(torch.eye(2))
+    assert not recwarn.list
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
+def test_a_card_that_is_not_there_cannot_solve_and_says_why() -> None:
+    assert not mpd.solves_on(torch.device("cuda"))
+    why = mpd.cuda_problem(0) or ""
+    assert "built with CUDA" in why or "built without CUDA" in why

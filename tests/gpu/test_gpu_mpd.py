@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fairhuman import _C, solve_mpd
+from fairhuman.fairness import mpd
 from fairhuman.fairness.mpd import Status, status_name
 
 FIELDS = _C.build_info()["mpd_fields"]
@@ -147,3 +148,21 @@ def test_no_memory_is_taken_but_for_the_answer() -> None:
         solve_mpd(gram)
     torch.cuda.synchronize()
     assert torch.cuda.mem_get_info()[0] >= free - (2 << 20)
+
+
+def test_a_card_that_cannot_run_the_solver_leaves_it_to_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gram = hard_grams(1, 5, 9, seed=3)[0].cuda()
+    expected = solve_mpd(gram)
+    monkeypatch.setattr(mpd, "cuda_problem", lambda index: "no code for it")
+    mpd._say_that_the_cpu_solves.cache_clear()
+    with pytest.warns(match="not on cuda:0: no code for it"):
+        found = solve_mpd(gram)
+    mpd._say_that_the_cpu_solves.cache_clear()
+    assert found.weights.is_cuda
+    torch.testing.assert_close(found.weights, expected.weights, rtol=1e-12, atol=0.0)
+
+
+def test_this_card_runs_the_solver() -> None:
+    assert mpd.cuda_problem(0) is None
