@@ -19,9 +19,9 @@ SDXL_PARAMETERS = 2_567_463_684
 """Of the UNet of stabilityai/stable-diffusion-xl-base-1.0."""
 FROZEN_BYTES = 2 * (123_060_480 + 694_659_840) + 4 * 83_653_863
 """Its text encoders in 16 bits and its VAE in float32, whole on every rank."""
-# Float32 numbers per parameter that a step needs for itself on a GPU: AdamW's denominator, the
-# update of Adafactor and its square. bitsandbytes' kernels work in place.
-_SCRATCH = {"AdamW8bit": 0, "PagedAdamW8bit": 0, "AdamW": 1, "Adafactor": 2, "SGD": 0}
+# Float32 numbers per parameter that a step needs for itself on a GPU: the update of Adafactor and
+# its square. The kernels of both AdamW work in place.
+_SCRATCH = {"AdamW8bit": 0, "PagedAdamW8bit": 0, "AdamW": 0, "Adafactor": 2, "SGD": 0}
 # Elements: DeepSpeed's defaults of what its engine all-reduces and its ZeRO-3 steps at a time.
 _ALL_REDUCED = 500_000_000
 _SUB_GROUP = 1_000_000_000

@@ -296,7 +296,7 @@ def test_a_hostile_deepspeed_file_is_refused_in_one_line(
     ],
 )
 def test_wrong_types_in_deepspeed_s_section_are_one_line(config: Path, key: str, text: str) -> None:
-    (line,) = refused(config, f"deepspeed.{key}={text}")
+    (line,) = refused(config, "optimizer.name=AdamW", f"deepspeed.{key}={text}")
     assert f"deepspeed.{key}" in line
 
 
