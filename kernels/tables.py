@@ -129,7 +129,7 @@ def _table(
     starts = torch.arange(0, tiles, _chunk_tiles(tiles))
     first = torch.searchsorted(ends, starts, right=True)
     table = torch.cat([records.reshape(-1), first])  # one copy to the device instead of two
-    if device.type == "cuda":
+    if device.type != "cpu":
         table = table.pin_memory().to(device, non_blocking=True)
     cut = records.numel()
     return table[:cut].view(-1, width), table[cut:], tiles
