@@ -137,7 +137,7 @@ def stream_of(device: torch.device) -> int:
 def upload(records: Tensor, first: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return a table on the device: by one copy for which the host does not wait."""
     table = torch.cat([records.reshape(-1), first])
-    if device.type == "cuda":
+    if device.type != "cpu":
         table = table.pin_memory().to(device, non_blocking=True)
     cut = records.numel()
     return table[:cut].view_as(records), table[cut:]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Return a tensor on a device; the host does not wait for the copy."""
     if tensor.device == device:
         return tensor
-    if device.type == "cuda" and tensor.device.type == "cpu":
+    if queues(device) and not queues(tensor.device):
         tensor = tensor.pin_memory()  # from pageable memory, the host would wait
     return tensor.to(device, non_blocking=True)
 
@@ -19,12 +21,11 @@ class HostCopy:
     """A tensor on its way to the host, behind all that its device was given before."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self._arrived: torch.cuda.Event | None = None
-        if tensor.is_cuda:
+        self._arrived: Any = None
+        if queues(tensor.device):
             self._tensor = torch.empty_like(tensor, device="cpu", pin_memory=True)
             self._tensor.copy_(tensor, non_blocking=True)
-            self._arrived = torch.cuda.Event()
-            self._arrived.record()
+            self._arrived = recorded(tensor.device)
         else:
             self._tensor = tensor.clone()
 
@@ -33,3 +34,15 @@ class HostCopy:
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._tensor
+
+
+def queues(device: torch.device) -> bool:
+    """Return whether the host goes on while the device works: true of all but the CPU."""
+    return device.type != "cpu"
+
+
+def recorded(device: torch.device, timed: bool = False) -> Any:
+    """Return an event, such as a `torch.cuda.Event`, behind all that a device was given before."""
+    event = torch.get_device_module(device).Event(enable_timing=timed)
+    event.record()
+    return event

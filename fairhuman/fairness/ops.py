@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from fairhuman.common.transfer import to_device
 from fairhuman.fairness.mpd import MPDSolution, solve_mpd
 from fairhuman.kernels import countsketch, reference
 
@@ -139,8 +140,8 @@ def combine(
     if _takes_triton(lists[0][0]):
         from fairhuman.kernels.combine import combine as kernel
 
-        weights = weights.to(device, non_blocking=True)
-        scale = None if scale is None else scale.to(device, non_blocking=True)
+        weights = to_device(weights, device)
+        scale = None if scale is None else to_device(scale, device)
         kernel(lists, weights, destination, scale)
     else:
         reference.combine(lists, weights, destination, scale)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fairhuman.common.error_text import first_line
 from fairhuman.common.hub import Named, locate
+from fairhuman.common.transfer import to_device
 
 MOST_CHUNKS = 16
 """What any setting may ask for: 1200 tokens."""
@@ -117,13 +118,12 @@ def read(text_encoder: Any, text_encoder_2: Any, ids: Tensor) -> tuple[Tensor, T
 def encode(pipeline: Any, captions: Sequence[str], chunks: int) -> tuple[Tensor, Tensor]:
     """Encode captions with a pipeline's frozen text encoders; see `read`.
 
-    One caption at a time: what it gives does not depend on those encoded with it.
+    One caption at a time: what it gives does not depend on those encoded with it, not even by the
+    rounding of larger products. All go to the device in one copy that nobody waits for.
     """
     first, second = pipeline.text_encoder, pipeline.text_encoder_2
-    parts = [
-        read(first, second, caption_ids(pipeline, [caption], chunks).to(second.device))
-        for caption in captions
-    ]
+    ids = to_device(caption_ids(pipeline, captions, chunks), second.device)
+    parts = [read(first, second, one) for one in ids.split(1, dim=1)]
     embeds, pooled = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return embeds, pooled
 

@@ -151,18 +151,19 @@ class SDXL:
 
     @torch.no_grad()
     def encode_captions(self, texts: Sequence[str | None]) -> Prompt:
-        """Encode captions, one at a time; None is a dropped caption.
+        """Encode captions, each as if it were alone; None is a dropped caption.
 
         A dropped caption is encoded as the pipeline will encode the empty negative prompt:
         zeros where its config says `force_zeros_for_empty_prompt`, "" otherwise.
         """
-        return Prompt(*map(torch.cat, zip(*map(self._encode_caption, texts), strict=True)))
-
-    def _encode_caption(self, caption: str | None) -> tuple[Tensor, Tensor]:
-        embeds, pooled = captions.encode(self.pipeline, [caption or ""], self.chunks)
-        if caption is None and self.pipeline.config.force_zeros_for_empty_prompt:
-            return torch.zeros_like(embeds), torch.zeros_like(pooled)
-        return embeds, pooled
+        encoded = captions.encode(self.pipeline, [text or "" for text in texts], self.chunks)
+        prompt = Prompt(*encoded)
+        if self.pipeline.config.force_zeros_for_empty_prompt:
+            for index, text in enumerate(texts):
+                if text is None:
+                    prompt.embeds[index].zero_()
+                    prompt.pooled[index].zero_()
+        return prompt
 
     def tokenize(self, texts: Sequence[str | None]) -> Tokens:
         """Return captions for text encoders that are trained; None is a dropped caption.

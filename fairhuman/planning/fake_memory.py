@@ -62,8 +62,8 @@ class FakeMemory(TorchDispatchMode):
         self.peak = max(self.peak, self.live)
 
 
-def make_fake(module: nn.Module, dtype: torch.dtype) -> None:
-    """Replace the parameters and buffers of a module on the meta device by fake ones on the CPU.
+def make_fake(module: nn.Module, dtype: torch.dtype, device: str = "cpu") -> None:
+    """Replace the parameters and buffers of a module on the meta device by fake ones.
 
     Call it, and run the module, in one `FakeTensorMode`. There, unlike on the meta device, torch
     chooses operations as it does for real tensors: attention that keeps no score matrix.
@@ -71,6 +71,7 @@ def make_fake(module: nn.Module, dtype: torch.dtype) -> None:
     Args:
         module: on the meta device; changed in place.
         dtype: of its floating-point parameters from now on, as the trainer casts them.
+        device: what they say they are on.
     """
     made: dict[Tensor, nn.Parameter] = {}  # tied ones stay tied
     for part in module.modules():
@@ -78,9 +79,9 @@ def make_fake(module: nn.Module, dtype: torch.dtype) -> None:
             if parameter is None:
                 continue
             if parameter not in made:
-                data = torch.empty(parameter.shape, dtype=dtype)
+                data = torch.empty(parameter.shape, dtype=dtype, device=device)
                 made[parameter] = nn.Parameter(data, requires_grad=parameter.requires_grad)
             part._parameters[name] = made[parameter]
         for name, buffer in part._buffers.items():
             if buffer is not None:
-                part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+                part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)

@@ -71,7 +71,7 @@ class Comparison(ExactBalancer):
         gram = self.gradients.gram().cpu()
         sensitivities = self._watch.total()
         if bool(gram.isfinite().all()):
-            self._compare(gram, sensitivities)
+            self._compare(gram, sensitivities.get() if sensitivities else None)
         return super().step()
 
     def _compare(self, gram: Tensor, sensitivities: Tensor | None) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fairhuman.common.transfer import to_device
 from fairhuman.fairness.ops import region_mse
 
 GLOBAL = "global"
@@ -88,7 +89,7 @@ class RegionObjectives:
                 and ranks.
         """
         losses = region_mse(pred, target, masks, sample_weight, self.reduction)
-        self.scale = factor = self.scale.to(losses)  # moved once
+        self.scale = factor = to_device(self.scale, losses.device).to(losses)  # moved once
         if self.reduction == "region":
             area = self.areas(masks)
             share = area / mean_areas.to(area).clamp(min=torch.finfo(torch.float64).tiny)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
+
+from fairhuman.common.transfer import queues, recorded
 
 PARTS = ("data", "encode", "forward", "backward", "update")
 """Waiting for the batch; VAE, text encoders and noise; predictions and losses; gradients and their
@@ -16,14 +19,14 @@ OTHER = "other"
 class StepTimer:
     """A clock that is read at the end of each part.
 
-    On CUDA the marks are events in the stream, so that a part has the time that the device spent
+    On a GPU the marks are events in the stream, so that a part has the time that the device spent
     between them (where it waited for the host, that too) and nothing waits for a mark. On a CPU it
     is the host's time.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
-        self._marks: list[tuple[str, float | torch.cuda.Event]] = []
+        self._device = device
+        self._marks: list[tuple[str, Any]] = []
 
     def start(self) -> None:
         """Begin a step."""
@@ -37,10 +40,8 @@ class StepTimer:
     def wait(self) -> None:
         """End the last part, and wait until the device has done all of the step."""
         self.mark(OTHER)
-        if self._cuda and self._marks:
-            last = self._marks[-1][1]
-            assert isinstance(last, torch.cuda.Event)
-            last.synchronize()
+        if queues(self._device) and self._marks:
+            self._marks[-1][1].synchronize()
 
     def seconds(self, total: float) -> dict[str, float]:
         """Return the step's seconds by `time/PART`, after `wait`; they sum to `total`.
@@ -56,18 +57,12 @@ class StepTimer:
         spent[OTHER] = max(0.0, total - sum(spent.values()))  # two clocks may differ a little
         return {f"time/{part}": value for part, value in spent.items()}
 
-    def _now(self) -> float | torch.cuda.Event:
-        if not self._cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+    def _now(self) -> Any:
+        """Return the host's seconds, or an event."""
+        return recorded(self._device, timed=True) if queues(self._device) else time.perf_counter()
 
 
-def _between(before: float | torch.cuda.Event, after: float | torch.cuda.Event) -> float:
-    if isinstance(before, float) or isinstance(after, float):
-        assert isinstance(before, float)
-        assert isinstance(after, float)
-        return after - before
-    milliseconds: float = before.elapsed_time(after)
-    return milliseconds / 1000
+def _between(before: Any, after: Any) -> float:
+    if isinstance(before, float):
+        return float(after - before)
+    return float(before.elapsed_time(after)) / 1000

@@ -53,13 +53,13 @@ class Stop:
         Raises:
             UserError, PeerError: something did on one of them; see `distributed.agreed`.
         """
-        asked = torch.tensor(
-            2 if failed else int(self.reason is not None), dtype=torch.int32, device=device
-        )
+        mine = 2 if failed else int(self.reason is not None)
+        asked = torch.full((), mine, dtype=torch.int32, device=device)  # written, not copied, there
         dist.all_reduce(asked, op=dist.ReduceOp.MAX)
-        if asked.item() == 2:
+        found = int(asked.item())
+        if found == 2:
             distributed.agreed(functools.partial(_raise, failed))
-        return bool(asked.item())
+        return bool(found)
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
         # The launcher passes on what the process group got already: the second is the same.

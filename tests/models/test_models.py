@@ -66,6 +66,21 @@ def test_a_dropped_caption_is_what_generation_uses_for_none(sdxl: SDXL) -> None:
     assert torch.equal(prompt.pooled[1:], negative_pooled)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_caption_is_encoded_to_the_bits_that_it_has_alone(
+    tiny_model: Path, dtype: torch.dtype
+) -> None:
+    """As a cache has it, which is filled caption by caption; with dropped ones among them."""
+    model = SDXL.load(Model(pretrained=str(tiny_model)), dtype, torch.device("cpu"))
+    texts = [CAPTIONS[0], None, CAPTIONS[1], "a hand"]
+    alone = [model.encode_captions([text]) for text in texts]
+    together = model.encode_captions(texts)
+    for found, parts in zip(together, zip(*alone, strict=True), strict=True):
+        assert torch.equal(found, torch.cat(parts))
+    assert not together.embeds[1].any()
+    assert not together.pooled[1].any()
+
+
 def test_noising_and_latents_are_their_formulas(sdxl: SDXL) -> None:
     scheduler = sdxl.pipeline.scheduler
     latents, noise = torch.randn(2, 3, 4, 8, 8)

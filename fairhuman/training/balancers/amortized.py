@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fairhuman.common.transfer import HostCopy
 from fairhuman.fairness.forecast import Forecast
 from fairhuman.fairness.mpd import MPDSolution
 from fairhuman.fairness.solve import Solver
@@ -101,11 +102,12 @@ class Watch:
             total = 0.0 if self._total is None else self._total
             self._total = sensitivity.squares.to(self.device) + total
 
-    def total(self) -> Tensor | None:
+    def total(self) -> HostCopy | None:
         """Return the [K] sums, the same on every rank; None if there was nothing to take in."""
-        if self._total is not None:
-            dist.all_reduce(self._total)
-        return self._total
+        if self._total is None:
+            return None
+        dist.all_reduce(self._total)
+        return HostCopy(self._total)
 
 
 class AmortizedBalancer(Balancer):
@@ -153,10 +155,11 @@ class AmortizedBalancer(Balancer):
         """Move along d; a refresh that is skipped is tried again at the next step."""
         if not self.refreshes:
             return self.forecast_step.step()
+        sensitivities = self._watch.total()  # there when the step has waited for its solve
         balance = self.exact.step()
-        sensitivities = self._watch.total()
         if not balance.skipped:
-            self.forecast.learn(balance.grad_norms, balance.cosines, sensitivities)
+            found = sensitivities.get() if sensitivities else None
+            self.forecast.learn(balance.grad_norms, balance.cosines, found)
         return balance
 
     def state_dict(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fairhuman.common.transfer import HostCopy
 from fairhuman.fairness import ops
 from fairhuman.fairness.forecast import Forecast
 from fairhuman.fairness.solve import Solver
@@ -92,18 +93,20 @@ class SketchBalancer(Balancer):
             self.sketches.add(present, keep_graph=alone)
             if not self._unsketched:
                 gram = self.sketches.gram()
-                self._measured = of_gram(gram.cpu(), self._present)
+                copied = HostCopy(gram)  # there when the solve is
                 self.forecast_step.solve(gram)
+                self._measured = of_gram(copied.get(), self._present)
             if not alone:
                 return
         self.forecast_step.backward(losses, sensitivity)
 
     def step(self) -> Balance:
         """Move along d, with its true length."""
+        sensitivities = self._watch.total()  # there when the step has waited for its norm
         balance = self.forecast_step.step(self._measured)
-        sensitivities = self._watch.total()
         if self._measured is not None and not balance.skipped:
-            self.forecast.learn(balance.grad_norms, balance.cosines, sensitivities)
+            found = sensitivities.get() if sensitivities else None
+            self.forecast.learn(balance.grad_norms, balance.cosines, found)
         return balance
 
     def state_dict(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fairhuman.common.transfer import to_device
 from fairhuman.fairness.mpd import MPDSolution
 from fairhuman.fairness.solve import CANCELLED, Solver
 from fairhuman.zero import Gradients
@@ -12,7 +13,7 @@ from fairhuman.zero import Gradients
 
 def weighted_sum(losses: Tensor, weights: Tensor) -> Tensor:
     """Return sum_k w_k l_k; a loss of weight 0 is left out, for 0 * inf would be NaN."""
-    weights = weights.to(losses, non_blocking=True)
+    weights = to_device(weights.to(losses.dtype), losses.device)
     return (torch.where(weights == 0, 0.0, losses) * weights).sum()
 
 
