@@ -20,8 +20,7 @@ from triton.runtime import JITFunction
 import fairhuman.training.balancers.base as exact
 import fairhuman.training.balancers.sketch as sketch
 import fairhuman.zero.reducer as reducer
-from fairhuman.fairness import ops, solve
-from fairhuman.fairness.countsketch import CountSketch
+from fairhuman.fairness import ops
 from fairhuman.fairness.mpd import MPDSolution
 from fairhuman.zero.optimizers import LARGEST_GROUP
 from fairhuman.zero.parts import cut
@@ -85,9 +84,7 @@ def install(gpu: FakeGPU) -> None:
     """Put the stand-ins in their places, in this process."""
     _stand_in_for_ranks(gpu)
     reducer.buffers_of = buffers_of  # type: ignore[assignment]
-    _sketch_each_shape_once()
     ops._takes_triton = lambda tensor: tensor.device.type == NAME
-    solve.solves_on = lambda device: True
     ops.solve_mpd = _solve_mpd  # type: ignore[assignment]
     FakeTensor.data_ptr = _address  # type: ignore[assignment, method-assign]
 
@@ -98,18 +95,6 @@ def install(gpu: FakeGPU) -> None:
                     assert tensor.device == gpu.device, f"{kernel.__name__}: {tensor.device}"
 
     JITFunction.run = launch
-
-
-def _sketch_each_shape_once() -> None:
-    """Have a sketch take in one gradient of each shape: for the others it does the same again."""
-    real, seen = CountSketch.add, set[torch.Size]()
-
-    def add(sketch: CountSketch, out: Tensor, values: Tensor, start: int) -> None:
-        if values.shape not in seen:
-            seen.add(values.shape)
-            real(sketch, out, values, start)
-
-    CountSketch.add = add  # type: ignore[assignment, method-assign]
 
 
 def make_gradients(engine: FakeEngine) -> ReducedGradients:

@@ -249,6 +249,10 @@ def _module(gpu: FakeGPU) -> Any:
             return False
 
         @staticmethod
+        def get_amp_supported_dtype() -> list[torch.dtype]:
+            return [torch.bfloat16, torch.float16]
+
+        @staticmethod
         def manual_seed_all(seed: int) -> None:
             pass
 
