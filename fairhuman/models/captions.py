@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fairhuman.common.error_text import first_line
 from fairhuman.common.hub import Named, locate
+from fairhuman.common.transfer import to_device
 
 MOST_CHUNKS = 16
 """What any setting may ask for: 1200 tokens."""
@@ -121,7 +122,7 @@ def encode(pipeline: Any, captions: Sequence[str], chunks: int) -> tuple[Tensor,
     """
     first, second = pipeline.text_encoder, pipeline.text_encoder_2
     parts = [
-        read(first, second, caption_ids(pipeline, [caption], chunks).to(second.device))
+        read(first, second, to_device(caption_ids(pipeline, [caption], chunks), second.device))
         for caption in captions
     ]
     embeds, pooled = (torch.cat(tensors) for tensors in zip(*parts, strict=True))

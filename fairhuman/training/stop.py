@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from fairhuman.common import distributed
+from fairhuman.common.transfer import to_device
 
 # How long a rank may continue after its launcher is gone: enough for most steps' ends.
 GRACE_S = 45.0
@@ -53,13 +54,13 @@ class Stop:
         Raises:
             UserError, PeerError: something did on one of them; see `distributed.agreed`.
         """
-        asked = torch.tensor(
-            2 if failed else int(self.reason is not None), dtype=torch.int32, device=device
-        )
+        asked = torch.tensor(2 if failed else int(self.reason is not None), dtype=torch.int32)
+        asked = to_device(asked, device)
         dist.all_reduce(asked, op=dist.ReduceOp.MAX)
-        if asked.item() == 2:
+        answer = int(asked.item())
+        if answer == 2:
             distributed.agreed(functools.partial(_raise, failed))
-        return bool(asked.item())
+        return bool(answer)
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
         # The launcher passes on what the process group got already: the second is the same.
