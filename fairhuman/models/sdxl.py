@@ -18,6 +18,7 @@ from fairhuman.config import Model
 from fairhuman.models import captions
 from fairhuman.models.check import Keys, check_model
 from fairhuman.models.encoded import Posterior, Prompt
+from fairhuman.models.recompute import recompute_blocks
 from fairhuman.models.single_file_base import load_single_file
 from fairhuman.models.text import Tokens
 
@@ -102,7 +103,7 @@ class SDXL:
             part.requires_grad_(False)
             part.eval()
         if settings.gradient_checkpointing:
-            pipeline.unet.enable_gradient_checkpointing()
+            recompute_blocks(pipeline.unet)
         sdxl = cls(pipeline)
         sdxl.most_chunks = settings.most_chunks
         if settings.channels_last:
@@ -152,7 +153,7 @@ class SDXL:
     def _encode_caption(self, caption: str | None) -> tuple[Tensor, Tensor]:
         embeds, pooled = captions.encode(self.pipeline, [caption or ""], self.chunks)
         if caption is None and self.pipeline.config.force_zeros_for_empty_prompt:
-            return torch.zeros_like(embeds), torch.zeros_like(pooled)
+            return embeds.zero_(), pooled.zero_()  # in their memory: steps take the same
         return embeds, pooled
 
     def tokenize(self, texts: Sequence[str | None]) -> Tokens:

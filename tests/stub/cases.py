@@ -9,7 +9,7 @@ from typing import Any
 GIB = 2**30
 PLAN_TOLERANCE = 0.05
 PLACES = 3
-"""Where the host waits in a step: for the weights, for the losses, for the stop flag."""
+"""Where the host waits in a step of `exact`: for the weights, for the losses, for the stop flag."""
 FIRST = 2
 """Steps that may still ask CUDA for memory."""
 
@@ -20,24 +20,27 @@ class Case:
 
     name: str
     config: str
-    overrides: tuple[str, ...] = ()
+    mode: str
+    overrides: tuple[str, ...]
     allocated: float | None = None
     """GiB."""
     reserved: float | None = None
     launches: int | None = None
     host_s: float | None = None
+    mallocs: int | None = None
+    """In a step after the first ones."""
 
 
 def _case(method: str, batch: int, count: int, *overrides: str, **limits: Any) -> Case:
     sizes = (f"train.batch_size={batch}", f"train.gradient_accumulation={count}")
     mode = next((o.partition("=")[2] for o in overrides if o.startswith("fairness.mode")), "exact")
     name = f"{method}, {mode}, {batch} x {count}"
-    return Case(name, f"configs/sdxl_{method}.yaml", (*sizes, *overrides), **limits)
+    return Case(name, f"configs/sdxl_{method}.yaml", mode, (*sizes, *overrides), **limits)
 
 
 CASES = (
-    _case("full", 1, 4, allocated=54, reserved=58, host_s=4),
-    _case("full", 4, 1, allocated=54, reserved=58, host_s=1.2, launches=20_000),
+    _case("full", 1, 4, allocated=54, reserved=58, host_s=4, mallocs=0),
+    _case("full", 4, 1, allocated=54, reserved=58, host_s=1.2, mallocs=0, launches=20_000),
     _case("full", 4, 1, "fairness.mode=sum"),
     _case("full", 4, 1, "fairness.mode=amortized", "fairness.refresh_every=2"),
     _case("full", 4, 1, "fairness.mode=sketch"),
@@ -73,14 +76,15 @@ class Measured:
     def failures(self) -> Iterator[str]:
         """Yield what does not hold, a line each."""
         case = self.case
+        most_places = PLACES if case.mode == "exact" else None
         for what, found, most in (
             ("GiB allocated", self.allocated, case.allocated),
             ("GiB reserved", self.reserved, case.reserved),
             ("launches in a step", self.launches, case.launches),
             ("host seconds in a step", self.host_s, case.host_s),
             ("retries of the allocator", self.retries, 0),
-            (f"cudaMalloc in a step after the first {FIRST}", self.mallocs, 0),
-            ("places where the host waits", len(self.places), PLACES),
+            (f"cudaMalloc in a step after the first {FIRST}", self.mallocs, case.mallocs),
+            ("places where the host waits", len(self.places), most_places),
         ):
             if most is not None and found > most:
                 yield f"{case.name}: {_number(found)} {what}, at most {_number(most)} are wanted"

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from datetime import date
@@ -75,6 +76,7 @@ def _run(case: Case, out: Path, runtime: Path, driver: Path) -> Measured | None:
     log = _log(case, out)
     result = log.with_suffix(".json")
     result.unlink(missing_ok=True)
+    shutil.rmtree(out / "run", ignore_errors=True)
     environment = {
         **os.environ,
         "LD_PRELOAD": str(runtime),
