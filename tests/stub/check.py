@@ -33,6 +33,8 @@ def main() -> int:
     parser.add_argument("--only", help="the cases whose names hold this; the page stays as it is")
     args = parser.parse_args()
     out: Path = args.out.resolve()
+    if find_spec("fairhuman._C") is None:
+        raise SystemExit("check-stub: no fairhuman._C for this Python; pip install --no-deps -e .")
     runtime, driver = build(out, _headers())
     draw(out / "people")
     found, broken = [], []
