@@ -115,15 +115,15 @@ HEAD = (
 )
 
 
-def measured(case: Case, result: dict[str, Any], planned: float) -> Measured:
-    """Read what `stub.measure` wrote."""
+def measured(case: Case, result: dict[str, Any]) -> Measured:
+    """Read what `stub.measure` wrote, and what was planned."""
     every, later = [result["loaded"], *result["steps"]], result["steps"][FIRST:]
     last = later[-1]
     return Measured(
         case,
         allocated=max(step["allocated"] for step in every) / GIB,
         reserved=max(step["reserved"] for step in every) / GIB,
-        planned=planned / GIB,
+        planned=result["planned"] / GIB,
         retries=last["retries"],
         mallocs=max(step["mallocs"] for step in later),
         launches=max(step["launches"] + step["products"] for step in later),
