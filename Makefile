@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BUILD_FILES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: help install demo test test-all chaos fuzz nightly lint format docs bench gpu-check check-torch wheel clean
+.PHONY: help install demo test test-all chaos fuzz nightly lint format docs bench gpu-check check-stub check-torch wheel clean
 
 help:
 	@echo "make demo     draw people, make a tiny SDXL, train it on two CPU ranks: 10 minutes"
@@ -18,6 +18,7 @@ help:
 	@echo "make docs     the documentation, into build/docs"
 	@echo "make bench    microbenchmarks (BENCH='--op gram --quick'), then a step of each mode (STEP='--mode exact')"
 	@echo "make gpu-check  GPU tests, microbenchmarks and SDXL's step, with GPU_PYTHON's packages"
+	@echo "make check-stub STUB_PYTHON=…  SDXL's step over a CUDA runtime that does nothing: memory, launches, waits"
 	@echo "make check-torch TORCH=2.10   the wheel of this tree under another torch"
 	@echo "make wheel    sdist and wheel in dist/"
 	@echo "make clean    remove what make made, but .venv and outputs/"
@@ -80,6 +81,14 @@ GPU_PYTHON ?= python3
 gpu-check:
 	$(GPU_PYTHON) -m pip install --quiet --no-index --no-deps --no-build-isolation -e .
 	$(GPU_PYTHON) tests/gpu/check.py $(CHECK)
+
+# Without a GPU: in the environment of STUB_PYTHON, which has torch's CUDA build (13.0) and the
+# packages that a run needs; the native extension is this tree's, of the same version of Python.
+# See tests/stub/README.md.
+STUB_PYTHON ?=
+check-stub:
+	@test -n "$(STUB_PYTHON)" || { echo "set STUB_PYTHON to a Python with torch's CUDA build"; exit 2; }
+	PYTHONPATH=.:tests $(STUB_PYTHON) -m stub.check $(CHECK)
 
 # The native extension knows nothing of torch, so the same wheel must pass under any version.
 TORCH ?= 2.10

@@ -21,4 +21,8 @@ for isa in "" "ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2" \
     kill "${loops[@]}"
     wait "${loops[@]}" 2>/dev/null
 done
+# On a CUDA runtime that does nothing, where a Python with torch's CUDA build is given.
+if [ -n "${STUB_PYTHON:-}" ]; then
+    make check-stub STUB_PYTHON="$STUB_PYTHON" || failed=1
+fi
 exit $failed

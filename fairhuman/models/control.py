@@ -15,6 +15,7 @@ from fairhuman.common.error_text import first_line
 from fairhuman.common.errors import ConfigError
 from fairhuman.common.hub import Named
 from fairhuman.models.check import check_control
+from fairhuman.models.recompute import recompute_blocks
 from fairhuman.models.sdxl import SDXL, UNUSABLE
 
 _BLOCKS = 3
@@ -84,7 +85,7 @@ class ControlNet:
                 self.control = ControlNetModel.from_unet(unet)
         self.control.to(unet.device, unet.dtype).requires_grad_(True)
         if checkpointing:
-            self.control.enable_gradient_checkpointing()
+            recompute_blocks(self.control)
         unet.requires_grad_(False)
         self.module: nn.Module = ControlNetUNet(unet, self.control)
         self.pipeline = with_controlnet(sdxl.pipeline, self.control)

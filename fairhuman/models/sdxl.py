@@ -19,6 +19,7 @@ from fairhuman.config import Model
 from fairhuman.models import captions
 from fairhuman.models.check import Keys, check_model
 from fairhuman.models.encoded import Posterior, Prompt
+from fairhuman.models.recompute import recompute_blocks
 from fairhuman.models.single_file_base import load_single_file
 from fairhuman.models.text import Tokens
 
@@ -105,7 +106,7 @@ class SDXL:
             part.requires_grad_(False)
             part.eval()
         if settings.gradient_checkpointing:
-            pipeline.unet.enable_gradient_checkpointing()
+            recompute_blocks(pipeline.unet)
         sdxl = cls(pipeline)
         sdxl.most_chunks = settings.most_chunks
         sdxl.encodes_in = _encoding(settings, pipeline)

@@ -16,6 +16,7 @@ from fairhuman.common.error_text import first_line
 from fairhuman.common.errors import ConfigError
 from fairhuman.common.extras import install_line
 from fairhuman.config import Model
+from fairhuman.models.attention import simplify_attention
 
 
 def check_speed(settings: Model, dtype: torch.dtype, device: torch.device) -> None:
@@ -33,6 +34,8 @@ def set_up(module: nn.Module, settings: Model) -> None:
     for model in _diffusers_models(module):
         if settings.attention == "xformers":
             model.enable_xformers_memory_efficient_attention()
+        else:
+            simplify_attention(model)
         if settings.channels_last:
             _channels_last(model)
         if settings.compile:

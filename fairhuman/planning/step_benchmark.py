@@ -34,6 +34,7 @@ from fairhuman.fairness import ops
 from fairhuman.kernels.bench.report import device_name
 from fairhuman.kernels.bench.timing import PeakMemory
 from fairhuman.models.formats.base import UNET
+from fairhuman.models.recompute import recompute_blocks
 from fairhuman.planning.traffic import Traffic
 from fairhuman.training.balancers.base import Sensitivity
 from fairhuman.training.objectives import RegionObjectives
@@ -163,7 +164,7 @@ def _unet(size: str, device: torch.device, precision: str, checkpointing: bool) 
     with torch.device(device):
         unet = UNet2DConditionModel(**{**UNET, **UNETS[size]})
     if checkpointing:
-        unet.enable_gradient_checkpointing()
+        recompute_blocks(unet)
     return unet.to(dtype)
 
 

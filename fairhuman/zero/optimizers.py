@@ -55,10 +55,11 @@ def make_optimizer(config: Config, parameters: Sequence[nn.Parameter]) -> Optimi
 
 
 def _adamw8bit(groups: Sequence[dict[str, Any]], paged: bool, **settings: Any) -> Optimizer:
-    """Return bitsandbytes' AdamW with each group's own `optim_bits`.
+    """Return bitsandbytes' AdamW with each group's own `optim_bits`, and without waiting.
 
     Its own way to set them is by the group's index, which under ZeRO-1 and 2 is always 0:
-    DeepSpeed steps one group at a time.
+    DeepSpeed steps one group at a time. And it waits for the device after each tensor, which only
+    paged moments need.
     """
     from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
 
@@ -68,6 +69,19 @@ def _adamw8bit(groups: Sequence[dict[str, Any]], paged: bool, **settings: Any) -
         def get_config(self, gindex: int, pindex: int, group: dict[str, Any]) -> dict[str, Any]:
             config: dict[str, Any] = super().get_config(gindex, pindex, group)
             return {**config, "optim_bits": group["optim_bits"]}
+
+        @torch.no_grad()
+        def step(self, closure: Callable[[], Any] | None = None) -> Any:
+            if paged or closure or not self.initialized:
+                return super().step(closure)
+            for gindex, group in enumerate(self.param_groups):
+                for pindex, p in enumerate(group["params"]):
+                    if p.grad is None:
+                        continue
+                    if not self.state[p]:
+                        self.init_state(group, p, gindex, pindex)
+                    self.update_step(group, p, gindex, pindex)
+            return None
 
     optimizer: Optimizer = Grouped(groups, **settings)
     return optimizer
