@@ -75,6 +75,7 @@ def test_a_cache_takes_the_encoders_off_the_gpu_but_for_samples(sizes: Sizes) ->
 def test_offload_moves_to_the_host_and_an_average_is_sharded(sizes: Sizes) -> None:
     off = {"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
     overrides = [f"deepspeed.zero_optimization={json.dumps(off)}", "train.ema_decay=0.999"]
+    overrides.append("optimizer.name=AdamW")
     memory = plan_memory(full(*overrides), sizes, 2)
     for name in ("weights", "master weights", "optimizer states", "EMA"):
         assert not any(parts(memory, name).values())
