@@ -17,7 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -35,6 +35,7 @@ from fairhuman.kernels.bench.report import device_name
 from fairhuman.kernels.bench.timing import PeakMemory
 from fairhuman.models.formats.base import UNET
 from fairhuman.models.recompute import recompute_blocks
+from fairhuman.planning.host_work import HostWork, host_work, operations, product_rate
 from fairhuman.planning.traffic import Traffic
 from fairhuman.training.balancers.base import Sensitivity
 from fairhuman.training.objectives import RegionObjectives
@@ -78,6 +79,11 @@ class Cost:
     sent_bytes: float
     """What this rank sends in one step, as a ring would; see `Traffic`."""
     parameters: int
+    host: HostWork | None
+    """On a CUDA device."""
+    operations_per_second: float
+    of_product: float
+    """Their share of what a large matrix product reaches here."""
 
 
 def costs(
@@ -93,13 +99,15 @@ def costs(
 ) -> Iterator[Cost]:
     """Yield the cost of each mode; plain fine-tuning comes first, whatever `modes` says."""
     plain = None
+    rate = product_rate(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
     # What runs first in a process pays for its memory and its threads: it is not the one measured.
     _cost(_config(PLAIN, device, batch, accumulation, 1, deepspeed), size, device, 1, checkpointing)
     for mode in [PLAIN, *(mode for mode in modes if mode != PLAIN)]:
         config = _config(mode, device, batch, accumulation, steps, deepspeed)
         one = _cost(config, size, device, steps, checkpointing)
         plain = plain or one.step
-        yield Cost(**{**asdict(one), "times_plain": one.step / plain})
+        share = one.operations_per_second / rate
+        yield replace(one, times_plain=one.step / plain, of_product=share)
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -115,7 +123,7 @@ def _config(
         "optimizer": {"name": "AdamW8bit", "lr": 1e-5},
         "train": {
             "output_dir": "nowhere",
-            "steps": 2 * steps + WARM_UP + 1,
+            "steps": 3 * steps + WARM_UP + 2,
             "batch_size": batch,
             "gradient_accumulation": accumulation,
             "precision": "bf16" if device.type == "cuda" else "fp32",
@@ -144,6 +152,9 @@ def _cost(config: Config, size: str, device: torch.device, steps: int, checkpoin
             take_step()
     with Traffic() as traffic:
         take_step()
+    host = host_work(take_step, device)
+    # Of all steps, as some modes do more in some.
+    done = sum(operations(take_step) for _ in range(steps))
     engine.destroy()
     return Cost(
         mode=config.fairness.mode,
@@ -153,6 +164,9 @@ def _cost(config: Config, size: str, device: torch.device, steps: int, checkpoin
         peak_bytes=peak.bytes,
         sent_bytes=traffic.bytes,
         parameters=parameters,
+        host=host,
+        operations_per_second=done / sum(whole),
+        of_product=0.0,
     )
 
 
@@ -291,15 +305,17 @@ def as_markdown(table: Sequence[Cost]) -> str:
     """Return one line per mode."""
     names = list(dict.fromkeys(name for cost in table for name in cost.parts))
     lines = [
-        f"| mode | step | plain = 1 | {' | '.join(names)} | memory | sent |",
-        "| --- " * (5 + len(names)) + "|",
+        f"| mode | step | plain = 1 | {' | '.join(names)} | memory | sent | TFLOP/s "
+        "| of a product |",
+        "| --- " * (7 + len(names)) + "|",
     ]
     for cost in table:
         parts = [f"{1e3 * cost.parts[n]:.3g} ms" if cost.parts.get(n) else "" for n in names]
         memory = "" if cost.peak_bytes is None else f"{cost.peak_bytes / 2**20:.0f} MiB"
         lines.append(
             f"| {cost.mode} | {1e3 * cost.step:.4g} ms | {cost.times_plain:.2f} "
-            f"| {' | '.join(parts)} | {memory} | {cost.sent_bytes / 2**20:.4g} MiB |"
+            f"| {' | '.join(parts)} | {memory} | {cost.sent_bytes / 2**20:.4g} MiB "
+            f"| {cost.operations_per_second / 1e12:.3g} | {cost.of_product:.0%} |"
         )
     return "\n".join(lines)
 

@@ -99,7 +99,7 @@ def _steps(out: Path, rehearse: bool) -> dict[str, Any]:
     if missing:
         return {"ok": False, "missing": missing, "runs": {}}
     result: dict[str, Any] = {"ok": True, "runs": {}}
-    batches = (1,) if rehearse else (1, 2)
+    batches = (1,) if rehearse else (1, 4)
     for checkpointing in (False, True):
         for batch in batches:
             name = f"batch {batch}, {'' if checkpointing else 'no '}activation checkpointing"
@@ -155,13 +155,20 @@ def _markdown(result: dict[str, Any]) -> str:
         if isinstance(costs, str):
             lines += [costs, ""]
             continue
-        lines += ["| mode | step, ms | plain = 1 | parts, ms | memory, GiB |"]
-        lines += ["| --- | --- | --- | --- | --- |"]
+        lines += [
+            "| mode | step, ms | plain = 1 | TFLOP/s | of a matrix product | host, ms | launches "
+            "| waits | parts, ms | memory, GiB |",
+            "| --- " * 10 + "|",
+        ]
         for cost in costs:
             parts = ", ".join(f"{part} {1e3 * t:.4g}" for part, t in cost["parts"].items() if t)
-            memory = cost["peak_bytes"]
+            memory, host = cost["peak_bytes"], cost["host"]
+            asked = "| | | "
+            if host:
+                asked = f"| {1e3 * host['seconds']:.4g} | {host['launches']} | {host['waits']} "
             lines.append(
                 f"| {cost['mode']} | {1e3 * cost['step']:.4g} | {cost['times_plain']:.2f} "
+                f"| {cost['operations_per_second'] / 1e12:.3g} | {cost['of_product']:.0%} {asked}"
                 f"| {parts} | {'' if memory is None else f'{memory / 2**30:.2f}'} |"
             )
         lines.append("")
