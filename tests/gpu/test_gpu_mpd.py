@@ -50,11 +50,11 @@ def hard_grams(count: int, K: int, rank: int, seed: int) -> Tensor:
     return (G @ G.mT).contiguous()
 
 
-def solve_batch(grams: Tensor, alpha: float) -> Tensor:
-    """[count, K + 5] on the matrices' device, in one native call."""
+def solve_batch(grams: Tensor, alpha: float, keep: float = 0.0) -> Tensor:
+    """[count, K + 6] on the matrices' device, in one native call."""
     count, K, _ = grams.shape
     out = grams.new_empty(count, K + FIELDS)
-    problem = (grams.data_ptr(), count, K, alpha, 1e-7, 0, math.inf, out.data_ptr())
+    problem = (grams.data_ptr(), count, K, alpha, 1e-7, 0, math.inf, keep, 0, out.data_ptr())
     if grams.is_cuda:
         _C.solve_mpd_cuda(0, torch.cuda.current_stream().cuda_stream, *problem)
     else:
