@@ -13,9 +13,10 @@
 // double's digits (two-sum, and two-product by fma), and what those may err by is added: b is never
 // too small. The new weight is rounded up. Hence, for A as it was given and w as it is returned,
 //
-//     keep - 8 eps <= cosine <= keep + 8 eps + (2 eps w_0 n + 1e-12 sum_i u_i n_i) / ||d||   (4)
+//     keep - 8 eps <= cosine <= keep + 8 eps + 2 eps x_0 + K^4 2^-100 (sum_i x_i)^2          (4)
 //
-// where the bound is active: what is above keep is w_0's own rounding, and b where it cancels.
+// where the bound is active, with x_i = w_i ||g_i|| / ||d||: what can be above keep is w_0's own
+// rounding where d cancels, and b where it cancels down to a part in 10^10.
 //
 // Everything is scaled by powers of two, exactly: no norm and no weight is too large or too small.
 
