@@ -19,7 +19,7 @@ class PublishedSolver(Solver):
     the published code's are not.
     """
 
-    def __call__(self, gram: Tensor) -> MPDSolution:
+    def __call__(self, gram: Tensor, keeps: bool = True) -> MPDSolution:
         """Return the weights and the factor on d; `residual` is the componentwise backward error.
 
         A Gram matrix that is not finite gets no weights, as from our solver: the published code

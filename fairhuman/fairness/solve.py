@@ -27,14 +27,16 @@ class Solver:
     keep: float = 0.0
     """The least cosine of d to the first gradient, by the matrix that is solved."""
 
-    def __call__(self, gram: Tensor) -> MPDSolution:
+    def __call__(self, gram: Tensor, keeps: bool = True) -> MPDSolution:
         """Return the weights of A, [K, K] float64, and the factor on d; see `ops.solve_mpd`.
 
+        Where the first gradient is not the whole image's, `keeps` is false: there is no bound.
         With a floor the weights are those of A + (floor * largest norm)^2 I; norm, factor and
         cosine are those of the true d.
         """
+        keep = self.keep if keeps else 0.0
         if self.floor == 0.0:
-            return ops.solve_mpd(gram, self.alpha, self.normalize, self.max_norm, self.keep)
+            return ops.solve_mpd(gram, self.alpha, self.normalize, self.max_norm, keep)
         norms2 = gram.diagonal()
         # What is absent stays so.
         ridge = self.floor**2 * norms2.max() * (norms2 > 0)
@@ -46,7 +48,7 @@ class Solver:
         fair = MPDSolution.of(
             w, norm=least, scale=1.0, cosine=math.nan, status=found.status, **figures
         )
-        kept = keep_mpd(gram, fair, self.keep)
+        kept = keep_mpd(gram, fair, keep)
         norm = torch.where((kept.status & Status.KEPT) != 0, kept.norm, norm)
         return MPDSolution.of(
             kept.weights,
