@@ -24,16 +24,17 @@ void raise_on(int error) {
   if (error == fairhuman::kMpdBadNormalize) {
     throw py::value_error("normalize must be 0, 1 or 2, and max_norm > 0 (finite with 2)");
   }
+  if (error == fairhuman::kMpdBadKeep) throw py::value_error("keep or anchor is out of range");
 }
 
 int solve_mpd_cpu(std::uintptr_t gram, std::int64_t count, int K, double alpha, double tolerance,
-                  int normalize, double max_norm, std::uintptr_t out) {
+                  int normalize, double max_norm, double keep, int anchor, std::uintptr_t out) {
+  const MpdParameters parameters{K, alpha, tolerance, normalize, max_norm, keep, anchor};
   int error = fairhuman::kMpdSuccess, seen = fairhuman::kMpdOk;
   {
     py::gil_scoped_release release;
     double* rows = reinterpret_cast<double*>(out);
-    error = fairhuman::mpd_solve_cpu(reinterpret_cast<const double*>(gram), count,
-                                     MpdParameters{K, alpha, tolerance, normalize, max_norm}, rows);
+    error = fairhuman::mpd_solve_cpu(reinterpret_cast<const double*>(gram), count, parameters, rows);
     for (std::int64_t n = 0; n < count && !error; ++n) {
       seen |= static_cast<int>(rows[n * (K + fairhuman::kMpdFields) + K + fairhuman::kMpdFlags]);
     }
@@ -42,25 +43,51 @@ int solve_mpd_cpu(std::uintptr_t gram, std::int64_t count, int K, double alpha, 
   return seen;
 }
 
+// Parameters of which only the bound is used.
+MpdParameters to_keep(int K, double keep, int anchor) {
+  return MpdParameters{K, fairhuman::kMpdMinAlpha, 0.0, fairhuman::kMpdNone, 1.0, keep, anchor};
+}
+
+void keep_mpd_cpu(std::uintptr_t gram, std::int64_t count, int K, double keep, int anchor,
+                  std::uintptr_t out) {
+  int error = fairhuman::kMpdSuccess;
+  {
+    py::gil_scoped_release release;
+    error = fairhuman::mpd_keep_cpu(reinterpret_cast<const double*>(gram), count,
+                                    to_keep(K, keep, anchor), reinterpret_cast<double*>(out));
+  }
+  raise_on(error);
+}
+
 #ifdef FAIRHUMAN_CUDA_VERSION
 constexpr const char* kBuild =
     " (fairhuman._C was built with CUDA " FAIRHUMAN_CUDA_VERSION " for " FAIRHUMAN_CUDA_ARCHS ")";
 
-void solve_mpd_cuda(int device, std::uintptr_t stream, std::uintptr_t gram, std::int64_t count,
-                    int K, double alpha, double tolerance, int normalize, double max_norm,
-                    std::uintptr_t out) {
+template <class Call>
+void on_cuda(Call call, int device, std::uintptr_t stream, std::uintptr_t gram, std::int64_t count,
+             const MpdParameters& parameters, std::uintptr_t out) {
   int error = fairhuman::kMpdSuccess;
   {
     py::gil_scoped_release release;
-    error = fairhuman::mpd_solve_cuda(device, reinterpret_cast<void*>(stream),
-                                      reinterpret_cast<const double*>(gram), count,
-                                      MpdParameters{K, alpha, tolerance, normalize, max_norm},
-                                      reinterpret_cast<double*>(out));
+    error = call(device, reinterpret_cast<void*>(stream), reinterpret_cast<const double*>(gram),
+                 count, parameters, reinterpret_cast<double*>(out));
   }
   raise_on(error);
   if (error < 0) {
     throw std::runtime_error(std::string("CUDA: ") + fairhuman::cuda_error_text(-error) + kBuild);
   }
+}
+
+void solve_mpd_cuda(int device, std::uintptr_t stream, std::uintptr_t gram, std::int64_t count,
+                    int K, double alpha, double tolerance, int normalize, double max_norm,
+                    double keep, int anchor, std::uintptr_t out) {
+  on_cuda(fairhuman::mpd_solve_cuda, device, stream, gram, count,
+          MpdParameters{K, alpha, tolerance, normalize, max_norm, keep, anchor}, out);
+}
+
+void keep_mpd_cuda(int device, std::uintptr_t stream, std::uintptr_t gram, std::int64_t count,
+                   int K, double keep, int anchor, std::uintptr_t out) {
+  on_cuda(fairhuman::mpd_keep_cuda, device, stream, gram, count, to_keep(K, keep, anchor), out);
 }
 
 py::object cuda_problem(int device) {
@@ -99,14 +126,20 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "FairHuman's native code: raw addresses and sizes, no torch.";
   m.def("solve_mpd_cpu", &solve_mpd_cpu, py::arg("gram"), py::arg("count"), py::arg("K"),
         py::arg("alpha"), py::arg("tolerance"), py::arg("normalize"), py::arg("max_norm"),
-        py::arg("out"),
-        "Solve count matrices [count, K, K] float64 at address gram into out [count, K + 5] "
-        "float64: weights, norm, residual, scale, iterations, status. Returns all their status bits. Releases "
-        "the GIL.");
+        py::arg("keep"), py::arg("anchor"), py::arg("out"),
+        "Solve count matrices [count, K, K] float64 at address gram into out [count, K + 6] "
+        "float64: weights, norm, residual, scale, cosine, iterations, status. Returns all their "
+        "status bits. Releases the GIL.");
+  m.def("keep_mpd_cpu", &keep_mpd_cpu, py::arg("gram"), py::arg("count"), py::arg("K"),
+        py::arg("keep"), py::arg("anchor"), py::arg("out"),
+        "Bound the weights in out, whose norm is the least that ||d|| is taken for: csrc/mpd.h.");
 #ifdef FAIRHUMAN_CUDA_VERSION
   m.def("solve_mpd_cuda", &solve_mpd_cuda, py::arg("device"), py::arg("stream"), py::arg("gram"),
         py::arg("count"), py::arg("K"), py::arg("alpha"), py::arg("tolerance"),
-        py::arg("normalize"), py::arg("max_norm"), py::arg("out"),
+        py::arg("normalize"), py::arg("max_norm"), py::arg("keep"), py::arg("anchor"),
+        py::arg("out"), "The same in device memory: one launch on the stream, and no wait.");
+  m.def("keep_mpd_cuda", &keep_mpd_cuda, py::arg("device"), py::arg("stream"), py::arg("gram"),
+        py::arg("count"), py::arg("K"), py::arg("keep"), py::arg("anchor"), py::arg("out"),
         "The same in device memory: one launch on the stream, and no wait.");
   m.def("cuda_problem", &cuda_problem, py::arg("device"),
         "Why the device cannot run solve_mpd_cuda; None if it can.");

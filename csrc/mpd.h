@@ -1,6 +1,7 @@
 // Weights from a Gram matrix: the Minimum Potential Delay solver (arXiv 2507.02714) and its
 // alpha-fair family. This header is the interface; mpd_gram.h turns a Gram matrix into the problem
-// that mpd_solver.h solves, for host and device.
+// that mpd_solver.h solves, and mpd_keep.h keeps the direction near one of the gradients, for host
+// and device.
 //
 // Given A = [<g_i, g_j>], K x K and positive semidefinite, find the unique w > 0 with
 //
@@ -34,6 +35,7 @@ enum MpdStatus {
   kMpdStationary = 2,  // the objectives are in exact conflict: solved with a relative ridge
   kMpdNonfinite = 4,   // NaN or inf in A (or a solution out of double's range): all weights 0
   kMpdInvalid = 8,     // asymmetric, or a negative diagonal, beyond `tolerance`: all weights 0
+  kMpdKept = 16,       // `keep` has raised the anchor's weight
 };
 
 // How long a step along d = sum_k w_k g_k is; then ||d|| is clipped to max_norm.
@@ -49,6 +51,8 @@ struct MpdParameters {
   double tolerance;  // of |A_ij - A_ji|, relative to sqrt(A_ii A_jj)
   int normalize;     // MpdNormalize
   double max_norm;   // > 0; infinity does not clip (and cannot be a ball's)
+  double keep = 0.0;  // 0 .. below 1: the least cosine of d to the anchor's gradient; 0: no bound
+  int anchor = 0;     // an objective; an absent one keeps nothing
 };
 
 // One solution is K + kMpdFields doubles: the weights, then these. Counts and flags are doubles
@@ -56,6 +60,7 @@ struct MpdParameters {
 enum MpdField {
   // ||d|| = sqrt(sum_i w_i^(1 - 1/alpha)). With `stationary` this is the norm under the
   // regularised matrix: an upper bound, so that dividing by it never blows up rounding noise.
+  // With `kept` of the direction that is kept: (3) of mpd_keep.h.
   kMpdNorm,
   // Componentwise backward error max_i |(Aw)_i - w_i^(-1/alpha)| / ((|A|w)_i + w_i^(-1/alpha)):
   // the relative change of A and of the right-hand side for which w is exact (Oettli, Prager).
@@ -63,6 +68,9 @@ enum MpdField {
   // exceeds any fixed bound on it. With `stationary`, of the regularised system.
   kMpdResidual,
   kMpdScale,       // the factor on d (or on w) that normalize and max_norm ask for
+  // Of d to the anchor's gradient, by A and w; NaN where it is absent. With `stationary` at least
+  // so much: ||d|| is then taken for its upper bound.
+  kMpdCosine,
   kMpdIterations,  // Newton steps
   kMpdFlags,       // MpdStatus bits
   kMpdFields,
@@ -74,6 +82,7 @@ enum MpdError {
   kMpdBadSize = 1,       // K outside 1..kMpdMaxObjectives, or a negative count
   kMpdBadAlpha = 2,      // alpha outside its bounds, or NaN
   kMpdBadNormalize = 3,  // no MpdNormalize, max_norm <= 0 or NaN, or an infinite ball
+  kMpdBadKeep = 4,       // keep outside [0, 1), or NaN, or no such anchor
 };
 
 inline int mpd_check(const MpdParameters& parameters, int64_t count) {
@@ -84,12 +93,21 @@ inline int mpd_check(const MpdParameters& parameters, int64_t count) {
       !(parameters.max_norm > 0.0) || (ball && parameters.max_norm > DBL_MAX)) {
     return kMpdBadNormalize;
   }
+  const int anchor = parameters.anchor;
+  if (!(parameters.keep >= 0.0 && parameters.keep < 1.0) || anchor < 0 || anchor >= parameters.K) {
+    return kMpdBadKeep;
+  }
   return kMpdSuccess;
 }
 
 // The native boundary: raw pointers and a code, no exceptions.
 // gram [count, K, K], out [count, K + kMpdFields]: contiguous, and not overlapping.
 int mpd_solve_cpu(const double* gram, int64_t count, const MpdParameters& parameters, double* out);
+
+// Bounds weights of any origin: out [count, K + kMpdFields] holds them with their flags, and in the
+// place of the norm what ||d|| is at least taken for, below which it is rounding. Sets cosine, and
+// with `kept` the anchor's weight and the norm too. No other field changes.
+int mpd_keep_cpu(const double* gram, int64_t count, const MpdParameters& parameters, double* out);
 
 }  // namespace fairhuman
 

@@ -21,4 +21,17 @@ int mpd_solve_cpu(const double* gram, int64_t count, const MpdParameters& parame
   return kMpdSuccess;
 }
 
+int mpd_keep_cpu(const double* gram, int64_t count, const MpdParameters& parameters, double* out) {
+  using namespace mpd_detail;
+  const int error = mpd_check(parameters, count);
+  if (error != kMpdSuccess) return error;
+  const int K = parameters.K;
+  int index[kMax];
+  Keeper<kMax> keeper;
+  for (int64_t n = 0; n < count; ++n, gram += K * K, out += K + kMpdFields) {
+    keep_given(keeper, gram, parameters, index, out);
+  }
+  return kMpdSuccess;
+}
+
 }  // namespace fairhuman

@@ -31,13 +31,24 @@ __global__ void __launch_bounds__(kWarp, 1)
     solve_unrolled(gram, parameters, index, present, out);
   } else {
     __shared__ Solver<kMax> solver;
-    solve_present(solver, gram, parameters, index, present, out);
+    __shared__ Keeper<kMax> keeper;
+    solve_present(solver, keeper, gram, parameters, index, present, out);
   }
 }
 
-int launch(cudaStream_t stream, const double* gram, int64_t count, const MpdParameters& parameters,
-           double* out) {
-  const unsigned blocks = static_cast<unsigned>(count);
+__global__ void __launch_bounds__(kWarp, 1)
+    mpd_keep_kernel(const double* __restrict__ grams, MpdParameters parameters,
+                    double* __restrict__ outs) {
+  const int K = parameters.K;
+  __shared__ int index[kMax];
+  __shared__ Keeper<kMax> keeper;
+  if (threadIdx.x != 0) return;
+  keep_given(keeper, grams + static_cast<int64_t>(blockIdx.x) * K * K, parameters, index,
+             outs + static_cast<int64_t>(blockIdx.x) * (K + kMpdFields));
+}
+
+int launch_solve(cudaStream_t stream, const double* gram, unsigned blocks,
+                 const MpdParameters& parameters, double* out) {
   if (parameters.K <= kUnrolled) {
     mpd_solve_kernel<true><<<blocks, kWarp, 0, stream>>>(gram, parameters, out);
   } else {
@@ -46,10 +57,16 @@ int launch(cudaStream_t stream, const double* gram, int64_t count, const MpdPara
   return cudaGetLastError();
 }
 
-}  // namespace
+int launch_keep(cudaStream_t stream, const double* gram, unsigned blocks,
+                const MpdParameters& parameters, double* out) {
+  mpd_keep_kernel<<<blocks, kWarp, 0, stream>>>(gram, parameters, out);
+  return cudaGetLastError();
+}
 
-int mpd_solve_cuda(int device, void* stream, const double* gram, int64_t count,
-                   const MpdParameters& parameters, double* out) {
+// Checks, and launches on the device, whichever is current.
+template <class Launch>
+int on_device(Launch launch, int device, void* stream, const double* gram, int64_t count,
+              const MpdParameters& parameters, double* out) {
   int error = mpd_check(parameters, count);
   if (error != kMpdSuccess || count == 0) return error;
   if (count > INT32_MAX) return kMpdBadSize;  // a grid's limit
@@ -57,12 +74,25 @@ int mpd_solve_cuda(int device, void* stream, const double* gram, int64_t count,
   error = cudaGetDevice(&current);
   if (error == cudaSuccess && current != device) error = cudaSetDevice(device);
   if (error != cudaSuccess) return -error;
-  error = launch(static_cast<cudaStream_t>(stream), gram, count, parameters, out);
+  error = launch(static_cast<cudaStream_t>(stream), gram, static_cast<unsigned>(count), parameters,
+                 out);
   if (current != device) {
     const int restored = cudaSetDevice(current);
     if (error == cudaSuccess) error = restored;
   }
   return -error;
+}
+
+}  // namespace
+
+int mpd_solve_cuda(int device, void* stream, const double* gram, int64_t count,
+                   const MpdParameters& parameters, double* out) {
+  return on_device(launch_solve, device, stream, gram, count, parameters, out);
+}
+
+int mpd_keep_cuda(int device, void* stream, const double* gram, int64_t count,
+                  const MpdParameters& parameters, double* out) {
+  return on_device(launch_keep, device, stream, gram, count, parameters, out);
 }
 
 int mpd_cuda_problem(int device) {
@@ -72,6 +102,7 @@ int mpd_cuda_problem(int device) {
   cudaFuncAttributes unused;
   if (error == cudaSuccess) error = cudaFuncGetAttributes(&unused, mpd_solve_kernel<true>);
   if (error == cudaSuccess) error = cudaFuncGetAttributes(&unused, mpd_solve_kernel<false>);
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&unused, mpd_keep_kernel);
   if (current != device) cudaSetDevice(current);
   cudaGetLastError();  // what was asked is answered: the next launch must not report it
   return error;

@@ -16,6 +16,10 @@ namespace fairhuman {
 int mpd_solve_cuda(int device, void* stream, const double* gram, int64_t count,
                    const MpdParameters& parameters, double* out);
 
+// As mpd_keep_cpu, in the same way.
+int mpd_keep_cuda(int device, void* stream, const double* gram, int64_t count,
+                  const MpdParameters& parameters, double* out);
+
 // Returns CUDA's code for why the device cannot run the solver, 0 if it can: a driver older than the
 // runtime, a card that no code of this build is for. Loads the kernels, which takes a moment.
 int mpd_cuda_problem(int device);

@@ -5,6 +5,7 @@
 #define FAIRHUMAN_MPD_GRAM_H
 
 #include "mpd.h"
+#include "mpd_keep.h"
 #include "mpd_solver.h"
 
 namespace fairhuman {
@@ -12,10 +13,12 @@ namespace mpd_detail {
 
 constexpr int kMax = kMpdMaxObjectives;
 constexpr double kRidge = 1e-8;      // sqrt(eps): above rounding, below any meaning of A
+constexpr double kNoCosine = NAN;
 
 FAIRHUMAN_MPD_FN void give_up(int K, int status, double* out) {
   for (int i = 0; i < K + kMpdFields; ++i) out[i] = 0.0;
   out[K + kMpdScale] = 1.0;
+  out[K + kMpdCosine] = kNoCosine;
   out[K + kMpdFlags] = status;
 }
 
@@ -50,7 +53,7 @@ FAIRHUMAN_MPD_FN double step_scale(const MpdParameters& parameters, double norm,
 
 // Solves for the present objectives, whose `count` rows of the matrix are in `index`.
 template <int N>
-FAIRHUMAN_MPD_FN void solve_present(Solver<N>& solver, const double* gram,
+FAIRHUMAN_MPD_FN void solve_present(Solver<N>& solver, Keeper<N>& keeper, const double* gram,
                                     const MpdParameters& parameters, const int* index, int count,
                                     double* out) {
   const int K = parameters.K;
@@ -83,15 +86,22 @@ FAIRHUMAN_MPD_FN void solve_present(Solver<N>& solver, const double* gram,
   for (int i = 0; i < solver.size(); ++i) {
     const double w = solver.v[i] / sqrt(gram[index[i] * K + index[i]]);
     out[index[i]] = w;
+    keeper.w[i] = w;
     norm2 += w * inverse_root(w, alpha);
     sum += w;
   }
-  const double norm = sqrt(norm2);
-  if (!finite(norm) || !(norm > 0.0) || !finite(sum)) {
+  double norm = sqrt(norm2);
+  const bool solved = finite(norm) && norm > 0.0 && finite(sum);
+  if (solved) {
+    out[K + kMpdNorm] = norm;
+    const double least = status & kMpdStationary ? norm : 0.0;
+    sum += keeper.bound(gram, parameters, index, count, least, out);
+    norm = out[K + kMpdNorm];
+  }
+  if (!solved || !finite(norm) || !finite(sum)) {
     give_up(K, status | kMpdNonfinite, out);
     return;
   }
-  out[K + kMpdNorm] = norm;
   out[K + kMpdResidual] = solver.residual;
   out[K + kMpdScale] = step_scale(parameters, norm, sum);
   out[K + kMpdIterations] = solver.iterations;
@@ -115,7 +125,8 @@ template <int N>
 FAIRHUMAN_MPD_FN void solve_in_place(const double* gram, const MpdParameters& parameters,
                                      const int* index, int count, double* out) {
   Solver<N> solver;
-  solve_present(solver, gram, parameters, index, count, out);
+  Keeper<N> keeper;
+  solve_present(solver, keeper, gram, parameters, index, count, out);
 }
 
 // K <= kUnrolled, with nothing in memory but the matrix and the solution.
@@ -125,6 +136,21 @@ FAIRHUMAN_MPD_FN void solve_unrolled(const double* gram, const MpdParameters& pa
   if (count == 2) solve_in_place<2>(gram, parameters, index, count, out);
   if (count == 3) solve_in_place<3>(gram, parameters, index, count, out);
   if (count == 4) solve_in_place<4>(gram, parameters, index, count, out);
+}
+
+// Bounds the weights that `out` holds: mpd_keep_cpu.
+FAIRHUMAN_MPD_FN void keep_given(Keeper<kMax>& keeper, const double* gram,
+                                 const MpdParameters& parameters, int* index, double* out) {
+  const int K = parameters.K;
+  out[K + kMpdCosine] = kNoCosine;
+  if (static_cast<int>(out[K + kMpdFlags]) & (kMpdNonfinite | kMpdInvalid)) return;
+  int count = 0;
+  for (int i = 0; i < K; ++i) {
+    if (!(gram[i * K + i] > 0.0)) continue;
+    keeper.w[count] = out[i];
+    index[count++] = i;
+  }
+  keeper.bound(gram, parameters, index, count, out[K + kMpdNorm], out);
 }
 
 }  // namespace mpd_detail

@@ -34,7 +34,7 @@ def main(steps: int = 200) -> None:
         losses = three_losses(model, pictures, noise, masks)
         # Averages the gradients over the ranks; DDP's own averaging waits for loss.backward().
         solution = fair_backward(losses, model.parameters())
-        if int(solution.status) < 4:  # the same on every rank
+        if solution.solved:  # the same on every rank
             optimizer.step()
         if step in (1, steps) or step % 50 == 0:
             mean = losses.detach() / ranks

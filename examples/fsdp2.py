@@ -38,7 +38,7 @@ def main(steps: int = 200) -> None:
         pictures, noise, masks = (t.chunk(ranks)[rank].to(device) for t in batch(step))
         losses = three_losses(model, pictures, noise, masks)
         solution = fair_backward(losses, parameters)  # FSDP2 averages over the ranks
-        if int(solution.status) < 4:  # the same on every rank
+        if solution.solved:  # the same on every rank
             optimizer.step()
         if step in (1, steps) or step % 50 == 0:
             mean = losses.detach() / ranks

@@ -20,7 +20,7 @@ def main(steps: int = 200) -> None:
         pictures, noise, masks = (tensor.to(device) for tensor in batch(step))
         losses = three_losses(model, pictures, noise, masks)
         solution = fair_backward(losses, model.parameters())  # in place of loss.backward()
-        if int(solution.status) < 4:  # 4 and more: a gradient was not finite
+        if solution.solved:  # else a gradient was not finite
             optimizer.step()
         if step in (1, steps) or step % 50 == 0:
             print(line(step, losses.detach()))

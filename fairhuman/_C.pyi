@@ -23,10 +23,13 @@ def solve_mpd_cpu(
     tolerance: float,
     normalize: int,
     max_norm: float,
+    keep: float,
+    anchor: int,
     out: int,
 ) -> int: ...
+def keep_mpd_cpu(gram: int, count: int, K: int, keep: float, anchor: int, out: int) -> None: ...
 
-# The two are absent from a build without CUDA.
+# The three are absent from a build without CUDA.
 def solve_mpd_cuda(
     device: int,
     stream: int,
@@ -37,6 +40,11 @@ def solve_mpd_cuda(
     tolerance: float,
     normalize: int,
     max_norm: float,
+    keep: float,
+    anchor: int,
     out: int,
+) -> None: ...
+def keep_mpd_cuda(
+    device: int, stream: int, gram: int, count: int, K: int, keep: float, anchor: int, out: int
 ) -> None: ...
 def cuda_problem(device: int) -> str | None: ...

@@ -93,6 +93,12 @@ def _objective_conflicts(config: Config) -> list[str]:
             "train.max_grad_norm = None: fairness.normalize=ball scales each step to this norm; "
             "give a number, or set fairness.normalize to simplex or none"
         )
+    if config.fairness.keep and not config.fairness.solves:
+        problems.append(
+            f"fairness.keep = {config.fairness.keep}: bounds weights that are solved for, and "
+            f"fairness.mode={config.fairness.mode} solves for none; set fairness.mode to exact, "
+            "amortized or sketch, or remove it"
+        )
     return problems
 
 

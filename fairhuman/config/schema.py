@@ -239,6 +239,10 @@ class Fairness(Section):
     floor: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Solve with A + (floor * largest norm)^2 I, so that a gradient much smaller than the largest
     one gets less weight."""
+    keep: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """The least cosine between the step's direction and the whole image's gradient; 0: no bound.
+    Where fair weights would keep less of it, the whole image's weight grows until they do, by the
+    Gram matrix that the mode solves: true gradients in `exact`, a prediction or sketches else."""
     refresh_every: Positive | None = None
     """Steps from one measurement of the gradients to the next; null: 5 in `amortized`, 1 in
     `sketch`. A step in which two objectives meet for the first time is measured too."""

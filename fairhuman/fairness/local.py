@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fairhuman.fairness import ops
 from fairhuman.fairness.gathered import refuse_gathered
-from fairhuman.fairness.mpd import MPDSolution, Normalize, Status
+from fairhuman.fairness.mpd import MPDSolution, Normalize
 from fairhuman.fairness.scaled import active, refuse_scaled, scale_of
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ def fair_backward(
     max_norm: float | None = 1.0,
     group: dist.ProcessGroup | None = None,
     scaler: GradScaler | None = None,
+    keep: float = 0.0,
+    anchor: int = 0,
 ) -> MPDSolution:
     """Write the fair direction of K losses into `p.grad`: instead of `loss.backward()`.
 
@@ -48,7 +50,7 @@ def fair_backward(
     is no `backward`), by FSDP2 for a `fully_shard`-ed model.
 
     On a CUDA device nothing here waits for it. A gradient that is not finite gives weights of 0,
-    hence a zero direction, and `Status.NONFINITE`: look at `status` before `optimizer.step()`,
+    hence a zero direction, and `Status.NONFINITE`: look at `solved` before `optimizer.step()`,
     whose momentum would move the parameters all the same.
 
     Under fp16 autocast give the losses as they are, and the `GradScaler`: the backward passes are
@@ -67,6 +69,9 @@ def fair_backward(
         max_norm: the norm of the ball, or what the norm of d is clipped to.
         group: the ranks to average over; None: all.
         scaler: that of the loop; None, or one that is not enabled: no scale.
+        keep: the least cosine of d to the gradient of losses[anchor], from 0 (no bound) to below 1;
+            see `solve_mpd`.
+        anchor: the loss that `keep` is about.
 
     Returns:
         The solution, the same on every rank; a scaler leaves no trace in it. `p.grad` holds
@@ -97,11 +102,11 @@ def fair_backward(
         dist.all_reduce(gram, group=_shard_group(trained[0]))
     if scaler:
         gram /= scale_of(scaler, gram.device) ** 2
-    solution = ops.solve_mpd(gram, alpha, normalize, max_norm)
+    solution = ops.solve_mpd(gram, alpha, normalize, max_norm, keep, anchor)
     weights = solution.weights * solution.scale
     if scaler:
         # In every gradient, for each optimizer looks for it in its own.
-        weights = torch.where(solution.status >= Status.NONFINITE, math.inf, weights)
+        weights = torch.where(solution.solved, weights, math.inf)
     for p, direction in zip(trained, _combined(rows, parts, weights, trained), strict=True):
         p.grad = _like(p, direction)
     return solution

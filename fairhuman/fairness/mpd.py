@@ -49,6 +49,8 @@ class Status(IntFlag):
     """No Gram matrix: asymmetric, or a negative diagonal, beyond rounding; every weight is 0.
     Only a CUDA tensor gets this status, for raising would make the host wait; a CPU tensor
     raises."""
+    KEPT = 16
+    """`keep` has raised the anchor's weight: the fair direction would have kept less of it."""
 
 
 def status_name(status: int | Tensor) -> str:
@@ -70,13 +72,16 @@ class MPDSolution:
         weights: [K] float64. 0 for an absent objective; all 0 if the matrix was not finite.
         norm: float64, ``||d|| = sqrt(sum_k w_k^(1 - 1/alpha))`` over the present objectives. For a
             stationary matrix it is an upper bound of ``||d||`` (the norm under the regularised
-            matrix), so that scaling d by it never blows up what is only rounding.
+            matrix), so that scaling d by it never blows up what is only rounding. With `keep`, of
+            the direction that is kept.
         residual: float64, the componentwise backward error
             ``max_i |(Aw)_i - w_i^(-1/alpha)| / ((|A|w)_i + w_i^(-1/alpha))``: the relative change
             of A and the right-hand side under which w is exact. A few 1e-16 when solved, however
             hard the matrix; for a stationary one, of the regularised system; 0 if nothing was
             there to solve.
         scale: float64, the factor on d that `normalize` and `max_norm` of `solve_mpd` ask for.
+        cosine: float64, of d to the gradient of `anchor`, by the matrix; NaN if it is absent. For a
+            stationary matrix it is at least so much.
         iterations: int32, Newton steps.
         status: int32, the bits of `Status`.
     """
@@ -85,6 +90,23 @@ class MPDSolution:
 
     def __init__(self, row: Tensor) -> None:
         self._row = row
+
+    @classmethod
+    def of(
+        cls,
+        weights: Tensor,
+        *,
+        norm: Tensor | float,
+        residual: Tensor | float,
+        scale: Tensor | float,
+        cosine: Tensor | float,
+        iterations: Tensor | float,
+        status: Tensor | float,
+    ) -> MPDSolution:
+        """Return a solution of these weights, float64, and scalars."""
+        fields = (norm, residual, scale, cosine, iterations, status)  # as in the native rows
+        scalars = [f if isinstance(f, Tensor) else weights.new_tensor(f) for f in fields]
+        return cls(torch.cat([weights, torch.stack([scalar.double() for scalar in scalars])]))
 
     @property
     def weights(self) -> Tensor:  # noqa: D102
@@ -103,12 +125,21 @@ class MPDSolution:
         return self._row[2 - _FIELDS]
 
     @property
+    def cosine(self) -> Tensor:  # noqa: D102
+        return self._row[3 - _FIELDS]
+
+    @property
     def iterations(self) -> Tensor:  # noqa: D102
-        return self._row[3 - _FIELDS].to(torch.int32)
+        return self._row[4 - _FIELDS].to(torch.int32)
 
     @property
     def status(self) -> Tensor:  # noqa: D102
-        return self._row[4 - _FIELDS].to(torch.int32)
+        return self._row[5 - _FIELDS].to(torch.int32)
+
+    @property
+    def solved(self) -> Tensor:
+        """Bool: there are weights. Where not (`NONFINITE`, `INVALID`), the step must be skipped."""
+        return self.status & int(Status.NONFINITE | Status.INVALID) == 0
 
     def cpu(self) -> MPDSolution:
         """Return the solution on the host, in one copy that waits for the device."""
@@ -117,7 +148,8 @@ class MPDSolution:
     def __repr__(self) -> str:
         return (
             f"MPDSolution(weights={self.weights}, norm={self.norm}, residual={self.residual}, "
-            f"scale={self.scale}, iterations={self.iterations}, status={self.status})"
+            f"scale={self.scale}, cosine={self.cosine}, iterations={self.iterations}, "
+            f"status={self.status})"
         )
 
 
@@ -126,6 +158,8 @@ def solve_mpd(
     alpha: float = 2.0,
     normalize: Normalize = "none",
     max_norm: float | None = None,
+    keep: float = 0.0,
+    anchor: int = 0,
 ) -> MPDSolution:
     """Solve ``A w = w^(-1/alpha)`` for ``w > 0`` (arXiv 2507.02714, the MPD criterion).
 
@@ -144,12 +178,17 @@ def solve_mpd(
             `max_norm`, up or down (the paper's trust region); "simplex" makes the weights sum
             to 1; "none" leaves them. Known from the solution, it costs no pass over a gradient.
         max_norm: d is clipped to this norm; None does not clip.
+        keep: the least cosine of d to the gradient of `anchor`, from 0 (no bound) to below 1. Where
+            the fair direction has less, d is the direction nearest to it by angle that has so much:
+            the anchor's weight grows, the others stay (`Status.KEPT`). An objective whose gradient
+            conflicts with the anchor's may then get worse: (A w)_k < 0.
+        anchor: an objective; if it is absent, there is no bound.
 
     Raises:
         ValueError: gram is not [K, K], K is outside 1..16, its dtype is not float32 or float64, it
             is asymmetric or has a negative diagonal beyond rounding (solved on the CPU; else see
-            `Status.INVALID`), alpha or max_norm is out of range, normalize is unknown, or it is
-            "ball" without max_norm.
+            `Status.INVALID`), alpha, max_norm, keep or anchor is out of range, normalize is
+            unknown, or it is "ball" without max_norm.
         RuntimeError: CUDA refused the launch.
     """
     if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
@@ -171,20 +210,44 @@ def solve_mpd(
         max_norm = math.inf
     elif not 0.0 < max_norm < math.inf:
         raise ValueError(f"max_norm must be a number above 0, not {max_norm:g}")
+    _check_keep(keep, anchor, K)
 
-    matrix = gram.detach()
-    if not solves_on(gram.device):
-        _say_that_the_cpu_solves(gram.device)
-        matrix = matrix.cpu()
-    matrix = matrix.to(torch.float64).contiguous()
+    matrix = _where_it_is_solved(gram)
     row = matrix.new_empty(K + _FIELDS)
-    problem = (matrix.data_ptr(), 1, K, alpha, tolerance, rule, max_norm, row.data_ptr())
+    length = (rule, max_norm, keep, anchor)
+    problem = (matrix.data_ptr(), 1, K, alpha, tolerance, *length, row.data_ptr())
     if matrix.is_cpu:
         if _C.solve_mpd_cpu(*problem) & Status.INVALID:
             _explain_invalid(gram.tolist(), tolerance)
     else:
         stream = torch.cuda.current_stream(gram.device)
         _C.solve_mpd_cuda(stream.device_index, stream.cuda_stream, *problem)
+    return MPDSolution(row.to(gram.device))
+
+
+def keep_mpd(gram: Tensor, solution: MPDSolution, keep: float, anchor: int = 0) -> MPDSolution:
+    """Bound weights that are not of this matrix as `solve_mpd` bounds its own; `scale` stays.
+
+    Args:
+        gram: [K, K] Gram matrix, float64.
+        solution: the weights; its norm is what ||d|| is at least taken for, for below it d is
+            rounding.
+        keep: the least cosine of d to the gradient of `anchor`.
+        anchor: an objective.
+
+    Returns:
+        The solution with its cosine and, where the bound has changed it, another norm.
+    """
+    K = gram.shape[0]
+    _check_keep(keep, anchor, K)
+    matrix = _where_it_is_solved(gram)
+    row = solution._row.to(matrix.device, copy=True)
+    problem = (matrix.data_ptr(), 1, K, keep, anchor, row.data_ptr())
+    if matrix.is_cpu:
+        _C.keep_mpd_cpu(*problem)
+    else:
+        stream = torch.cuda.current_stream(gram.device)
+        _C.keep_mpd_cuda(stream.device_index, stream.cuda_stream, *problem)
     return MPDSolution(row.to(gram.device))
 
 
@@ -207,12 +270,28 @@ def cuda_problem(index: int | None) -> str | None:
     return _C.cuda_problem(index)
 
 
+def _check_keep(keep: float, anchor: int, count: int) -> None:
+    if not 0.0 <= keep < 1.0:  # also refuses NaN
+        raise ValueError(f"keep must be in [0, 1), not {keep:g}")
+    if not 0 <= anchor < count:
+        raise ValueError(f"anchor must be one of the {count} objectives, not {anchor}")
+
+
+def _where_it_is_solved(gram: Tensor) -> Tensor:
+    """Return the matrix as the native code takes it, on the device that solves it."""
+    matrix = gram.detach()
+    if not solves_on(gram.device):
+        _say_that_the_cpu_solves(gram.device)
+        matrix = matrix.cpu()
+    return matrix.to(torch.float64).contiguous()
+
+
 @cache
 def _say_that_the_cpu_solves(device: torch.device) -> None:
     if os.environ.get("LOCAL_RANK", "0") != "0":
         return  # a machine's ranks would say the same
     why = cuda_problem(device.index) if device.type == "cuda" else "there is no solver for it"
-    warnings.warn(f"weights are solved for on the CPU, not on {device}: {why}", stacklevel=3)
+    warnings.warn(f"weights are solved for on the CPU, not on {device}: {why}", stacklevel=4)
 
 
 def _explain_invalid(rows: list[list[float]], tolerance: float) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ class PublishedSolver(Solver):
     the published code's are not.
     """
 
-    def __call__(self, gram: Tensor) -> MPDSolution:
+    def __call__(self, gram: Tensor, keeps: bool = True) -> MPDSolution:
         """Return the weights and the factor on d; `residual` is the componentwise backward error.
 
         A Gram matrix that is not finite gets no weights, as from our solver: the published code
@@ -25,13 +27,24 @@ class PublishedSolver(Solver):
         """
         A = gram.cpu()
         if not bool(A.isfinite().all()):
-            nothing = torch.zeros(len(A) + 5, dtype=torch.float64)
-            nothing[-1] = Status.NONFINITE
-            return MPDSolution(nothing)
+            return MPDSolution.of(
+                torch.zeros(len(A), dtype=torch.float64),
+                norm=0.0,
+                residual=0.0,
+                scale=1.0,
+                cosine=math.nan,
+                iterations=0,
+                status=Status.NONFINITE,
+            )
         w = published_weights(A, self.alpha)
         norm = (w @ A @ w).clamp(min=0.0).sqrt()
         status = Status.ABSENT if bool((A.diagonal() == 0).any()) else Status.OK
-        # The fields of MPDSolution in their order.
-        fields = [norm, backward_error(A, w, self.alpha), self.factor(norm, w.sum()), 0, status]
-        row = torch.tensor([float(field) for field in fields], dtype=torch.float64)
-        return MPDSolution(torch.cat([w, row]))
+        return MPDSolution.of(
+            w,
+            norm=norm,
+            residual=backward_error(A, w, self.alpha),
+            scale=self.factor(norm, w.sum()),
+            cosine=(A[0] @ w) / (A[0, 0].sqrt() * norm),
+            iterations=0,
+            status=status,
+        )

@@ -135,6 +135,7 @@ def _plan(config: Config) -> str:
     zero = config.deepspeed["zero_optimization"]
     parts = [
         f"{config.fairness.mode} on {1 + len(config.objectives.regions)} objectives",
+        *([f"keep {config.fairness.keep:g}"] if config.fairness.keep else []),
         f"ZeRO-{zero['stage']}",
         *(
             f"{name.removeprefix('offload_')} on the {where['device']}"

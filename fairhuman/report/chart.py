@@ -73,6 +73,7 @@ def lines(
     log: bool = False,
     smoothed: bool = True,
     bounds: tuple[float, float] | None = None,
+    level: tuple[str, float] | None = None,
     unit: str = "",
 ) -> Html:
     """Return a chart: each line with its moving average, if `smoothed`. None is a gap.
@@ -84,6 +85,7 @@ def lines(
         log: whether y is logarithmic, if all numbers but 0 are above it; 0 is then a gap.
         smoothed: whether there is a moving average.
         bounds: of y; the default is what the numbers need.
+        level: a dashed line across the chart, with its name.
         unit: of y.
     """
     curves = [_Curve(line, *data.points(line), smoothed) for line in shown]
@@ -100,10 +102,13 @@ def lines(
     )
     widest = max(curve.window for curve in curves)
     notes = [f"bold: mean of about {widest} steps"] if widest > 1 else []
+    if level:
+        notes.append(f"dashed: {level[0]} = {number(level[1])}")
     if log and 0 in numbers:
         notes.append("0 is not drawn")
     note = f" <small>{'; '.join(notes)}</small>" if notes else ""
-    drawn = "".join(curve.svg(x, y) for curve in curves)
+    drawn = _level(y, level[1]) if level else ""
+    drawn += "".join(curve.svg(x, y) for curve in curves)
     tips = json.dumps([curve.tip(data) for curve in curves])
     described = "; ".join(f"{c.line.label} ends at {number(c.numbers[-1])}" for c in curves)
     keys = legend([(c.line.label, c.line.colour) for c in curves]) if len(shown) > 1 else ""
@@ -117,6 +122,12 @@ def lines(
         f'<line class="cross" y1="{axes.TOP}" y2="{axes.HEIGHT - axes.BOTTOM}" hidden="" />'
         f"</svg>{keys}</figure>"
     )
+
+
+def _level(y: Axis, value: float) -> str:
+    at = y.place(value)
+    ends = f'x1="{axes.LEFT}" x2="{axes.WIDTH - axes.RIGHT}"'
+    return "" if at is None else f'<line class="level" {ends} y1="{at:.1f}" y2="{at:.1f}"/>'
 
 
 class _Curve:

@@ -15,7 +15,9 @@ _STATUS = {
     2: "exact conflict: solved with a ridge",
     4: "gradients not finite: skipped",
     8: "no Gram matrix: skipped",
+    16: "turned towards the whole image (fairness.keep)",
 }
+_KEPT = 16
 _QUARTERS = ("q1", "q2", "q3", "q4")
 _QUARTER_NAMES = ("q1: the least noise", "q2", "q3", "q4: the most noise")
 
@@ -75,6 +77,43 @@ def conflicts(run: History, data: Data) -> Html:
         table(["pair", "steps measured", "negative", "mean", "lowest", "at step"], rows, "Cosines"),
         note="Two objectives fight in a step if the cosine between their gradients is negative.",
     )
+
+
+def progress(run: History, data: Data) -> list[Html]:
+    """Return which way the steps went, and whose they were; nothing if that was not logged."""
+    shown = [(name, i) for i, name in enumerate(run.names) if run.points(f"progress/{name}")]
+    if not shown:
+        return []
+    cosines = [Line(f"progress/{n}", label(n), colour(n, i)) for n, i in shown]
+    shares = [Line(f"share/{n}", label(n), colour(n, i)) for n, i in shown]
+    rows: list[list[str | float | None]] = []
+    for name, _ in shown:
+        key = f"progress/{name}"
+        against = sum(value < 0 for _, value in run.points(key))
+        rows.append([label(name), _mean(run, f"share/{name}"), _mean(run, key), against])
+    keep = run.setting("fairness.keep")
+    statuses = [int(value) for value in run.column("solver/status") if value is not None]
+    bounded = sum(bool(value & _KEPT) for value in statuses)
+    words = "A step lowers a loss, to first order, if its cosine to that gradient is above 0."
+    if keep or bounded:
+        words += (
+            f" fairness.keep turned {bounded} of {len(statuses)} steps towards the whole image."
+        )
+    return [
+        section(
+            "Where the steps go",
+            lines(
+                data,
+                "Cosines of the step to the gradients",
+                cosines,
+                bounds=(-1, 1),
+                level=("fairness.keep", keep) if keep else None,
+            ),
+            lines(data, "Shares of the step", shares, bounds=(0, 1)),
+            table(["", "mean share", "mean cosine", "steps against it"], rows, "Steps"),
+            note=words,
+        )
+    ]
 
 
 def solver(run: History, data: Data) -> Html:

@@ -85,6 +85,7 @@ def _sections(run: History, data: Data) -> Iterator[Html]:
     yield figures.losses(run, data)
     yield from figures.validation(run, data)
     yield figures.balance(run, data)
+    yield from figures.progress(run, data)
     yield figures.conflicts(run, data)
     if run.sheets:
         yield _samples(run)

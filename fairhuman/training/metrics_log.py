@@ -26,7 +26,7 @@ NOT_FINITE = "not_finite"
 def step_record(
     names: Sequence[str], losses: Sequence[float | None], balance: Balance
 ) -> dict[str, Any]:
-    """Return a step's losses, weights, gradient norms, cosines and solver figures, by key.
+    """Return what a step's losses, weights, gradients and solver came to, by key.
 
     None stands for what is absent from the batch or not measured in this mode; what is not
     finite stays so.
@@ -42,6 +42,11 @@ def step_record(
     for i, first in enumerate(names):
         for j in range(i + 1, len(names)):
             record[f"cosine/{first}_{names[j]}"] = balance.cosines[i][j]
+    unknown: list[float | None] = [None] * len(names)
+    for name, share in zip(names, balance.shares or unknown, strict=True):
+        record[f"share/{name}"] = share
+    for name, progress in zip(names, balance.progress or unknown, strict=True):
+        record[f"progress/{name}"] = progress
     record["solver/status"] = balance.status
     record["solver/residual"] = balance.residual
     record["solver/iterations"] = balance.iterations

@@ -120,7 +120,13 @@ class TrainingStep:
 def make_solver(config: Config) -> Solver:
     """Return the solver with a run's settings."""
     fairness = config.fairness
-    return Solver(fairness.alpha, fairness.normalize, config.train.max_grad_norm, fairness.floor)
+    return Solver(
+        fairness.alpha,
+        fairness.normalize,
+        config.train.max_grad_norm,
+        fairness.floor,
+        fairness.keep,
+    )
 
 
 def make_balancer(config: Config, engine: Engine) -> Balancer:

@@ -31,6 +31,8 @@ MISTAKES = [
     ("fairness.between=emma", "must be one of calibrated, stale, ema (did you mean ema?)"),
     ("fairness.refresh_every=0", "fairness.refresh_every = 0: must be greater than or equal to 1"),
     ("fairness.floor=-1", "fairness.floor = -1: must be greater than or equal to 0"),
+    ("fairness.keep=1", "fairness.keep = 1: must be less than 1"),
+    ("fairness.keep=-0.1", "fairness.keep = -0.1: must be greater than or equal to 0"),
     ("fairness.sketch_size=1000", "fairness.sketch_size = 1000: must be a multiple of 64"),
     ("train.steps=many", "train.steps = 'many': must be a valid integer"),
     ("train.steps=0", "train.steps = 0: must be greater than or equal to 1"),
@@ -249,6 +251,16 @@ def test_modes_that_solve_set_the_length_themselves(good: Path, mode: str) -> No
     ):
         with pytest.raises(ConfigError, match=line):
             load_config(good, [f"fairness.mode={mode}", wrong])
+
+
+@pytest.mark.parametrize("mode", ["sum", "global"])
+def test_a_least_cosine_needs_weights_that_are_solved_for(good: Path, mode: str) -> None:
+    wrong = f"fairness.keep = 0.9: bounds weights .* fairness.mode={mode} solves for none; set"
+    with pytest.raises(ConfigError, match=wrong):
+        load_config(good, [f"fairness.mode={mode}", "fairness.keep=0.9"])
+    for solving in ("exact", "amortized", "sketch"):
+        found = load_config(good, [f"fairness.mode={solving}", "fairness.keep=0.9"])
+        assert found.fairness.keep == 0.9
 
 
 @pytest.mark.parametrize(("mode", "every"), [("amortized", 5), ("sketch", 1)])

@@ -49,8 +49,12 @@ int main() {
         }
       }
       if (round % 2) A[random() % (K * K)] = specials[random() % 9];
-      fairhuman::mpd_solve_cpu(A.data(), 1, {K, alphas[round % 5], 1e-7, round % 3, 0.5},
-                               out.data());
+      const double keep = round % 4 * 0.33;
+      fairhuman::mpd_solve_cpu(
+          A.data(), 1, {K, alphas[round % 5], 1e-7, round % 3, 0.5, keep, round % K}, out.data());
+      double& cosine = out[K + fairhuman::kMpdCosine];
+      bad += std::fabs(cosine) > 1.0;
+      cosine = 0.0;
       for (double x : out) bad += !(std::isfinite(x) && x >= 0.0);
     }
   }
@@ -79,18 +83,25 @@ def test_build_info_tells_what_was_built() -> None:
 
 
 @pytest.mark.parametrize(
-    ("K", "alpha", "words"),
+    ("K", "alpha", "keep", "anchor", "words"),
     [
-        (0, 2.0, "K or count is out of range"),
-        (17, 2.0, "K or count is out of range"),
-        (2, 0.4, "alpha is out of range"),
-        (2, float("nan"), "alpha is out of range"),
+        (0, 2.0, 0.0, 0, "K or count is out of range"),
+        (17, 2.0, 0.0, 0, "K or count is out of range"),
+        (2, 0.4, 0.0, 0, "alpha is out of range"),
+        (2, math.nan, 0.0, 0, "alpha is out of range"),
+        (2, 2.0, 1.0, 0, "keep or anchor is out of range"),
+        (2, 2.0, -0.1, 0, "keep or anchor is out of range"),
+        (2, 2.0, math.nan, 0, "keep or anchor is out of range"),
+        (2, 2.0, 0.5, 2, "keep or anchor is out of range"),
+        (2, 2.0, 0.5, -1, "keep or anchor is out of range"),
     ],
 )
-def test_error_codes_become_value_errors(K: int, alpha: float, words: str) -> None:
+def test_error_codes_become_value_errors(
+    K: int, alpha: float, keep: float, anchor: int, words: str
+) -> None:
     """A wrong size is refused before any memory is touched."""
     with pytest.raises(ValueError, match=words):
-        _C.solve_mpd_cpu(0, 1, K, alpha, 0.0, 0, 1.0, 0)
+        _C.solve_mpd_cpu(0, 1, K, alpha, 0.0, 0, 1.0, keep, anchor, 0)
 
 
 def test_a_batch_gives_the_bits_of_single_solves() -> None:
@@ -100,8 +111,8 @@ def test_a_batch_gives_the_bits_of_single_solves() -> None:
 
     def run(batch: np.ndarray) -> np.ndarray:
         N, K, _ = batch.shape
-        out = np.empty((N, K + 5))
-        _C.solve_mpd_cpu(batch.ctypes.data, N, K, 2.0, 1e-7, 0, math.inf, out.ctypes.data)
+        out = np.empty((N, K + 6))
+        _C.solve_mpd_cpu(batch.ctypes.data, N, K, 2.0, 1e-7, 0, math.inf, 0.5, 1, out.ctypes.data)
         return out
 
     together = run(A)

@@ -121,6 +121,32 @@ def test_a_gradient_that_is_not_finite_gives_no_direction() -> None:
         assert torch.equal(p.grad, torch.zeros_like(p))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("anchor", [0, 2])
+def test_it_keeps_the_cosine_to_one_loss(anchor: int) -> None:
+    """The closed form by explicit gradients: along g / n and e, d is keep and sqrt(1 - keep^2)."""
+    model, keep = network(torch.float64), 0.95
+    parameters = list(model.parameters())
+    losses = three_losses(model, *batch(torch.float64))
+    rows = torch.stack(
+        [
+            torch.cat(
+                [g.reshape(-1) for g in torch.autograd.grad(loss, parameters, retain_graph=True)]
+            )
+            for loss in losses
+        ]
+    )
+    fair = solve_mpd(rows @ rows.T)
+    solution = fair_backward(losses, parameters, max_norm=0.5, keep=keep, anchor=anchor)
+    assert int(solution.status) == Status.KEPT
+    g = rows[anchor] / rows[anchor].norm()
+    d0 = fair.weights @ rows
+    e = d0 - (d0 @ g) * g
+    expected = 0.5 * (keep * g + (1 - keep**2) ** 0.5 * e / e.norm())
+    found = torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None])
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    assert float(solution.cosine) == pytest.approx(keep, abs=1e-15)
+
+
 def test_parameters_of_several_dtypes_are_one_direction() -> None:
     model = network(torch.float64)
     model[2].float()

@@ -32,9 +32,9 @@ def solve_batch(A: Array, alpha: float = 2.0) -> tuple[Array, Array, Array, Arra
     """Weights, norms, residuals, iterations and statuses of [N, K, K], in one native call."""
     A = np.ascontiguousarray(A, dtype=np.float64)
     N, K, _ = A.shape
-    out = np.empty((N, K + 5))
-    _C.solve_mpd_cpu(A.ctypes.data, N, K, alpha, 1e-7, 0, math.inf, out.ctypes.data)
-    norm, residual, _, iterations, status = out[:, K:].T
+    out = np.empty((N, K + 6))
+    _C.solve_mpd_cpu(A.ctypes.data, N, K, alpha, 1e-7, 0, math.inf, 0.0, 0, out.ctypes.data)
+    norm, residual, _, _, iterations, status = out[:, K:].T
     return out[:, :K], norm, residual, iterations, status.astype(int)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from fairhuman import _C, solve_mpd
 from fairhuman.fairness import mpd
 from fairhuman.fairness.mpd import Status, status_name
+from fairhuman.fairness.solve import Solver
 
 FIELDS = _C.build_info()["mpd_fields"]
 
@@ -50,11 +51,11 @@ def hard_grams(count: int, K: int, rank: int, seed: int) -> Tensor:
     return (G @ G.mT).contiguous()
 
 
-def solve_batch(grams: Tensor, alpha: float) -> Tensor:
-    """[count, K + 5] on the matrices' device, in one native call."""
+def solve_batch(grams: Tensor, alpha: float, keep: float = 0.0) -> Tensor:
+    """[count, K + 6] on the matrices' device, in one native call."""
     count, K, _ = grams.shape
     out = grams.new_empty(count, K + FIELDS)
-    problem = (grams.data_ptr(), count, K, alpha, 1e-7, 0, math.inf, out.data_ptr())
+    problem = (grams.data_ptr(), count, K, alpha, 1e-7, 0, math.inf, keep, 0, out.data_ptr())
     if grams.is_cuda:
         _C.solve_mpd_cuda(0, torch.cuda.current_stream().cuda_stream, *problem)
     else:
@@ -81,6 +82,39 @@ def test_hard_matrices_are_solved_as_on_the_host(K: int, alpha: float) -> None:
     assert backward_error(grams, found[:, :K], alpha).max() < bound
     # The norm is well-conditioned where single weights need not be.
     torch.testing.assert_close(found[:, K], expected[:, K], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.9, 0.9999])
+@pytest.mark.parametrize("K", [1, 2, 3, 4, 5, 8, 16])
+def test_a_direction_is_kept_as_on_the_host(K: int, keep: float) -> None:
+    """The host bounds the device's own fair weights: the arithmetic of both is the same."""
+    grams = hard_grams(2000, K, K + 12, seed=K)
+    grams[::5, :, K - 1] = 0.0
+    grams[::5, K - 1, :] = 0.0
+    kept = solve_batch(grams.cuda(), 2.0, keep).cpu()
+    expected = solve_batch(grams.cuda(), 2.0).cpu()
+    stationary = (expected[:, -1].long() & Status.STATIONARY) != 0
+    expected[:, K] *= stationary
+    _C.keep_mpd_cpu(grams.data_ptr(), len(grams), K, keep, 0, expected.data_ptr())
+    bits = {"rtol": 1e-15, "atol": 0.0, "equal_nan": True}
+    torch.testing.assert_close(kept[:, :K], expected[:, :K], **bits)
+    torch.testing.assert_close(kept[:, K + 3], expected[:, K + 3], **bits)
+    assert torch.equal(kept[:, -1], expected[:, -1])
+    cosine = kept[:, K + 3]
+    assert bool((cosine[~cosine.isnan()] >= keep).all())
+
+
+def test_given_weights_are_kept_as_on_the_host_without_a_wait() -> None:
+    gram = hard_grams(1, 3, 9, seed=2)[0]
+    here, there = gram.cuda(), solve_mpd(gram.cuda())
+    with no_wait():
+        kept = mpd.keep_mpd(here, there, 0.99)
+        floored = Solver(floor=0.3, keep=0.99)(here)
+    expected = mpd.keep_mpd(gram, there.cpu(), 0.99)
+    torch.testing.assert_close(kept.weights.cpu(), expected.weights, rtol=1e-12, atol=0)
+    assert kept.status.cpu() == expected.status
+    right = Solver(floor=0.3, keep=0.99)(gram)
+    torch.testing.assert_close(floored.weights.cpu(), right.weights, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

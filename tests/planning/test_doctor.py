@@ -35,6 +35,13 @@ def test_it_tells_what_was_built_and_what_there_is(capsys: pytest.CaptureFixture
     assert plan.startswith("exact on 3 objectives, ZeRO-2, AdamW8bit, fp32 on the CPU")
 
 
+def test_a_least_cosine_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    demo = str(ROOT / "configs" / "demo.yaml")
+    _, text = run(capsys, "--config", demo, "--json", "fairness.keep=0.9")
+    (plan,) = json.loads(text)["configs"].values()
+    assert plan.startswith("exact on 3 objectives, keep 0.9, ZeRO-2")
+
+
 def test_each_config_in_configs_can_run_here(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

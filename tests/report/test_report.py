@@ -53,7 +53,13 @@ def record(step: int, rng: random.Random) -> dict[str, Any]:
     found["grad_norm/update"] = 1.0
     for pair in ("global_face", "global_hand", "face_hand"):
         found[f"cosine/{pair}"] = None if absent and "hand" in pair else rng.uniform(-1, 1)
-    found |= {"solver/status": int(absent), "solver/residual": 1e-16, "solver/iterations": 3}
+    shares = {name: found[f"weight/{name}"] * (found[f"grad_norm/{name}"] or 0) for name in NAMES}
+    for name in NAMES:
+        gone = absent and name == "hand"
+        found[f"share/{name}"] = None if gone else shares[name] / sum(shares.values())
+        found[f"progress/{name}"] = None if gone else rng.uniform(-1, 1)
+    status = int(absent) + 16 * (step % 4 == 0)
+    found |= {"solver/status": status, "solver/residual": 1e-16, "solver/iterations": 3}
     parts = ("data", "encode", "forward", "backward", "update", "other")
     found |= {f"time/{part}": rng.random() for part in parts}
     if step % 5 == 0:
@@ -155,6 +161,25 @@ def test_every_number_on_the_page_is_that_of_the_metrics(tmp_path: Path) -> None
     assert row[1:3] == [str(len(cosines)), f"{sum(c < 0 for c in cosines) / len(cosines):.0%}"]
     assert ["steps skipped (7, 14)", "2"] in shown.rows
     assert ["an objective was absent", "6"] in shown.rows
+
+
+def test_the_page_tells_which_way_the_steps_went_and_how_often_they_were_turned(
+    tmp_path: Path,
+) -> None:
+    records = make_run(tmp_path / "run")
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    for keep in (0.0, 0.9):
+        config["fairness"]["keep"] = keep
+        (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+        shown = report(tmp_path / "run")
+        levels = [attrs for tag, attrs in shown.tags if attrs.get("class") == "level"]
+        assert len(levels) == bool(keep)
+    # Cosines from -1 to 1 take the height between the two ends of the axis.
+    assert float(levels[0]["y1"] or 0) == pytest.approx(204 - 184 * 0.95, abs=0.1)
+    assert "turned 5 of 20 steps towards the whole image" in shown.text
+    against = sum((r["progress/hand"] or 0) < 0 for r in records)
+    row = next(row for row in shown.rows if len(row) == 4 and row[0] == "hands")
+    assert row[3] == str(against)
 
 
 def test_the_headlines(tmp_path: Path) -> None:

@@ -186,6 +186,7 @@ def tree_of(made: Config) -> dict[str, Any]:
         ({"noise": {"offset": 0.1}}, "noise.offset: 0.0 -> 0.1 (takes effect"),
         ({"objectives": {"regions": ["hand", "face"]}}, "objectives.regions: ["),
         ({"fairness": {"refresh_every": 3}}, "fairness.refresh_every: null -> 3 (takes effect"),
+        ({"fairness": {"keep": 0.9}}, "fairness.keep: 0.0 -> 0.9 (takes effect from step 3)"),
         ({"data": {"root": "y"}}, "data.root: x -> y (takes effect from step 3: the data"),
         (
             {"deepspeed": {"fp16": {"loss_scale_window": 5}}},

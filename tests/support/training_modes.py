@@ -27,6 +27,7 @@ class Way:
     normalize: str = "simplex"
     max_norm: float | None = None
     floor: float = 0.0
+    keep: float = 0.0
     reduction: str = "image"
     checkpointed: bool = False
     fp16: dict[str, Any] = field(default_factory=dict, hash=False)
@@ -38,6 +39,7 @@ class Way:
         parts += [self.precision, f"every{self.every}", self.between, self.normalize]
         parts += ["nan"] * (self.nan_at is not None) + ["overflow"] * bool(self.fp16)
         parts += [self.reduction, f"max{self.max_norm}", f"floor{self.floor:g}"]
+        parts += [f"keep{self.keep:g}"] * bool(self.keep)
         return "-".join(parts)
 
     def config(self) -> Config:
@@ -58,6 +60,7 @@ class Way:
             "between": self.between,
             "refresh_every": self.every,
             "floor": self.floor,
+            "keep": self.keep,
             "sketch_size": SKETCH,
         }
         return Config.model_validate(tree)

@@ -21,6 +21,7 @@ from training_modes import SKETCH, Way
 from fairhuman.config import Config
 from fairhuman.fairness import ops
 from fairhuman.fairness.forecast import MEMORY, Forecast
+from fairhuman.fairness.mpd import Status
 from fairhuman.fairness.solve import Solver
 from fairhuman.training.balancers.base import Balance, Sensitivity
 from fairhuman.training.objectives import RegionObjectives
@@ -91,6 +92,12 @@ OVERFLOWS = [
     Way(mode, precision="fp16", fp16={"initial_scale_power": 22}, steps=7, every=2)
     for mode in ("amortized", "sketch")
 ]
+KEEPS = [
+    Way("exact", normalize="ball", max_norm=0.5, keep=0.9),
+    Way("amortized", normalize="ball", max_norm=0.5, keep=0.9, steps=7),
+    Way("amortized", 3, floor=0.3, normalize="ball", max_norm=0.5, keep=0.995),
+    Way("sketch", 3, every=1, normalize="ball", max_norm=0.5, keep=0.9),
+]
 ALONE = [Way("amortized", 1, ranks=1), Way("sketch", 3, ranks=1)]
 # Every kind of everything is in the first two worlds.
 QUICK = [
@@ -98,11 +105,12 @@ QUICK = [
     *VARIANTS,
     *ONES,
     *EXACT.values(),
+    *KEEPS,
     *(way for way in HALVES if way.stage > 1),
     *(way for way in NANS if way.stage == 2 and (way.mode == "sketch" or not way.zero)),
     *OVERFLOWS,
 ]
-EVERY = [*WALKS, *VARIANTS, *ONES, *EXACT.values(), *HALVES, *NANS, *OVERFLOWS]
+EVERY = [*WALKS, *VARIANTS, *ONES, *EXACT.values(), *KEEPS, *HALVES, *NANS, *OVERFLOWS]
 WORLDS = {
     "one rank": ALONE,
     "two ranks": QUICK,
@@ -317,6 +325,13 @@ def logged_gram(report: Balance) -> Tensor:
     return cosines * norms[:, None] * norms[None, :]
 
 
+def sketched(rows: Tensor) -> Tensor:
+    found = torch.zeros(3, SKETCH, dtype=DOUBLE)
+    for out, row in zip(found, rows, strict=True):
+        ops.add_sketch(out, [row], [0])
+    return found
+
+
 def same_direction(found: list[float], right: np.ndarray, digits: float) -> None:
     w = np.array(found)
     np.testing.assert_allclose(w / w.sum(), right / right.sum(), rtol=digits)
@@ -325,7 +340,7 @@ def same_direction(found: list[float], right: np.ndarray, digits: float) -> None
 WALKED = WALKS + VARIANTS + ONES + ALONE
 
 
-@pytest.mark.parametrize(("world", "index"), of(WALKED))
+@pytest.mark.parametrize(("world", "index"), of(WALKED, KEEPS))
 def test_every_step_moves_along_the_sum_of_the_gradients_by_the_reported_weights(
     worlds: Worlds, world: str, index: int
 ) -> None:
@@ -363,10 +378,7 @@ def test_a_refresh_measures_the_gradients_and_solves_for_the_weights(
         if report.grad_norms[0] is None:
             continue
         if case.mode == "sketch":
-            sketched = torch.zeros(3, SKETCH, dtype=DOUBLE)
-            for out, row in zip(sketched, rows, strict=True):
-                ops.add_sketch(out, [row], [0])
-            rows = sketched
+            rows = sketched(rows)
         gram = rows @ rows.T
         assert float((logged_gram(report) - gram).norm() / gram.norm()) < 1e-4
         gram = gram.numpy()[np.ix_(present, present)]
@@ -426,6 +438,36 @@ def test_weights_between_refreshes_follow_from_what_was_logged(
         predicted = predicted + case.floor**2 * predicted.diagonal().max() * np.eye(len(present))
         right = solve(predicted, 2.0)
         same_direction([report.weights[k] for k in present], right, 1e-4)
+
+
+@pytest.mark.parametrize(("world", "index"), of(KEEPS))
+def test_every_step_keeps_its_cosine_to_the_whole_image(
+    worlds: Worlds, world: str, index: int
+) -> None:
+    """By the matrix that was solved; where it is that of the true gradients, by these too."""
+    case, reports = WORLDS[world][index], worlds(world)[0][index]["reports"]
+    walked = walk(case, reports)
+    assert any(report.status & Status.KEPT for report in reports)
+    for report, rows in zip(reports, walked.rows, strict=True):
+        assert report.progress[0] >= case.keep
+        if report.status & Status.KEPT:
+            assert report.progress[0] == pytest.approx(case.keep, abs=1e-12)
+        assert sum(share or 0.0 for share in report.shares) == pytest.approx(1.0)
+        if case.mode == "sketch":
+            rows = sketched(rows)
+        elif report.grad_norms[0] is None:
+            continue
+        d = torch.tensor(report.weights, dtype=DOUBLE) @ rows
+        for progress, share, row, w in zip(
+            report.progress, report.shares, rows, report.weights, strict=True
+        ):
+            if not w:
+                assert progress is share is None
+                continue
+            assert progress == pytest.approx(float(d @ row / d.norm() / row.norm()), abs=1e-4)
+            total = (torch.tensor(report.weights, dtype=DOUBLE) * rows.norm(dim=1)).sum()
+            assert share == pytest.approx(float(w * row.norm() / total), rel=1e-4)
+        assert float(d @ rows[0] / d.norm() / rows[0].norm()) >= case.keep - 1e-5
 
 
 @pytest.mark.parametrize(("world", "index"), of(ONES))

@@ -33,7 +33,9 @@ KEYS = {
     "step", "epoch", "lr", "loss/global", "loss/face", "loss/hand", "weight/global",
     "weight/face", "weight/hand", "grad_norm/global", "grad_norm/face", "grad_norm/hand",
     "grad_norm/update", "cosine/global_face", "cosine/global_hand", "cosine/face_hand",
-    "solver/status", "solver/residual", "solver/iterations", "skipped", "samples_per_s",
+    "share/global", "share/face", "share/hand", "progress/global", "progress/face",
+    "progress/hand", "solver/status", "solver/residual", "solver/iterations", "skipped",
+    "samples_per_s",
     "step_time_s", "memory_gib", "time/data", "time/encode", "time/forward", "time/backward",
     "time/update", "time/other",
 }  # fmt: skip

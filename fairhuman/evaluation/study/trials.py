@@ -134,8 +134,11 @@ def _check(study: Study, name: str, arm: Arm, config: Config) -> None:
             f"model.method = {config.model.method!r}: its pictures want control images; set the "
             "study's pictures.count to 0"
         )
-    if arm.solver == "published" and (config.fairness.mode != "exact" or config.fairness.floor):
-        problems.append("solver = 'published': needs fairness.mode=exact and fairness.floor=0")
+    fairness = config.fairness
+    if arm.solver == "published" and (fairness.mode != "exact" or fairness.floor or fairness.keep):
+        problems.append(
+            "solver = 'published': needs fairness.mode=exact, fairness.floor=0 and fairness.keep=0"
+        )
     if problems:
         raise ConfigError("\n".join(f"arm {name!r}: {problem}" for problem in problems))
 

@@ -46,6 +46,7 @@ class ForecastStep:
         self.forecast_step = WeightedBackward(gradients, solver)
         self._present: list[bool] = []
         self._found: MPDSolution | None = None
+        self._gram = torch.zeros(0)
         self._weights = torch.zeros(0)
 
     def start(self, present: Sequence[bool], micro_batches: int) -> None:
@@ -65,7 +66,8 @@ class ForecastStep:
 
     def solve(self, gram: Tensor) -> None:
         """Fix the step's weights by the present objectives' A."""
-        self._found = self.solver(gram).cpu()
+        self._found = self.solver(gram, keeps=self._present[0]).cpu()
+        self._gram = gram.cpu()
         weights = self._found.weights
         if unsolved(self._found):
             # They make the gradient NaN on every rank, and so the step is skipped.
@@ -77,7 +79,8 @@ class ForecastStep:
         """Take the step and report it, with what was `measured` of the gradients."""
         assert self._found is not None, "a step without a micro-batch"
         count = len(self._present)
-        report = solved(self._found, self._present) | (measured or unmeasured(count))
+        report = solved(self._found, self._present, self._gram)
+        report |= measured or unmeasured(count)
         taken = self.forecast_step.step(self._found)
         if taken is None:
             return not_taken(count, report)

@@ -41,6 +41,11 @@ class Balance:
     """Bits of `Status`; NONFINITE in a skipped step, whatever the mode."""
     residual: float | None = None
     iterations: int | None = None
+    progress: list[float | None] = field(default_factory=list)
+    """[K], the step's cosine to each objective's gradient, by the Gram matrix that was solved: to
+    first order, a step lowers a loss where this is above 0."""
+    shares: list[float | None] = field(default_factory=list)
+    """[K], w_k ||g_k|| over its sum, by the same matrix."""
 
 
 class Sensitivity(NamedTuple):
@@ -145,11 +150,11 @@ class ExactBalancer(Balancer):
     def step(self) -> Balance:
         """Solve for the weights and move along d; skip on all ranks if A or d is not finite."""
         gram = self.gradients.gram()
-        solution = self.solver(gram)
+        solution = self.solver(gram, keeps=self._present[0])
         # All that the host needs to know, in the step's one wait for the backward passes.
         copied = HostCopy(gram)
         found, gram = solution.cpu(), copied.get()
-        measured = solved(found, self._present) | of_gram(gram, self._present)
+        measured = solved(found, self._present, gram) | of_gram(gram, self._present)
         norms = gram.diagonal().sqrt()
         if unsolved(found) or not self.gradients.holds(found.weights * found.scale, norms):
             self.gradients.skip()
@@ -233,14 +238,30 @@ def not_taken(count: int, report: dict[str, Any]) -> Balance:
     return Balance([0.0] * count, None, skipped=True, **(report | {"status": int(status)}))
 
 
-def solved(found: MPDSolution, present: Sequence[bool]) -> dict[str, Any]:
-    """Return a solution's part of `Balance`; it must be on the host."""
+def solved(found: MPDSolution, present: Sequence[bool], gram: Tensor) -> dict[str, Any]:
+    """Return a solution's part of `Balance`, from the A it solves; both on the host."""
     status = int(found.status) | (0 if all(present) else Status.ABSENT)
     return {
         "status": status,
         "residual": float(found.residual),
         "iterations": int(found.iterations),
+        "progress": embed(_progress(found, present[0], gram), present, None),
+        "shares": embed(_shares(found, gram), present, None),
     }
+
+
+def _progress(found: MPDSolution, anchored: bool, gram: Tensor) -> list[float | None]:
+    """Return the cosines of d to the gradients; None for what is 0."""
+    cosines = (gram @ found.weights / (gram.diagonal().sqrt() * found.norm)).clamp(-1.0, 1.0)
+    if anchored:
+        cosines[0] = found.cosine  # summed with more care
+    return [value if math.isfinite(value) else None for value in cosines.tolist()]
+
+
+def _shares(found: MPDSolution, gram: Tensor) -> list[float | None]:
+    lengths = found.weights * gram.diagonal().sqrt()
+    shares = (lengths / lengths.sum()).tolist()
+    return [value if math.isfinite(value) else None for value in shares]
 
 
 def of_gram(gram: Tensor, present: Sequence[bool]) -> dict[str, Any]:
