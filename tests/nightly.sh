@@ -17,7 +17,7 @@ for isa in "" "ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2" \
         loops+=($!)
     done
     # shellcheck disable=SC2086  # two variables
-    env $isa TORCHINDUCTOR_CACHE_DIR="$caches/${isa// /,}" "$python" -m pytest --quiet -n 2 --dist loadfile || failed=1
+    env $isa TORCHINDUCTOR_CACHE_DIR="$caches/${isa// /,}" "$python" -m pytest --quiet -n 2 --dist loadfile --no-loadscope-reorder || failed=1
     kill "${loops[@]}"
     wait "${loops[@]}" 2>/dev/null
 done

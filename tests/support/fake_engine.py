@@ -20,6 +20,7 @@ from triton.runtime import JITFunction
 import fairhuman.training.balancers.base as exact
 import fairhuman.training.balancers.sketch as sketch
 import fairhuman.zero.reducer as reducer
+from fairhuman import _C
 from fairhuman.fairness import ops
 from fairhuman.fairness.mpd import MPDSolution
 from fairhuman.zero.optimizers import LARGEST_GROUP
@@ -28,6 +29,7 @@ from fairhuman.zero.reduced import ReducedGradients
 from fairhuman.zero.shard_map import Buffer, Piece
 
 RANKS = 2
+FIELDS: int = _C.build_info()["mpd_fields"]
 
 
 class FakeEngine:
@@ -122,7 +124,7 @@ def _stand_in_for_ranks(gpu: FakeGPU) -> None:
 def _solve_mpd(gram: Tensor, *args: Any) -> MPDSolution:
     if gram.device.type != NAME:
         return _real_solve_mpd(gram, *args)
-    return MPDSolution(torch.empty(len(gram) + 5, dtype=torch.float64, device=gram.device))
+    return MPDSolution(torch.empty(len(gram) + FIELDS, dtype=torch.float64, device=gram.device))
 
 
 _real_solve_mpd = ops.solve_mpd

@@ -66,8 +66,9 @@ class ForecastStep:
 
     def solve(self, gram: Tensor) -> None:
         """Fix the step's weights by the present objectives' A."""
+        copied = HostCopy(gram)  # there when the solve is
         self._found = self.solver(gram, keeps=self._present[0]).cpu()
-        self._gram = gram.cpu()
+        self._gram = copied.get()
         weights = self._found.weights
         if unsolved(self._found):
             # They make the gradient NaN on every rank, and so the step is skipped.
