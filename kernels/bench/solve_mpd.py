@@ -84,8 +84,9 @@ def _native(grams: Tensor, keep: float) -> Contender:
             _C.solve_mpd_cpu(gram.data_ptr(), 1, K, ALPHA, 1e-7, *length, row.data_ptr())
 
     run()
-    # A kept direction is not the fair one.
-    error = 0.0 if keep else max(backward_error(gram, row[:K]) for gram, row in pairs)
+    error = max(backward_error(gram, row[:K]) for gram, row in pairs)
+    if keep:  # no fair direction: what the cosine lacks
+        error = max(0.0, keep - float(out[:, K + 3].min()))
     return Contender(
         f"solve_mpd, its native call{f', keep = {keep:g}' if keep else ''}", run, error
     )
