@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from fairhuman.fairness import ops
 from fairhuman.zero.gradients import Gradients, with_more
 from fairhuman.zero.protocol import Engine
-from fairhuman.zero.reducer import Reducer
+from fairhuman.zero.reducer import Reducer, Row
 
 
 class ReducedGradients(Gradients):
@@ -41,11 +42,20 @@ class ReducedGradients(Gradients):
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
         self._reducer = Reducer(engine)
+        self._shares = shares_recomputation(engine.module)
+        self._outputs: list[Tensor] = []
+        """Of the last forward pass, what has a graph."""
 
     @property
     def model(self) -> Callable[..., Any]:
         """The bare module: the engine's forward pass makes the next backward pass DeepSpeed's."""
-        return self.engine.module
+        return self._forward
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
+        found = self.engine.module(*args, **kwargs)
+        leaves = tree_leaves(found)
+        self._outputs = [x for x in leaves if isinstance(x, Tensor) and x.requires_grad]
+        return found
 
     def start(self, count: int, micro_batches: int) -> None:
         """Begin an optimizer step of `count` objectives."""
@@ -55,12 +65,20 @@ class ReducedGradients(Gradients):
 
     def backward(self, losses: Sequence[Tensor | None]) -> None:
         """Add each loss's gradient, which is reduced while the backward pass still runs."""
-        for index, loss, more in with_more(losses):
-            shard = self.shards[index]
-            fresh = shard is None
-            if shard is None:
-                shard = self.shards[index] = self._zeros()
-            self._reducer.backward(loss, shard, fresh, keep_graph=more)
+        there = list(with_more(losses))
+        if self._shares and len(there) > 1:
+            rows = [self._row(index) for index, _, _ in there]
+            self._reducer.backward_together([loss for _, loss, _ in there], self._outputs, rows)
+            return
+        for index, loss, more in there:
+            self._reducer.backward(loss, self._row(index), keep_graph=more)
+
+    def _row(self, index: int) -> Row:
+        shard = self.shards[index]
+        if shard is not None:
+            return Row(shard, fresh=False)
+        self.shards[index] = shard = self._zeros()
+        return Row(shard, fresh=True)
 
     def step(self, weights: Tensor, scale: Tensor | None = None) -> None:
         """Give DeepSpeed's optimizer scale * sum_k w_k g_k, in the memory of the first shard."""
@@ -95,6 +113,21 @@ class ReducedGradients(Gradients):
         self.engine.optimizer.compute_grad_norm = False
         self.engine.optimizer.check_grad_overflow = check
         self.engine.step()
+
+
+def shares_recomputation(model: nn.Module) -> bool:
+    """Return whether all objectives of a step can have one backward pass, and gain by it.
+
+    Blocks that are computed anew gain. Not with torch.compile or xformers, whose backward passes
+    are code that knows no batch of cotangents.
+    """
+    anew = batches = False
+    for part in model.modules():
+        anew |= bool(getattr(part, "gradient_checkpointing", False))
+        compiled = getattr(part, "_compiled_call_impl", None) is not None
+        xformers = "XFormers" in type(getattr(part, "processor", None)).__name__
+        batches |= compiled or xformers
+    return anew and not batches
 
 
 class _Whole(list[Tensor]):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from fairhuman.zero.parts import cut
 from fairhuman.zero.protocol import Engine
@@ -42,12 +45,22 @@ class _Bucket:
     """Gradients that are still to come in this backward pass."""
 
 
+class Row(NamedTuple):
+    """Where one objective's gradient goes."""
+
+    shard: list[Tensor]
+    """One flat float32 tensor per parameter group: this rank's part."""
+    fresh: bool
+    """Whether it is zero."""
+
+
 class _Sent(NamedTuple):
-    """A bucket that is on its way between the ranks."""
+    """A bucket of one objective's gradient that is on its way between the ranks."""
 
     work: Any
     bucket: _Bucket
     buffer: Tensor
+    row: Row
 
 
 class Reducer:
@@ -85,9 +98,10 @@ class Reducer:
         """In the first backward pass, the gradients that are in no bucket yet."""
         self._agrees = True
         """In the first backward pass, whether gradients came in the same order on all ranks."""
-        self._shard: list[Tensor] | None = None
+        self._rows: Sequence[Row] = ()
         """Where the gradients of the backward pass that is running go."""
-        self._fresh = False
+        self._stacked: dict[Tensor, Tensor] | None = None
+        """In a pass for several objectives, [K, *] of the gradients that wait for their bucket."""
         self._next = 0
         self._sent: _Sent | None = None
 
@@ -96,37 +110,89 @@ class Reducer:
         for p in self._number:
             p.grad = None
 
-    def backward(self, loss: Tensor, shard: list[Tensor], fresh: bool, keep_graph: bool) -> None:
+    def backward(self, loss: Tensor, row: Row, keep_graph: bool) -> None:
         """Add the gradient of a loss, averaged over micro-batches and ranks; a collective.
 
         Args:
             loss: a scalar.
-            shard: one flat float32 tensor per parameter group, to which this rank's part of
-                loss scale * gradient is added.
-            fresh: whether the shard is zero.
+            row: to which this rank's part of loss scale * gradient is added.
             keep_graph: whether another backward pass of this graph will follow.
 
         Raises:
             RuntimeError: a parameter's gradient came in several parts.
         """
+        with self._pass([row]):
+            (loss * self._factor()).backward(retain_graph=keep_graph)
+
+    def backward_together(
+        self, losses: Sequence[Tensor], outputs: Sequence[Tensor], rows: Sequence[Row]
+    ) -> None:
+        """Add the gradients of K losses in one backward pass of what they are computed from.
+
+        What is computed anew in it, under gradient checkpointing, is computed once, and not K
+        times: the pass carries K cotangents side by side (`torch.vmap`).
+
+        Args:
+            losses: K scalars.
+            outputs: what alone they depend on the parameters through.
+            rows: one for each loss.
+
+        Raises:
+            RuntimeError: a parameter's gradient came in several parts.
+        """
+        factor = self._factor()
+        cotangents = [
+            torch.autograd.grad(
+                loss * factor, outputs, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            for loss in losses
+        ]
+        self._stacked = {}
+        with self._pass(rows), ExitStack() as hooks:
+            for p in self._number:
+                hooks.callback(p.register_hook(partial(self._arrived_together, p)).remove)
+            trained = list(self._number)
+
+            def backward(*parts: Tensor) -> Tensor:
+                torch.autograd.grad(outputs, trained, parts, allow_unused=True)
+                return parts[0]  # something, as vmap wants it
+
+            stacked = [torch.stack(parts) for parts in zip(*cotangents, strict=True)]
+            torch.vmap(backward)(*stacked)
+
+    def _factor(self) -> float:
         scale = float(self.engine.optimizer.loss_scale)
-        factor = scale / (self.engine.gradient_accumulation_steps() * self.ranks)
+        return scale / (self.engine.gradient_accumulation_steps() * self.ranks)
+
+    @contextmanager
+    def _pass(self, rows: Sequence[Row]) -> Iterator[None]:
+        """Reduce what a backward pass in the block computes; then, zeros for what it does not."""
         for bucket in self._buckets:
             bucket.missing = len(bucket.parameters)
-        self._shard, self._fresh, self._next = shard, fresh, 0
+        self._rows, self._next = rows, 0
         try:
-            (loss * factor).backward(retain_graph=keep_graph)
+            yield
             if self._loose is not None:
                 self._bucket_the_rest(self._loose)
-            while self._next < len(self._buckets):  # parameters that the loss does not reach
+            while self._next < len(self._buckets):  # parameters that no loss reaches
                 self._reduce()
             self._receive()
         finally:
-            self._shard = self._sent = None
+            self._rows, self._stacked, self._sent = (), None, None
+
+    def _arrived_together(self, p: Tensor, batched: Tensor) -> Tensor:
+        """Take the gradients of all objectives; return a zero that takes no memory for them."""
+        assert self._stacked is not None
+        taken = batched.new_zeros(()).expand(batched.shape)
+        # What follows is not to be done for each objective.
+        with temporarily_clear_interpreter_stack():
+            self._stacked[p] = _unbatched(batched, len(self._rows))
+            self._arrived(p)
+        return taken
 
     def _arrived(self, p: Tensor) -> None:
         """Count a gradient in; reduce the buckets that are complete and whose turn it is."""
-        if self._shard is None:
+        if not self._rows:
             return  # a backward pass of somebody else
         if self._loose is not None:
             self._collect(p, self._loose)
@@ -178,43 +244,45 @@ class Reducer:
             self._bucket_of.update(dict.fromkeys(bucket.parameters, bucket))
 
     def _reduce(self) -> None:
-        """Gather the next bucket's gradients and start their sum over the ranks."""
+        """Gather the next bucket's gradients and start their sums over the ranks."""
         bucket = self._buckets[self._next]
         self._next += 1
-        if self.ranks == 1 and self._fresh:
-            _move(bucket.parameters, self._targets(bucket))
+        if self._stacked is None:
+            self._send(bucket, self._rows[0], [p.grad for p in bucket.parameters])
+            for p in bucket.parameters:
+                p.grad = None
+            return
+        stacked = [self._stacked.pop(p, None) for p in bucket.parameters]
+        for k, row in enumerate(self._rows):
+            self._send(bucket, row, [None if part is None else part[k] for part in stacked])
+
+    def _send(self, bucket: _Bucket, row: Row, gradients: Sequence[Tensor | None]) -> None:
+        if self.ranks == 1 and row.fresh:
+            _move(gradients, _targets(bucket, row))
             return
         device = bucket.parameters[0].device
         buffer = torch.empty(bucket.numel, dtype=self.dtype, device=device)
-        _move(bucket.parameters, buffer.split_with_sizes([p.numel() for p in bucket.parameters]))
+        _move(gradients, buffer.split_with_sizes([p.numel() for p in bucket.parameters]))
         self._receive()
         # DeepSpeed's own, which `deepspeed.comms_logger` counts.
         work = self._comm.all_reduce(buffer, async_op=True) if self.ranks > 1 else None
-        self._sent = _Sent(work, bucket, buffer)
+        self._sent = _Sent(work, bucket, buffer, row)
         if work is None or not self.overlaps:
             self._receive()
-
-    def _targets(self, bucket: _Bucket) -> list[Tensor]:
-        """Return where this rank's parts of a bucket go."""
-        assert self._shard is not None
-        return [
-            self._shard[group][piece.offset : piece.offset + piece.numel]
-            for _, (group, piece) in bucket.parts
-        ]
 
     def _receive(self) -> None:
         """Add this rank's part of the bucket that was sent last to its shard."""
         if self._sent is None:
             return
-        work, bucket, buffer = self._sent
+        work, bucket, buffer, row = self._sent
         self._sent = None
         if work is not None:
             work.wait()
-        targets = self._targets(bucket)
+        targets = _targets(bucket, row)
         sources = [buffer[start : start + place.piece.numel] for start, place in bucket.parts]
         if not targets:
             return
-        if self._fresh:
+        if row.fresh:
             torch._foreach_copy_(targets, sources)
         elif self.dtype is torch.float32:
             torch._foreach_add_(targets, sources)
@@ -227,18 +295,33 @@ class Reducer:
 _IN_PARTS = "a parameter's gradient came in several parts; use checkpoints with use_reentrant=False"
 
 
-def _move(parameters: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
-    """Write the parameters' gradients, or zeros, into flat tensors, and drop them."""
-    here, gradients = [], []
-    for p, target in zip(parameters, targets, strict=True):
-        if p.grad is None:
+def _targets(bucket: _Bucket, row: Row) -> list[Tensor]:
+    """Return where this rank's parts of a bucket go."""
+    return [
+        row.shard[group][piece.offset : piece.offset + piece.numel]
+        for _, (group, piece) in bucket.parts
+    ]
+
+
+def _move(gradients: Sequence[Tensor | None], targets: Sequence[Tensor]) -> None:
+    """Write gradients, or zeros, into flat tensors."""
+    here, there = [], []
+    for gradient, target in zip(gradients, targets, strict=True):
+        if gradient is None:
             target.zero_()
         else:
-            here.append(target.view_as(p))
-            gradients.append(p.grad)
-            p.grad = None
-    if gradients:
-        torch._foreach_copy_(here, gradients)
+            here.append(target.view_as(gradient))
+            there.append(gradient)
+    if there:
+        torch._foreach_copy_(here, there)
+
+
+def _unbatched(batched: Tensor, count: int) -> Tensor:
+    """Return [K, *] of a tensor as `vmap` has it: one for all where it is the same."""
+    functorch = torch._C._functorch
+    if not functorch.is_batchedtensor(batched):
+        return batched.expand(count, *batched.shape)
+    return functorch.get_unwrapped(batched).movedim(functorch.maybe_get_bdim(batched), 0)
 
 
 def _places(engine: Engine) -> dict[Tensor, _Place]:

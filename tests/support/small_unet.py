@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-TINY = {
+from typing import Any
+
+TINY: dict[str, Any] = {
     "sample_size": 8,
     "block_out_channels": (32, 64, 64),
     "transformer_layers_per_block": (1, 1, 1),
