@@ -89,8 +89,8 @@ def _measure_as_orthogonal() -> None:
 
     solve = Solver.__call__
 
-    def solved(self: Solver, gram: Tensor) -> MPDSolution:
-        found = solve(self, torch.eye(len(gram), dtype=torch.float64))
+    def solved(self: Solver, gram: Tensor, keeps: bool = True) -> MPDSolution:
+        found = solve(self, torch.eye(len(gram), dtype=torch.float64), keeps)
         # As from the device's own solver, which is one kernel.
         return MPDSolution(found._row.pin_memory().to(gram.device, non_blocking=True))
 
