@@ -7,7 +7,7 @@
 //
 //     mu = (keep b / sqrt(1 - keep^2) - a) / n,     ||d||^2 = (a + mu n)^2 + b^2.         (3)
 //
-// b hangs on the other objectives alone: with u their weights, B their part of A and r = sum of
+// b depends on the other objectives alone: with u their weights, B their part of A and r = sum of
 // <g, g_i> u_i, b^2 = u'Bu - r^2 / n^2, which is u'Su with A's Schur complement S. It cancels where
 // the others are collinear with g, or with each other's opposite. So it is summed in about twice
 // double's digits (two-sum, and two-product by fma), and what those may err by is added: b is never

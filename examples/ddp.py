@@ -41,6 +41,7 @@ def main(steps: int = 200) -> None:
             dist.all_reduce(mean)
             if rank == 0:
                 print(line(step, mean))
+    dist.barrier()  # rank 0 keeps what the others need to finish
     dist.destroy_process_group()
 
 

@@ -154,7 +154,7 @@ def add_sketch(
     """Add the CountSketch of parts of a vector to `out`: inner products of sketches are unbiased.
 
     Linear: sketches of the parts of a vector, and of the ranks' terms of a sum, may be added. An
-    element's bucket and sign hang on its index in the vector and the seed alone. On CUDA nothing
+    element's bucket and sign depend only on its index in the vector and the seed. On CUDA nothing
     waits for the device. The algorithm is described in `fairhuman.kernels.countsketch`.
 
     Args:

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: blocks whose activations every backward pass computes anew."""
+"""Gradient checkpointing: blocks whose activations every backward pass recomputes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recompute_blocks(model: Any) -> None:
-    """Have a model of diffusers compute its blocks' activations anew in every backward pass.
+    """Have a model of diffusers recompute its blocks' activations in every backward pass.
 
     Without what diffusers' own way adds on the host, and without another result: the state of
     random numbers, which only dropout needs, and the comparison of shapes with those of before.

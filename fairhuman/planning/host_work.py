@@ -43,7 +43,7 @@ def of_calls(rows: Iterable[tuple[str, int, float]], wall: float) -> HostWork:
     """Sum up the calls of CUDA's runtime and driver.
 
     Args:
-        rows: of each function its name, how often it was called, and its microseconds in all.
+        rows: of each function its name, the number of calls, and their total microseconds.
         wall: seconds of the step.
     """
     launches = waits = 0
@@ -61,7 +61,7 @@ def of_calls(rows: Iterable[tuple[str, int, float]], wall: float) -> HostWork:
 def operations(step: Callable[[], object]) -> int:
     """Return the floating-point operations of a step's products, convolutions and attention.
 
-    What is computed anew counts each time; a multiplication and its addition are two.
+    What is recomputed counts each time; a multiplication and its addition are two.
     """
     with FlopCounterMode(display=False) as counter:
         step()

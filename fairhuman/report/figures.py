@@ -10,14 +10,14 @@ from fairhuman.report.chart import Data, Line, lines
 from fairhuman.report.history import History
 from fairhuman.report.parts import Html, colour, label, section, table
 
+_KEPT = 16
 _STATUS = {
     1: "an objective was absent",
     2: "exact conflict: solved with a ridge",
     4: "gradients not finite: skipped",
     8: "no Gram matrix: skipped",
-    16: "turned towards the whole image (fairness.keep)",
+    _KEPT: "turned towards the whole image (fairness.keep)",
 }
-_KEPT = 16
 _QUARTERS = ("q1", "q2", "q3", "q4")
 _QUARTER_NAMES = ("q1: the least noise", "q2", "q3", "q4: the most noise")
 

@@ -38,7 +38,7 @@ def test_the_true_sdxl_is_counted_without_its_weights(sizes: Sizes) -> None:
     assert (sizes.trained, sizes.frozen) == (SDXL_PARAMETERS, 0)
     assert sizes.encoders == FROZEN_BYTES
     # Attention that kept its scores would take 20 heads x 4096^2 x 2 bytes in a single layer.
-    assert sizes.activations.step < GIB
+    assert sizes.activations.step < 4 * GIB  # of a batch of 4
 
 
 def test_shards_divide_and_the_rest_is_whole(sizes: Sizes) -> None:

@@ -22,7 +22,6 @@ from fairhuman.training.balancers.base import (
     not_taken,
     solved,
     unmeasured,
-    unsolved,
 )
 from fairhuman.training.balancers.weighted import WeightedBackward
 from fairhuman.zero import Gradients
@@ -46,7 +45,8 @@ class ForecastStep:
         self.forecast_step = WeightedBackward(gradients, solver)
         self._present: list[bool] = []
         self._found: MPDSolution | None = None
-        self._gram = torch.zeros(0)
+        self.gram = torch.zeros(0)
+        """The matrix that was solved last, on the host."""
         self._weights = torch.zeros(0)
 
     def start(self, present: Sequence[bool], micro_batches: int) -> None:
@@ -68,9 +68,9 @@ class ForecastStep:
         """Fix the step's weights by the present objectives' A."""
         copied = HostCopy(gram)  # there when the solve is
         self._found = self.solver(gram, keeps=self._present[0]).cpu()
-        self._gram = copied.get()
+        self.gram = copied.get()
         weights = self._found.weights
-        if unsolved(self._found):
+        if not self._found.solved:
             # They make the gradient NaN on every rank, and so the step is skipped.
             weights = torch.full_like(weights, torch.nan)
         whole = embed(weights.tolist(), self._present, 0.0)
@@ -80,7 +80,7 @@ class ForecastStep:
         """Take the step and report it, with what was `measured` of the gradients."""
         assert self._found is not None, "a step without a micro-batch"
         count = len(self._present)
-        report = solved(self._found, self._present, self._gram)
+        report = solved(self._found, self._present, self.gram)
         report |= measured or unmeasured(count)
         taken = self.forecast_step.step(self._found)
         if taken is None:

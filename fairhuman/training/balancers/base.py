@@ -156,7 +156,7 @@ class ExactBalancer(Balancer):
         found, gram = solution.cpu(), copied.get()
         measured = solved(found, self._present, gram) | of_gram(gram, self._present)
         norms = gram.diagonal().sqrt()
-        if unsolved(found) or not self.gradients.holds(found.weights * found.scale, norms):
+        if not found.solved or not self.gradients.holds(found.weights * found.scale, norms):
             self.gradients.skip()
             return not_taken(len(self._present), measured)
         self.gradients.step(solution.weights, solution.scale)
@@ -225,11 +225,6 @@ def embed(values: Sequence[T], present: Sequence[bool], absent: T) -> list[T]:
     """Return one value for each of the K objectives from those of the present ones."""
     left = iter(values)
     return [next(left) if here else absent for here in present]
-
-
-def unsolved(found: MPDSolution) -> bool:
-    """Return whether there are no weights: the step must be skipped."""
-    return bool(int(found.status) & (Status.NONFINITE | Status.INVALID))
 
 
 def not_taken(count: int, report: dict[str, Any]) -> Balance:

@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fairhuman.common.transfer import HostCopy
 from fairhuman.fairness import ops
 from fairhuman.fairness.forecast import Forecast
 from fairhuman.fairness.solve import Solver
@@ -92,10 +91,8 @@ class SketchBalancer(Balancer):
             present = present_losses(losses / self._micro_batches, self._present, held)
             self.sketches.add(present, keep_graph=alone)
             if not self._unsketched:
-                gram = self.sketches.gram()
-                copied = HostCopy(gram)  # there when the solve is
-                self.forecast_step.solve(gram)
-                self._measured = of_gram(copied.get(), self._present)
+                self.forecast_step.solve(self.sketches.gram())
+                self._measured = of_gram(self.forecast_step.gram, self._present)
             if not alone:
                 return
         self.forecast_step.backward(losses, sensitivity)
@@ -177,17 +174,22 @@ class Sketches:
 
         gradients: list[Tensor] = []
         starts: list[int] = []
+        waiting = 0
 
         def flush() -> None:
+            nonlocal waiting
             ops.add_sketch(row, gradients, starts)
             gradients.clear()
             starts.clear()
+            waiting = 0
 
         def take(start: int) -> Callable[[Tensor], Tensor]:
             def hook(gradient: Tensor) -> Tensor:
+                nonlocal waiting
                 gradients.append(gradient)
                 starts.append(start)
-                if sum(map(Tensor.numel, gradients)) >= PENDING:
+                waiting += gradient.numel()
+                if waiting >= PENDING:
                     flush()
                 return gradient.new_zeros(()).expand(gradient.shape)
 
