@@ -1,11 +1,23 @@
-"""Gradient checkpointing: blocks whose activations every backward pass recomputes."""
+"""Gradient checkpointing: blocks whose activations every backward pass recomputes.
+
+Where a step has a gradient for each of K objectives, a block is recomputed once for all of them:
+`share_recomputation`. A step then costs what 1 + 1 + 2 K forward passes cost, and not 1 + 3 K.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, TypeAlias
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
+
+Take: TypeAlias = Callable[[Tensor, Sequence[Tensor | None]], None]
+"""Takes a parameter's K gradients, None where an objective does not reach it."""
 
 
 def recompute_blocks(model: Any) -> None:
@@ -14,15 +26,248 @@ def recompute_blocks(model: Any) -> None:
     Without what diffusers' own way adds on the host, and without another result: the state of
     random numbers, which only dropout needs, and the comparison of shapes with those of before.
     """
-    drops = any(isinstance(part, nn.Dropout) and part.p > 0 for part in model.modules())
+    model.enable_gradient_checkpointing(partial(_recomputed, drops=_drops(model)))
 
-    def block(module: nn.Module, *inputs: Any) -> Any:
-        return checkpoint(
-            module.__call__,
-            *inputs,
-            use_reentrant=False,
-            preserve_rng_state=drops,
-            determinism_check="none",
+
+def share_recomputation(model: nn.Module) -> SharedBlocks | None:
+    """Have the blocks of `recompute_blocks` recomputed once for all objectives of a backward pass.
+
+    None where nothing is to be gained, without a recomputed block, and where it cannot be had: with
+    dropout, and with blocks of others, such as a text encoder's.
+    """
+    parts: list[Any] = [p for p in model.modules() if getattr(p, "gradient_checkpointing", False)]
+    ways = [part._gradient_checkpointing_func for part in parts]
+    for way in ways:
+        if isinstance(way, SharedBlocks):
+            return way
+    if not parts or _drops(model) or not all(_is_ours(way) for way in ways):
+        return None
+    shared = SharedBlocks()
+    for part in parts:
+        part._gradient_checkpointing_func = shared
+    return shared
+
+
+class SharedBlocks:
+    """The blocks of a model, each of which is recomputed once for K gradients."""
+
+    def __init__(self) -> None:
+        self._parameters: set[Tensor] = set()
+        """Those of the blocks."""
+        self._take: Take | None = None
+
+    def __call__(self, module: nn.Module, *inputs: Any) -> Any:
+        """Compute a block, of whose activations only the inputs and outputs are kept."""
+        trained = [p for p in module.parameters() if p.requires_grad]
+        block = _Block(module, inputs, trained)
+        if not (block.differentiable or trained):
+            return module(*inputs)
+        self._parameters.update(trained)
+        differentiable = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
+        return _Run.apply(self, block, *differentiable, *trained)
+
+    def backward(
+        self,
+        losses: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        trained: Sequence[Tensor],
+        take: Take,
+        keep_graph: bool = False,
+    ) -> None:
+        """Compute the gradients of K losses side by side, in one backward pass.
+
+        Args:
+            losses: K scalars.
+            outputs: what alone they depend on the parameters through.
+            trained: the parameters.
+            take: called once for each parameter that a loss reaches, as soon as its gradients are
+                there.
+            keep_graph: whether another backward pass of this graph will follow.
+        """
+        cotangents = [
+            torch.autograd.grad(
+                loss, outputs, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            for loss in losses
+        ]
+
+        def backward(*parts: Tensor) -> Tensor:
+            torch.autograd.grad(outputs, trained, parts, keep_graph, allow_unused=True)
+            return parts[0]  # vmap wants something
+
+        self._take = take
+        try:
+            with ExitStack() as hooks:
+                for p in trained:
+                    if p not in self._parameters:
+                        hooks.callback(p.register_hook(partial(_Taken.apply, take, p)).remove)
+                torch.vmap(backward)(*map(torch.stack, zip(*cotangents, strict=True)))
+        finally:
+            self._take = None
+
+    def take(
+        self, parameters: Sequence[Tensor], gradients: Sequence[Sequence[Tensor | None]]
+    ) -> None:
+        """Hand a block's gradients over, [parameter][objective]."""
+        assert self._take is not None, "cotangents side by side outside of `backward`"
+        for p, of_p in zip(parameters, gradients, strict=True):
+            if any(gradient is not None for gradient in of_p):
+                self._take(p, of_p)
+
+
+class _Block:
+    """A block's graph, whose saved tensors are there only while gradients are computed."""
+
+    def __init__(
+        self, module: nn.Module, inputs: Sequence[Any], trained: list[nn.Parameter]
+    ) -> None:
+        self.module = module
+        self.trained = trained
+        self.inputs = [_cut(x) if isinstance(x, Tensor) else x for x in inputs]
+        self.differentiable = [x for x in self.inputs if isinstance(x, Tensor) and x.requires_grad]
+        self._outputs: Sequence[Tensor] = ()
+        self._count = 0
+        # The graph's hooks hold this list and not the block: a ring through autograd's own
+        # objects is nothing that Python's garbage collector can see.
+        self._saved: list[Tensor] = []
+
+    def run(self) -> Any:
+        """Compute the block; return its output or outputs, without a graph."""
+        saved, numbers = self._saved, iter(range(1 << 62))
+        with torch.enable_grad(), saved_tensors_hooks(lambda _: next(numbers), saved.__getitem__):
+            found = self.module(*self.inputs)
+        self._count = next(numbers)
+        single = isinstance(found, Tensor)
+        self._outputs = [found] if single else list(found)
+        return found.detach() if single else tuple(x.detach() for x in found)
+
+    def gradients(self, cotangents: Sequence[Sequence[Tensor]]) -> list[tuple[Tensor | None, ...]]:
+        """Return each row's: of the differentiable inputs, then of the trained parameters."""
+        with self._recomputed():
+            return [
+                torch.autograd.grad(
+                    self._outputs,
+                    [*self.differentiable, *self.trained],
+                    row,
+                    retain_graph=True,
+                    allow_unused=True,
+                )
+                for row in cotangents
+            ]
+
+    @contextmanager
+    def _recomputed(self) -> Iterator[None]:
+        def keep(tensor: Tensor) -> None:
+            self._saved.append(tensor.detach())
+            if len(self._saved) == self._count:
+                raise _Enough
+
+        try:
+            if self._count:
+                with torch.enable_grad(), saved_tensors_hooks(keep, _never):
+                    self.module(*self.inputs)
+        except _Enough:  # what follows computes only the output
+            pass
+        try:
+            yield
+        finally:
+            self._saved.clear()
+
+
+class _Enough(Exception):  # noqa: N818
+    """All that a block saves is there."""
+
+
+class _Run(torch.autograd.Function):
+    """A block's output; its backward pass recomputes the block."""
+
+    @staticmethod
+    def forward(ctx: Any, shared: SharedBlocks, block: _Block, *_: Tensor) -> Any:
+        ctx.shared, ctx.block = shared, block
+        return block.run()
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        found = _Gradients.apply(ctx.shared, ctx.block, *cotangents)
+        missing = len(ctx.block.differentiable) + len(ctx.block.trained) - len(found)
+        return None, None, *found, *[None] * missing
+
+
+class _Gradients(torch.autograd.Function):
+    """A block's gradients for one row of cotangents, or for K side by side."""
+
+    @staticmethod
+    def forward(shared: SharedBlocks, block: _Block, *cotangents: Tensor) -> Any:
+        (found,) = block.gradients([cotangents])
+        return found
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: Any, shared: SharedBlocks, block: _Block, *cotangents: Tensor
+    ) -> Any:
+        dims = in_dims[2:]
+        rows = [
+            [
+                x if dim is None else x.select(dim, k)
+                for x, dim in zip(cotangents, dims, strict=True)
+            ]
+            for k in range(info.batch_size)
+        ]
+        found = block.gradients(rows)
+        count = len(block.differentiable)
+        shared.take(block.trained, list(zip(*(row[count:] for row in found), strict=True)))
+        stacked = tuple(
+            torch.stack([torch.zeros_like(x) if g is None else g for g in of_x])
+            for x, *of_x in zip(block.differentiable, *(row[:count] for row in found), strict=True)
         )
+        return stacked, (0,) * count
 
-    model.enable_gradient_checkpointing(block)
+
+class _Taken(torch.autograd.Function):
+    """Hands the gradients of a parameter outside of the blocks over."""
+
+    @staticmethod
+    def forward(take: Take, p: Tensor, gradient: Tensor) -> Tensor:
+        raise AssertionError("only where gradients are computed side by side")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, take: Take, p: Tensor, gradient: Tensor) -> Any:
+        take(p, gradient.movedim(in_dims[2], 0).unbind())
+        # In its place, a zero that takes no memory.
+        return gradient.new_zeros(()).expand(p.shape), None
+
+
+def _recomputed(module: nn.Module, *inputs: Any, drops: bool) -> Any:
+    return checkpoint(
+        module.__call__,
+        *inputs,
+        use_reentrant=False,
+        preserve_rng_state=drops,
+        determinism_check="none",
+    )
+
+
+def _is_ours(way: Any) -> bool:
+    return isinstance(way, partial) and way.func is _recomputed
+
+
+def _drops(model: nn.Module) -> bool:
+    return any(isinstance(part, nn.Dropout) and part.p > 0 for part in model.modules())
+
+
+def _cut(x: Tensor) -> Tensor:
+    """Return an input that the block's graph begins with."""
+    # Not a leaf, by which FlopCounterMode's hooks would fail in autograd.grad.
+    return x.detach().requires_grad_().view_as(x) if x.requires_grad else x
+
+
+def _never(_: Any) -> Tensor:
+    raise AssertionError("no backward pass of what was recomputed")

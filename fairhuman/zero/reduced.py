@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from fairhuman.fairness import ops
+from fairhuman.models.recompute import share_recomputation
 from fairhuman.zero.gradients import Gradients, with_more
 from fairhuman.zero.protocol import Engine
 from fairhuman.zero.reducer import Reducer, Row
@@ -42,7 +43,7 @@ class ReducedGradients(Gradients):
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
         self._reducer = Reducer(engine)
-        self._shares = shares_recomputation(engine.module)
+        self._blocks = share_recomputation(engine.module)
         self._outputs: list[Tensor] = []
         """Of the last forward pass, what has a graph."""
 
@@ -66,9 +67,10 @@ class ReducedGradients(Gradients):
     def backward(self, losses: Sequence[Tensor | None]) -> None:
         """Add each loss's gradient, which is reduced while the backward pass still runs."""
         there = list(with_more(losses))
-        if self._shares and len(there) > 1:
+        if self._blocks and len(there) > 1:
             rows = [self._row(index) for index, _, _ in there]
-            self._reducer.backward_together([loss for _, loss, _ in there], self._outputs, rows)
+            losses = [loss for _, loss, _ in there]
+            self._reducer.backward_together(losses, self._outputs, rows, self._blocks)
             return
         for index, loss, more in there:
             self._reducer.backward(loss, self._row(index), keep_graph=more)
@@ -113,21 +115,6 @@ class ReducedGradients(Gradients):
         self.engine.optimizer.compute_grad_norm = False
         self.engine.optimizer.check_grad_overflow = check
         self.engine.step()
-
-
-def shares_recomputation(model: nn.Module) -> bool:
-    """Return whether all objectives of a step can have one backward pass, and gain by it.
-
-    Blocks that are computed anew gain. Not with torch.compile or xformers, whose backward passes
-    are code that knows no batch of cotangents.
-    """
-    anew = batches = False
-    for part in model.modules():
-        anew |= bool(getattr(part, "gradient_checkpointing", False))
-        compiled = getattr(part, "_compiled_call_impl", None) is not None
-        xformers = "XFormers" in type(getattr(part, "processor", None)).__name__
-        batches |= compiled or xformers
-    return anew and not batches
 
 
 class _Whole(list[Tensor]):

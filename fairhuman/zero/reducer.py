@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
+from fairhuman.models.recompute import SharedBlocks
 from fairhuman.zero.parts import cut
 from fairhuman.zero.protocol import Engine
 from fairhuman.zero.shard_map import Piece, buffers_of
@@ -100,8 +99,8 @@ class Reducer:
         """In the first backward pass, whether gradients came in the same order on all ranks."""
         self._rows: Sequence[Row] = ()
         """Where the gradients of the backward pass that is running go."""
-        self._stacked: dict[Tensor, Tensor] | None = None
-        """In a pass for several objectives, [K, *] of the gradients that wait for their bucket."""
+        self._together: dict[Tensor, Sequence[Tensor | None]] | None = None
+        """In a pass for several objectives, the K gradients that wait for their bucket."""
         self._next = 0
         self._sent: _Sent | None = None
 
@@ -125,40 +124,28 @@ class Reducer:
             (loss * self._factor()).backward(retain_graph=keep_graph)
 
     def backward_together(
-        self, losses: Sequence[Tensor], outputs: Sequence[Tensor], rows: Sequence[Row]
+        self,
+        losses: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        rows: Sequence[Row],
+        blocks: SharedBlocks,
     ) -> None:
-        """Add the gradients of K losses in one backward pass of what they are computed from.
-
-        What is computed anew in it, under gradient checkpointing, is computed once, and not K
-        times: the pass carries K cotangents side by side (`torch.vmap`).
+        """Add the gradients of K losses in one backward pass; see `SharedBlocks.backward`.
 
         Args:
             losses: K scalars.
             outputs: what alone they depend on the parameters through.
             rows: one for each loss.
+            blocks: of the model.
 
         Raises:
             RuntimeError: a parameter's gradient came in several parts.
         """
         factor = self._factor()
-        cotangents = [
-            torch.autograd.grad(
-                loss * factor, outputs, retain_graph=True, allow_unused=True, materialize_grads=True
-            )
-            for loss in losses
-        ]
-        self._stacked = {}
-        with self._pass(rows), ExitStack() as hooks:
-            for p in self._number:
-                hooks.callback(p.register_hook(partial(self._arrived_together, p)).remove)
-            trained = list(self._number)
-
-            def backward(*parts: Tensor) -> Tensor:
-                torch.autograd.grad(outputs, trained, parts, allow_unused=True)
-                return parts[0]  # something, as vmap wants it
-
-            stacked = [torch.stack(parts) for parts in zip(*cotangents, strict=True)]
-            torch.vmap(backward)(*stacked)
+        self._together = {}
+        with self._pass(rows):
+            scaled = [loss * factor for loss in losses]
+            blocks.backward(scaled, outputs, list(self._number), self._arrived_together)
 
     def _factor(self) -> float:
         scale = float(self.engine.optimizer.loss_scale)
@@ -178,17 +165,12 @@ class Reducer:
                 self._reduce()
             self._receive()
         finally:
-            self._rows, self._stacked, self._sent = (), None, None
+            self._rows, self._together, self._sent = (), None, None
 
-    def _arrived_together(self, p: Tensor, batched: Tensor) -> Tensor:
-        """Take the gradients of all objectives; return a zero that takes no memory for them."""
-        assert self._stacked is not None
-        taken = batched.new_zeros(()).expand(batched.shape)
-        # What follows is not to be done for each objective.
-        with temporarily_clear_interpreter_stack():
-            self._stacked[p] = _unbatched(batched, len(self._rows))
-            self._arrived(p)
-        return taken
+    def _arrived_together(self, p: Tensor, gradients: Sequence[Tensor | None]) -> None:
+        assert self._together is not None
+        self._together[p] = gradients
+        self._arrived(p)
 
     def _arrived(self, p: Tensor) -> None:
         """Count a gradient in; reduce the buckets that are complete and whose turn it is."""
@@ -247,14 +229,15 @@ class Reducer:
         """Gather the next bucket's gradients and start their sums over the ranks."""
         bucket = self._buckets[self._next]
         self._next += 1
-        if self._stacked is None:
+        if self._together is None:
             self._send(bucket, self._rows[0], [p.grad for p in bucket.parameters])
             for p in bucket.parameters:
                 p.grad = None
             return
-        stacked = [self._stacked.pop(p, None) for p in bucket.parameters]
-        for k, row in enumerate(self._rows):
-            self._send(bucket, row, [None if part is None else part[k] for part in stacked])
+        unreached = [None] * len(self._rows)
+        each = [self._together.pop(p, unreached) for p in bucket.parameters]
+        for row, gradients in zip(self._rows, zip(*each, strict=True), strict=True):
+            self._send(bucket, row, gradients)
 
     def _send(self, bucket: _Bucket, row: Row, gradients: Sequence[Tensor | None]) -> None:
         if self.ranks == 1 and row.fresh:
@@ -314,14 +297,6 @@ def _move(gradients: Sequence[Tensor | None], targets: Sequence[Tensor]) -> None
             there.append(gradient)
     if there:
         torch._foreach_copy_(here, there)
-
-
-def _unbatched(batched: Tensor, count: int) -> Tensor:
-    """Return [K, *] of a tensor as `vmap` has it: one for all where it is the same."""
-    functorch = torch._C._functorch
-    if not functorch.is_batchedtensor(batched):
-        return batched.expand(count, *batched.shape)
-    return functorch.get_unwrapped(batched).movedim(functorch.maybe_get_bdim(batched), 0)
 
 
 def _places(engine: Engine) -> dict[Tensor, _Place]:

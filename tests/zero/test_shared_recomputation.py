@@ -21,6 +21,7 @@ CASES: dict[str, tuple[int, dict[str, Any], str]] = {
 
 
 COUNTED = "stage 2"
+SCALE = {"loss_scale": 1024}  # which a skipped step does not change
 
 
 def unet() -> Any:
@@ -74,12 +75,12 @@ def step_on_ranks(names: list[str]) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for name in names:
         stage, zero, precision = CASES[name]
-        case = Case(stage, zero=zero, accumulation=MICRO_BATCHES, precision=precision)
+        case = Case(stage, zero=zero, accumulation=MICRO_BATCHES, precision=precision, fp16=SCALE)
         for shares in (True, False):
             engine = make_engine(case.config(), unet())
             gradients: Any = make_gradients(engine)
-            assert gradients._shares
-            gradients._shares = shares
+            assert gradients._blocks
+            gradients._blocks = gradients._blocks if shares else None
             found: dict[str, Any] = {"grams": [], "rows": []}
             for step in (0, 0, 1):  # the first once with buckets to make, once with them
                 gradients.start(3, MICRO_BATCHES)
@@ -123,7 +124,7 @@ def found() -> list[dict[str, Any]]:
 def test_gradients_are_those_of_a_pass_for_each_objective(
     found: list[dict[str, Any]], name: str
 ) -> None:
-    close = 1e-5 if CASES[name][2] == "fp32" else 2e-3
+    close = 1e-5 if CASES[name][2] == "fp32" else 5e-3
     for rank in found:
         together, turn = rank[f"{name}, together"], rank[f"{name}, in turn"]
         for rows, right in zip(together["rows"], turn["rows"], strict=True):
