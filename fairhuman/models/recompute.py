@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 Take: TypeAlias = Callable[[Tensor, Sequence[Tensor | None]], None]
@@ -54,7 +55,10 @@ class SharedBlocks:
     def __init__(self) -> None:
         self._parameters: set[Tensor] = set()
         """Those of the blocks."""
+        self._outputs: list[Tensor] = []
+        """What has a graph of what the model returned last."""
         self._take: Take | None = None
+        self.keeps_graph = False
 
     def __call__(self, module: nn.Module, *inputs: Any) -> Any:
         """Compute a block, of whose activations only the inputs and outputs are kept."""
@@ -66,10 +70,16 @@ class SharedBlocks:
         differentiable = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
         return _Run.apply(self, block, *differentiable, *trained)
 
+    def call(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Call the model that has the blocks, for a `backward` of losses of what it returns."""
+        found = model(*args, **kwargs)
+        leaves = tree_leaves(found)
+        self._outputs = [x for x in leaves if isinstance(x, Tensor) and x.requires_grad]
+        return found
+
     def backward(
         self,
         losses: Sequence[Tensor],
-        outputs: Sequence[Tensor],
         trained: Sequence[Tensor],
         take: Take,
         keep_graph: bool = False,
@@ -77,13 +87,13 @@ class SharedBlocks:
         """Compute the gradients of K losses side by side, in one backward pass.
 
         Args:
-            losses: K scalars.
-            outputs: what alone they depend on the parameters through.
+            losses: K scalars, which depend on the parameters through what `call` returned last.
             trained: the parameters.
             take: called once for each parameter that a loss reaches, as soon as its gradients are
                 there.
             keep_graph: whether another backward pass of this graph will follow.
         """
+        outputs = self._outputs
         cotangents = [
             torch.autograd.grad(
                 loss, outputs, retain_graph=True, allow_unused=True, materialize_grads=True
@@ -95,7 +105,7 @@ class SharedBlocks:
             torch.autograd.grad(outputs, trained, parts, keep_graph, allow_unused=True)
             return parts[0]  # vmap wants something
 
-        self._take = take
+        self._take, self.keeps_graph = take, keep_graph
         try:
             with ExitStack() as hooks:
                 for p in trained:
@@ -104,6 +114,11 @@ class SharedBlocks:
                 torch.vmap(backward)(*map(torch.stack, zip(*cotangents, strict=True)))
         finally:
             self._take = None
+            self.forget()
+
+    def forget(self) -> None:
+        """Drop what the model returned last, which holds its graph."""
+        self._outputs = []
 
     def take(
         self, parameters: Sequence[Tensor], gradients: Sequence[Sequence[Tensor | None]]
@@ -155,6 +170,10 @@ class _Block:
                 for row in cotangents
             ]
 
+    def free(self) -> None:
+        """Drop all that the block holds, as no other backward pass will follow."""
+        self.inputs, self.differentiable, self._outputs = [], [], ()
+
     @contextmanager
     def _recomputed(self) -> Iterator[None]:
         def keep(tensor: Tensor) -> None:
@@ -182,15 +201,14 @@ class _Run(torch.autograd.Function):
     """A block's output; its backward pass recomputes the block."""
 
     @staticmethod
-    def forward(ctx: Any, shared: SharedBlocks, block: _Block, *_: Tensor) -> Any:
-        ctx.shared, ctx.block = shared, block
+    def forward(ctx: Any, shared: SharedBlocks, block: _Block, *inputs: Tensor) -> Any:
+        ctx.shared, ctx.block, ctx.count = shared, block, len(inputs)
         return block.run()
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         found = _Gradients.apply(ctx.shared, ctx.block, *cotangents)
-        missing = len(ctx.block.differentiable) + len(ctx.block.trained) - len(found)
-        return None, None, *found, *[None] * missing
+        return None, None, *found, *[None] * (ctx.count - len(found))
 
 
 class _Gradients(torch.autograd.Function):
@@ -218,11 +236,14 @@ class _Gradients(torch.autograd.Function):
             for k in range(info.batch_size)
         ]
         found = block.gradients(rows)
-        count = len(block.differentiable)
+        differentiable = block.differentiable
+        count = len(differentiable)
         shared.take(block.trained, list(zip(*(row[count:] for row in found), strict=True)))
+        if not shared.keeps_graph:
+            block.free()
         stacked = tuple(
-            torch.stack([torch.zeros_like(x) if g is None else g for g in of_x])
-            for x, *of_x in zip(block.differentiable, *(row[:count] for row in found), strict=True)
+            torch.stack([x.new_zeros(x.shape) if g is None else g for g in of_x])
+            for x, *of_x in zip(differentiable, *(row[:count] for row in found), strict=True)
         )
         return stacked, (0,) * count
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from fairhuman.fairness import ops
 from fairhuman.models.recompute import share_recomputation
@@ -44,19 +44,12 @@ class ReducedGradients(Gradients):
         super().__init__(engine)
         self._reducer = Reducer(engine)
         self._blocks = share_recomputation(engine.module)
-        self._outputs: list[Tensor] = []
-        """Of the last forward pass, what has a graph."""
 
     @property
     def model(self) -> Callable[..., Any]:
         """The bare module: the engine's forward pass makes the next backward pass DeepSpeed's."""
-        return self._forward
-
-    def _forward(self, *args: Any, **kwargs: Any) -> Any:
-        found = self.engine.module(*args, **kwargs)
-        leaves = tree_leaves(found)
-        self._outputs = [x for x in leaves if isinstance(x, Tensor) and x.requires_grad]
-        return found
+        module = self.engine.module
+        return partial(self._blocks.call, module) if self._blocks else module
 
     def start(self, count: int, micro_batches: int) -> None:
         """Begin an optimizer step of `count` objectives."""
@@ -70,8 +63,10 @@ class ReducedGradients(Gradients):
         if self._blocks and len(there) > 1:
             rows = [self._row(index) for index, _, _ in there]
             losses = [loss for _, loss, _ in there]
-            self._reducer.backward_together(losses, self._outputs, rows, self._blocks)
+            self._reducer.backward_together(losses, rows, self._blocks)
             return
+        if self._blocks:
+            self._blocks.forget()
         for index, loss, more in there:
             self._reducer.backward(loss, self._row(index), keep_graph=more)
 

@@ -126,7 +126,6 @@ class Reducer:
     def backward_together(
         self,
         losses: Sequence[Tensor],
-        outputs: Sequence[Tensor],
         rows: Sequence[Row],
         blocks: SharedBlocks,
     ) -> None:
@@ -134,9 +133,8 @@ class Reducer:
 
         Args:
             losses: K scalars.
-            outputs: what alone they depend on the parameters through.
             rows: one for each loss.
-            blocks: of the model.
+            blocks: of the model, which was called through them.
 
         Raises:
             RuntimeError: a parameter's gradient came in several parts.
@@ -145,7 +143,7 @@ class Reducer:
         self._together = {}
         with self._pass(rows):
             scaled = [loss * factor for loss in losses]
-            blocks.backward(scaled, outputs, list(self._number), self._arrived_together)
+            blocks.backward(scaled, list(self._number), self._arrived_together)
 
     def _factor(self) -> float:
         scale = float(self.engine.optimizer.loss_scale)

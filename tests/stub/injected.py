@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -19,6 +21,7 @@ def inject(counters: Counters) -> None:
     _count_triton(counters)
     _convolve_without_columns(counters)
     _measure_as_orthogonal()
+    _nobody_asks_to_stop()
     from fairhuman.training import run, step
     from fairhuman.zero import engine
 
@@ -75,6 +78,22 @@ def _convolve_without_columns(counters: Counters) -> None:
     library.impl("_slow_conv2d_forward", forward, "CUDA", allow_override=True)
     library.impl("_slow_conv2d_backward.output_mask", backward, "CUDA", allow_override=True)
     _kept.append(library)  # its end would undo it
+
+
+def _nobody_asks_to_stop() -> None:
+    """Have the flag be 0 that no kernel writes."""
+    from fairhuman.training import stop
+
+    full = torch.full
+
+    def zero(*args: Any, **kwargs: Any) -> Tensor:
+        flag = full(*args, **kwargs)
+        ctypes.memset(flag.data_ptr(), 0, flag.nbytes)
+        return flag
+
+    module = SimpleNamespace(**vars(torch))
+    module.full = zero
+    put(stop, "torch", module)
 
 
 _kept: list[Any] = []

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from fairhuman.fairness import ops
 from fairhuman.fairness.forecast import Forecast
 from fairhuman.fairness.solve import Solver
+from fairhuman.models.recompute import SharedBlocks, share_recomputation
 from fairhuman.training.balancers.amortized import ForecastStep, Watch
 from fairhuman.training.balancers.base import (
     Balance,
@@ -121,13 +122,16 @@ class Sketches:
     def __init__(self, gradients: Gradients, size: int) -> None:
         self.gradients = gradients
         self._size = size
-        self._places: list[tuple[nn.Parameter, int]] = []
+        self._places: list[tuple[Tensor, int]] = []
         """Each trained parameter, and the index of its first element among all."""
         count = 0
         for p in gradients.engine.module.parameters():
             if p.requires_grad:
                 self._places.append((p, count))
                 count += getattr(p, "ds_numel", p.numel())  # ZeRO-3 leaves p empty
+        # ZeRO-3 gathers a block's weights as autograd comes to it.
+        sharded = gradients.engine.zero_optimization_partition_weights()
+        self._blocks = None if sharded else share_recomputation(gradients.engine.module)
         self._rows = torch.zeros(0)
 
     def start(self, count: int) -> None:
@@ -139,20 +143,44 @@ class Sketches:
     def model(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module itself: DeepSpeed's engine takes any backward for that of a step."""
         self.gradients.forget_backward()
-        return self.gradients.engine.module(*args, **kwargs)
+        module = self.gradients.engine.module
+        return (
+            self._blocks.call(module, *args, **kwargs) if self._blocks else module(*args, **kwargs)
+        )
 
     def add(self, losses: Sequence[Tensor | None], keep_graph: bool) -> None:
         """Add the sketches of a micro-batch's local gradients, those of losses of one graph."""
-        parameters = [p for p, _ in self._places]
         # Half-precision gradients need the loss scale as in any backward pass.
         scale = self.gradients.loss_scale()
+        scaled = [None if loss is None else loss * scale for loss in losses]
+        if self._blocks:
+            self._add_together(self._blocks, scaled, keep_graph)
+        else:
+            self._add_in_turn(scaled, keep_graph)
+
+    def _add_together(
+        self, blocks: SharedBlocks, losses: Sequence[Tensor | None], keep_graph: bool
+    ) -> None:
+        there = [(loss, _Pending(self._rows[k])) for k, loss, _ in with_more(losses)]
+        starts = dict(self._places)
+
+        def take(p: Tensor, gradients: Sequence[Tensor | None]) -> None:
+            for (_, pending), gradient in zip(there, gradients, strict=True):
+                if gradient is not None:
+                    pending.add(gradient, starts[p])
+
+        blocks.backward([loss for loss, _ in there], list(starts), take, keep_graph)
+        for _, pending in there:
+            pending.flush()
+
+    def _add_in_turn(self, losses: Sequence[Tensor | None], keep_graph: bool) -> None:
         self.gradients.mark()
         for k, loss, more in with_more(losses):
-            with self._hooked(self._rows[k]):
+            with self._hooked(_Pending(self._rows[k])):
                 # No hook of DeepSpeed's runs here: they wait for gradients to be accumulated.
                 torch.autograd.grad(
-                    loss * scale,
-                    parameters,
+                    loss,
+                    [p for p, _ in self._places],
                     retain_graph=keep_graph or more,
                     allow_unused=True,
                 )
@@ -169,28 +197,12 @@ class Sketches:
         return ops.gram(self._rows / divisor)
 
     @contextmanager
-    def _hooked(self, row: Tensor) -> Iterator[None]:
-        """Have every gradient sketched into `row` and replaced by a zero that takes no memory."""
-
-        gradients: list[Tensor] = []
-        starts: list[int] = []
-        waiting = 0
-
-        def flush() -> None:
-            nonlocal waiting
-            ops.add_sketch(row, gradients, starts)
-            gradients.clear()
-            starts.clear()
-            waiting = 0
+    def _hooked(self, pending: _Pending) -> Iterator[None]:
+        """Have every gradient sketched and replaced by a zero that takes no memory."""
 
         def take(start: int) -> Callable[[Tensor], Tensor]:
             def hook(gradient: Tensor) -> Tensor:
-                nonlocal waiting
-                gradients.append(gradient)
-                starts.append(start)
-                waiting += gradient.numel()
-                if waiting >= PENDING:
-                    flush()
+                pending.add(gradient, start)
                 return gradient.new_zeros(()).expand(gradient.shape)
 
             return hook
@@ -199,4 +211,27 @@ class Sketches:
             for p, start in self._places:
                 handles.callback(p.register_hook(take(start)).remove)
             yield
-        flush()
+        pending.flush()
+
+
+class _Pending:
+    """Gradients of one objective that wait to be sketched together."""
+
+    def __init__(self, row: Tensor) -> None:
+        self._row = row
+        self._gradients: list[Tensor] = []
+        self._starts: list[int] = []
+        self._count = 0
+
+    def add(self, gradient: Tensor, start: int) -> None:
+        """Take a gradient whose first element is the parameters' at `start`."""
+        self._gradients.append(gradient)
+        self._starts.append(start)
+        self._count += gradient.numel()
+        if self._count >= PENDING:
+            self.flush()
+
+    def flush(self) -> None:
+        """Sketch them."""
+        ops.add_sketch(self._row, self._gradients, self._starts)
+        self._gradients, self._starts, self._count = [], [], 0
