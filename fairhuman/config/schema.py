@@ -95,7 +95,9 @@ class Model(Section):
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
     """What the UNet predicts; null takes it from the model's scheduler."""
     gradient_checkpointing: bool = False
-    """Recompute activations in every backward pass: less memory, 10/7 of the time in `exact`."""
+    """Recompute activations in every backward pass: less memory. `exact` takes 8/7 of the
+    time, or 10/7 where objectives do not share what is recomputed: with ZeRO-3, offload, or text
+    encoders that are trained."""
     attention: Literal["sdpa", "xformers"] = "sdpa"
     """torch's scaled_dot_product_attention, or xformers' memory_efficient_attention."""
     compile: bool = False

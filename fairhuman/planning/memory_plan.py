@@ -141,6 +141,7 @@ def plan_memory(config: Config, sizes: Sizes, gpus: int) -> Memory:
         offload_parameters=zero.offload_param is not None,
         overlap=zero.overlap_comm,
         bucket=zero.reduce_bucket_size,
+        recomputes=config.model.gradient_checkpointing,
         live=zero.max_live_parameters,
     )
     return Memory(

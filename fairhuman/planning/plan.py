@@ -49,6 +49,8 @@ class Plan:
     """zero_optimization.overlap_comm: ZeRO-1 and 2 have a second buffer for it."""
     bucket: int = 500_000_000
     """Elements: zero_optimization.reduce_bucket_size."""
+    recomputes: bool = False
+    """model.gradient_checkpointing."""
     live: int = 1_000_000_000
     """Elements: zero_optimization.stage3_max_live_parameters."""
 
@@ -143,7 +145,10 @@ class Plan:
             bucket = min(self.bucket, LARGEST_BUCKET, self.parameters)
             added = 4 * bucket / self.ranks if self.micro_batches > 1 else 0.0
             sent = self._width * bucket * (1 + self.overlap) if self.ranks > 1 else 0.0
-            return self._width * bucket + sent + added
+            gathered = self._width * bucket
+            if self._shares and self._keeps_rows:  # those of all objectives come together
+                gathered *= self.objectives
+            return gathered + sent + added
         if self.stage == 3:
             return self._width * (self.bucket + min(self.live, self.parameters + self.frozen))
         if self._whole_sums:
@@ -195,16 +200,19 @@ class Plan:
     def forwards_of_compute(self, refresh_every: int = 5) -> float:
         """Return the step's compute in forward passes of one micro-batch; a backward counts 2.
 
-        An `amortized` step is the mean over `refresh_every` steps.
+        And what it recomputes counts 1. An `amortized` step is the mean over `refresh_every` steps.
         """
         plain, exact = 3.0, 1.0 + 2 * self.objectives
+        if self.recomputes:
+            plain += 1
+            exact += 1 if self._shares else self.objectives
         if self.mode == "amortized":
             one = plain + (exact - plain) / refresh_every
         elif self.mode == "exact":
             one = exact
         elif self.mode == "sketch":
             # Several micro-batches are gone through twice.
-            one = exact + 2 + (self.micro_batches > 1)
+            one = exact + plain - 1 + (self.micro_batches > 1)
         else:
             one = plain
         return one * self.micro_batches
@@ -223,6 +231,12 @@ class Plan:
         """Whether gradients are reduced by `zero.reducer`, not by DeepSpeed."""
         solves = self.mode in ("exact", "amortized", "sketch")
         return solves and self.stage != 3 and not self.offload_optimizer and not self._whole_sums
+
+    @property
+    def _shares(self) -> bool:
+        """Whether a block is recomputed once for all objectives; see `models.recompute`."""
+        sketches = self.mode == "sketch" and self.stage != 3
+        return self.recomputes and (self._reduced or sketches)
 
     @property
     def _keeps_rows(self) -> bool:

@@ -189,6 +189,30 @@ def test_the_sizes_are_those_of_the_true_sdxl() -> None:
     assert 2 * texts + 4 * counts["vae"] == FROZEN_BYTES
 
 
+@pytest.mark.parametrize(
+    ("mode", "micro_batches", "plain", "recomputed", "in_turn"),
+    [
+        ("global", 1, 3, 4, 4),
+        ("exact", 1, 7, 8, 10),
+        ("exact", 4, 28, 32, 40),
+        ("amortized", 1, 3.8, 4.8, 5.2),
+        ("sketch", 1, 9, 11, 11),
+        ("sketch", 2, 20, 24, 24),
+    ],
+)
+def test_compute_counts_a_block_as_often_as_it_is_computed(
+    mode: Any, micro_batches: int, plain: float, recomputed: float, in_turn: float
+) -> None:
+    def forwards(**settings: Any) -> float:
+        return Plan(1, 1, mode=mode, micro_batches=micro_batches, **settings).forwards_of_compute()
+
+    assert forwards(stage=2) == pytest.approx(plain)
+    assert forwards(stage=2, recomputes=True) == pytest.approx(recomputed)
+    # With offload, DeepSpeed reduces.
+    offload = forwards(stage=2, recomputes=True, offload_optimizer=True)
+    assert offload == pytest.approx(in_turn)
+
+
 def test_exact_holds_the_shards_of_all_objectives_and_sketch_holds_none() -> None:
     plain, exact, sketch = (
         Plan(SDXL_PARAMETERS, 8, 2, mode).gradient_bytes() for mode in ("global", "exact", "sketch")

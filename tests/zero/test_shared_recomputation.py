@@ -97,9 +97,29 @@ def step_on_ranks(names: list[str]) -> dict[str, Any]:
                 found["rows"].append([torch.cat(row).clone() for row in gradients.rows()])
                 found["grams"].append(gradients.gram())
                 gradients.skip()
+            if name == COUNTED:
+                found["sketched"] = sketched(engine, gradients, shares)
             engine.destroy()
             results[f"{name}, {'together' if shares else 'in turn'}"] = found
     return results
+
+
+def sketched(engine: Any, gradients: Any, shares: bool) -> Tensor:
+    """The Gram matrix of sketches of a micro-batch whose graph a weighted backward pass shares."""
+    import torch.distributed as dist
+
+    from fairhuman.training.balancers.sketch import Sketches
+
+    sketches = Sketches(gradients, 4096)
+    assert sketches._blocks
+    sketches._blocks = sketches._blocks if shares else None
+    sketches.start(3)
+    some = losses(predict_through(sketches, engine, 2, dist.get_rank()))
+    sketches.add(some, keep_graph=True)
+    gradients.start(1, 1)
+    gradients.backward([some[2]])
+    gradients.skip()
+    return sketches.gram()
 
 
 def predict_through(gradients: Any, engine: Any, step: int, index: int) -> Tensor:
@@ -142,6 +162,12 @@ def test_a_pass_that_makes_the_buckets_has_the_bits_of_later_ones(
     for rank in found:
         first, again, _ = rank[f"{name}, together"]["rows"]
         assert all(map(torch.equal, first, again))
+
+
+def test_sketches_are_those_of_a_pass_for_each_objective(found: list[dict[str, Any]]) -> None:
+    for rank in found:
+        gram, right = (rank[f"{COUNTED}, {way}"]["sketched"] for way in ("together", "in turn"))
+        assert float((gram - right).norm()) <= 1e-5 * float(right.norm())
 
 
 def test_what_is_computed_anew_is_computed_once(found: list[dict[str, Any]]) -> None:

@@ -151,6 +151,7 @@ def _forwards(config: Config) -> float:
         mode=config.fairness.mode,
         objectives=1 + len(config.objectives.regions),
         micro_batches=config.train.gradient_accumulation,
+        recomputes=config.model.gradient_checkpointing,
     )
     return plan.forwards_of_compute(config.fairness.every)
 
