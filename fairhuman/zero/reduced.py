@@ -62,8 +62,7 @@ class ReducedGradients(Gradients):
         there = list(with_more(losses))
         if self._blocks and len(there) > 1:
             rows = [self._row(index) for index, _, _ in there]
-            losses = [loss for _, loss, _ in there]
-            self._reducer.backward_together(losses, rows, self._blocks)
+            self._reducer.backward_together([loss for _, loss, _ in there], rows, self._blocks)
             return
         if self._blocks:
             self._blocks.forget()
