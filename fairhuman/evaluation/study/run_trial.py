@@ -6,7 +6,6 @@ python -m fairhuman.evaluation.study.run_trial --config FILE
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import signal
 import sys
@@ -14,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fairhuman.common.distributed import on_rank0, rank
+from fairhuman.common.distributed import rank
 from fairhuman.common.errors import ConfigError
 from fairhuman.common.exit_code import exit_code
-from fairhuman.common.files import replacing, write_text
+from fairhuman.common.files import replacing
 from fairhuman.common.quiet import quiet
 from fairhuman.common.run_folder import FINAL
 from fairhuman.config import Config, load_config
@@ -28,14 +27,13 @@ from fairhuman.models.prompts import read_prompts
 if TYPE_CHECKING:
     from fairhuman.training.run import Run
 
-START = "start.json"
 PICTURES = "pictures"
 
 
 def prepare(run: Run, published: bool) -> None:
-    """Measure the start, and put the published solver in the place of ours where it is asked for.
+    """Check the start, and put the published solver in the place of ours where it is asked for.
 
-    A collective, called when a run is built and no step is taken.
+    Called when a run is built, its start is measured and no step is taken.
 
     Raises:
         ConfigError: no held-out image shows what the study is to measure.
@@ -44,12 +42,9 @@ def prepare(run: Run, published: bool) -> None:
     if published:
         own = balancer.solver  # type: ignore[attr-defined]  # of an ExactBalancer
         balancer.solver = PublishedSolver(own.alpha, own.normalize, own.max_norm)  # type: ignore[attr-defined]
-    path = run.output / START
-    if on_rank0(lambda: path.is_file() and run.progress.step > 0):
-        return
-    measured = run.measure()
+    measured = run.start.means() if run.start else {}
     for name in run.names:
-        loss = measured[f"val/loss/{name}"]
+        loss = measured.get(f"val/loss/{name}")
         if loss is not None and not math.isfinite(loss):
             raise ConfigError(
                 f"model.pretrained = {run.config.model.pretrained!r}: its held-out loss of {name} "
@@ -61,7 +56,6 @@ def prepare(run: Run, published: bool) -> None:
                 f"data.validation = {run.config.data.validation}: none of the images that "
                 f"train.seed = {run.config.train.seed} holds out shows a {name}; hold out more"
             )
-    on_rank0(lambda: write_text(path, json.dumps(measured)))
 
 
 def draw(

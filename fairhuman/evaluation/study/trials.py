@@ -18,6 +18,8 @@ from fairhuman.evaluation.study.plan import Arm, Study
 from fairhuman.planning.plan import Plan
 
 STAMP = "trial.json"
+FORM = 2
+"""Of what a run leaves: one of another form is made again."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Trial:
         settings = self.config.model_dump(mode="json", exclude_defaults=True)
         del settings["train"]["output_dir"]
         told = {
+            "form": FORM,
             "version": metadata.version("fairhuman"),
             "config": settings,
             "published": self.published,
