@@ -20,7 +20,7 @@ from fairhuman.common.files import replacing
 from fairhuman.common.quiet import quiet
 from fairhuman.common.run_folder import FINAL
 from fairhuman.config import Config, load_config
-from fairhuman.fairness.published import PublishedSolver
+from fairhuman.fairness.published import PublishedStep
 from fairhuman.models.generate import Sampling, Source, generate
 from fairhuman.models.prompts import read_prompts
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 PICTURES = "pictures"
 
 
-def prepare(run: Run, published: bool) -> None:
-    """Check the start, and put the published solver in the place of ours where it is asked for.
+def prepare(run: Run, published: float | None) -> None:
+    """Check the start, and put the published step in the place of ours where it is asked for.
 
     Called when a run is built, its start is measured and no step is taken.
 
@@ -39,9 +39,10 @@ def prepare(run: Run, published: bool) -> None:
         ConfigError: no held-out image shows what the study is to measure.
     """
     balancer = run.step.balancer
-    if published:
+    if published is not None:
         own = balancer.solver  # type: ignore[attr-defined]  # of an ExactBalancer
-        balancer.solver = PublishedSolver(own.alpha, own.normalize, own.max_norm)  # type: ignore[attr-defined]
+        step = PublishedStep(own.alpha, max_norm=own.max_norm, loss_scale=published)
+        balancer.solver = step  # type: ignore[attr-defined]
     measured = run.start.means() if run.start else {}
     for name in run.names:
         loss = measured.get(f"val/loss/{name}")
@@ -79,7 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train and draw; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="of the run")
-    parser.add_argument("--published", action="store_true", help="use the published solver")
+    parser.add_argument(
+        "--published", type=float, metavar="SCALE", help="take the published step at a loss scale"
+    )
     parser.add_argument("--prompts", type=Path, help="draw these; default: no pictures")
     parser.add_argument("--steps", type=int, default=25, help="of the sampler")
     parser.add_argument("--guidance", type=float, default=2.0)
