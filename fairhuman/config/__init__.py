@@ -1,7 +1,7 @@
 """The config file: its schema, its checks, its text."""
 
 from fairhuman.config.load import load_config, training_configs
-from fairhuman.config.names import QUARTERS, held_out_keys
+from fairhuman.config.names import QUARTERS, change_keys, held_out_keys
 from fairhuman.config.schema import (
     Config,
     Data,
@@ -23,6 +23,7 @@ __all__ = [
     "Noise",
     "Positive",
     "Seed",
+    "change_keys",
     "held_out_keys",
     "load_config",
     "training_configs",

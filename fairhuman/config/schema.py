@@ -181,7 +181,8 @@ class Objectives(Section):
     """Divide a region's loss by the image's area, as in the paper, so that a small region has a
     small loss; or by the region's own area, so that its size does not matter."""
     scale: dict[Name, Factor] = {}
-    """Factors on the objectives' losses, by name, such as {hand: 2.0}."""
+    """Factors on the objectives' losses in training, by name, such as {hand: 2.0}. Held-out losses
+    are measured without them."""
     snr_gamma: Factor | None = None
     """Min-SNR weighting of the samples, the same for every objective; null turns it off."""
 
@@ -339,9 +340,11 @@ class Train(Section):
     sample_guidance: Guidance = 5.0
     """Scale of classifier-free guidance for the samples; 1: none."""
     validate_every: Count = 0
-    """Measure the held-out images' losses every so many steps and at the end; 0: never. They are
-    logged as val/loss/NAME, and by quarter of the timesteps, the least noisy first, as
-    val/loss/NAME/q1 to q4."""
+    """Measure the held-out images' losses before the first step (step 0), every so many steps and
+    at the end; 0: never. They are logged as val/loss/NAME, and by quarter of the timesteps, the
+    least noisy first, as val/loss/NAME/q1 to q4; objectives.scale does not enter. val/change/NAME
+    is the change since step 0 in per cent, and val/change_se/NAME its standard error over the
+    held-out images."""
     keep_best: Name | None = None
     """A held-out loss, such as val/loss/hand/q1. The step where it is lowest so far is saved,
     whatever checkpoint_every says, and kept as OUT/checkpoints/best in addition to the newest

@@ -24,6 +24,7 @@ from fairhuman.report.parts import (
     text,
     tiles,
 )
+from fairhuman.report.since_start import change_text
 
 
 def run_page(run: History) -> Html:
@@ -51,8 +52,14 @@ def headlines(run: History) -> list[tuple[str, str, str]]:
         kept = run.setting("train.keep_best") == key
         what = "best checkpoint" if kept else "best held-out step"
         found.append((what, str(step), f"{key} = {number(value)}"))
+    for name in run.names:
+        change, error = figures.last_change(run, name)
+        if change is not None:
+            found.append(
+                (f"held out, {label(name)}", change_text(change, error), "since the start")
+            )
     skipped = figures.skipped_steps(run)
-    found.append(("skipped steps", str(len(skipped)), f"of {len(run.steps)}"))
+    found.append(("skipped steps", str(len(skipped)), f"of {len(run.points('skipped'))}"))
     speeds = [value for _, value in run.points("samples_per_s")]
     if speeds:
         tail = speeds[len(speeds) // 10 :]  # the first steps warm up
@@ -63,7 +70,8 @@ def headlines(run: History) -> list[tuple[str, str, str]]:
 def best_step(run: History) -> tuple[str, int, float] | None:
     """Return key, step and value of the lowest of train.keep_best, or of the whole image's."""
     key = run.setting("train.keep_best") or "val/loss/global"
-    points = run.points(key)
+    kept = run.setting("train.keep_best") is not None
+    points = [point for point in run.points(key) if point[0] > 0 or not kept]
     if not points:
         return None
     step, value = min(points, key=lambda point: point[1])

@@ -26,8 +26,8 @@ from fairhuman.evaluation.study.outcome import Spread, direction, gram_of
 from fairhuman.evaluation.study.plan import load_study
 from fairhuman.evaluation.study.trials import make_trials
 from fairhuman.fairness.mpd import Status, solve_mpd
-from fairhuman.fairness.published import PublishedSolver
-from fairhuman.fairness.solve import Solver, cosine
+from fairhuman.fairness.published import PublishedStep
+from fairhuman.fairness.solve import cosine
 from fairhuman.kernels.bench.published import published_weights
 from fairhuman.training.validation import hold_out
 
@@ -49,7 +49,7 @@ TREE: dict[str, Any] = {
     "arms": {
         "sum": {"set": ["fairness.mode=sum"]},
         "exact": {"set": ["fairness.mode=exact"]},
-        "published": {"set": ["fairness.mode=exact"], "solver": "published"},
+        "published": {"set": ["fairness.mode=exact"], "step": "published"},
         "simplex": {"set": ["fairness.mode=exact", "fairness.normalize=simplex"], "variant": True},
     },
 }
@@ -89,18 +89,38 @@ def test_the_published_solver_stops_before_it_has_solved_where_gradients_are_sma
         assert float(own.residual) < 1e-14
 
 
-def test_the_published_step_has_the_length_that_ours_has() -> None:
-    for normalize in ("ball", "simplex", "none"):
-        own, published = (kind(2.0, normalize, 0.5) for kind in (Solver, PublishedSolver))
-        for A in matrices(5, 1.0):
-            lengths = [float(f.norm * f.scale) for f in (own(A), published(A))]
-            assert lengths[0] == pytest.approx(lengths[1], rel=1e-3)
+@pytest.mark.parametrize("size", [1.0, 1e-3])
+@pytest.mark.parametrize("loss_scale", [1.0, 65536.0])
+def test_the_published_step_is_that_of_the_published_script(size: float, loss_scale: float) -> None:
+    """Gradient by gradient: scaled, solved, combined, unscaled, times 3, clipped."""
+    rng = torch.Generator().manual_seed(2)
+    for _ in range(5):
+        G = size * torch.randn(3, 40, generator=rng, dtype=torch.float64)
+        scaled = loss_scale * G
+        w = published_weights(scaled @ scaled.mT)
+        update = torch.nn.Parameter(torch.zeros(40, dtype=torch.float64))
+        update.grad = 3 * (w @ scaled) / loss_scale
+        torch.nn.utils.clip_grad_norm_([update], 0.5)
+        found = PublishedStep(max_norm=0.5, loss_scale=loss_scale)(G @ G.mT)
+        torch.testing.assert_close(found.scale * found.weights @ G, update.grad)
+        assert float(found.scale * found.norm) == pytest.approx(float(update.grad.norm()))
+
+
+def test_the_published_step_shrinks_with_the_loss_scale() -> None:
+    """By S^(-4/3), in the direction that is right, where its solver has solved."""
+    scale = 2.0**12
+    for A in matrices(5, 1.0):
+        found = PublishedStep(max_norm=None, loss_scale=scale)(A)
+        exact = solve_mpd(A)
+        assert cosine(A, found.weights, exact.weights) > 1 - 1e-6
+        length = float(found.scale * found.norm)
+        assert length == pytest.approx(3 * scale ** (-4 / 3) * float(exact.norm), rel=1e-2)
 
 
 def test_a_matrix_that_is_not_finite_gets_no_weights() -> None:
     A = matrices(1, 1.0)[0]
     A[1, 1] = math.nan
-    found = PublishedSolver()(A)
+    found = PublishedStep(loss_scale=1.0)(A)
     assert int(found.status) == Status.NONFINITE
     assert not found.weights.any()
 
@@ -170,7 +190,7 @@ def test_the_outcome_of_other_settings_is_not_taken(tmp_path: Path) -> None:
     )
     assert again.digest({}) == first.digest({}) != other.digest({})
     assert first.digest({"prompts": "a"}) != first.digest({"prompts": "b"})
-    assert dataclasses.replace(first, published=True).digest({}) != first.digest({})
+    assert dataclasses.replace(first, published=1.0).digest({}) != first.digest({})
 
 
 @pytest.mark.parametrize(
@@ -204,7 +224,7 @@ def test_a_training_config_given_as_a_study_is_told_in_one_line() -> None:
         ("sum", {"set": ["fairness.mod=sum"]}, [], "did you mean mode?"),
         ("sum", {"set": ["optimizer.schedule=cosine"]}, [], "set it to constant"),
         ("sum", {"set": ["data.validation=0", "train.validate_every=0"]}, [], "data.validation"),
-        ("published", {"solver": "published", "set": ["fairness.mode=sum"]}, [], "mode=exact"),
+        ("published", {"step": "published", "set": ["fairness.mode=sum"]}, [], "mode=exact"),
     ],
 )
 def test_a_mistake_in_an_arm_is_told_before_anything_is_made(
@@ -261,6 +281,7 @@ def test_a_study_tells_what_its_runs_have_measured_and_keeps_them(tmp_path: Path
     }
     out = tmp_path / "out"
     tree = json.loads((out / "results.json").read_text())
+    starts: list[dict[str, Any]] = []
     for arm, last in (("sum", 9), ("exact", 4), ("published", 4), ("simplex", 4)):
         folder = out / "runs" / arm / "seed-3"
         records = {
@@ -268,7 +289,8 @@ def test_a_study_tells_what_its_runs_have_measured_and_keeps_them(tmp_path: Path
             for record in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
         }
         assert max(records) == last
-        start = json.loads((folder / "start.json").read_text())
+        start = records[0]
+        starts.append({key: value for key, value in start.items() if key.startswith("val/")})
         [result] = tree["results"][arm]
         for name in ("global", "face", "hand"):
             key = f"val/loss/{name}"
@@ -277,8 +299,7 @@ def test_a_study_tells_what_its_runs_have_measured_and_keeps_them(tmp_path: Path
         assert not (folder / "final").exists()
         assert len(list((folder / "pictures").glob("0*.png"))) == 3
     # All arms start alike, and the exact step's own direction is the exact one.
-    starts = {path.read_text() for path in out.glob("runs/*/seed-3/start.json")}
-    assert len(starts) == 1
+    assert all(start == starts[0] for start in starts)
     assert tree["results"]["exact"][0]["cosine"] == pytest.approx(1.0, abs=1e-6)
     assert tree["results"]["sum"][0]["cosine"] is None
     assert tree["results"]["published"][0]["residual"] > 1e-11 > tree["scales"][0]["own"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from fairhuman.common.errors import UserError
 from fairhuman.evaluation.study.detection import Look
-from fairhuman.evaluation.study.run_trial import START
 from fairhuman.evaluation.study.trials import Marks, Trial
 from fairhuman.fairness.mpd import solve_mpd
 from fairhuman.fairness.solve import cosine
@@ -117,18 +115,19 @@ def read_result(trial: Trial, look: Look | None) -> Result:
         UserError: a file is not there, or a loss was never measured.
     """
     run = read_run(trial.folder)
-    start = json.loads((trial.folder / START).read_text(encoding="utf-8"))
     changes: dict[str, dict[str, float]] = {}
     for mark, step in (("steps", trial.marks.steps), ("compute", trial.marks.compute)):
         changes[mark] = {}
         for name in run.names:
             key = f"val/loss/{name}"
-            then = dict(run.points(key)).get(step)
-            if then is None:
-                raise UserError(
-                    f"{trial.folder}: {key} was not measured at step {step}, or was not finite"
-                )
-            changes[mark][name] = 100 * (then / start[key] - 1)
+            losses = dict(run.points(key))
+            for wanted in (0, step):
+                if wanted not in losses:
+                    raise UserError(
+                        f"{trial.folder}: {key} was not measured at step {wanted}, or was not "
+                        "finite"
+                    )
+            changes[mark][name] = 100 * (losses[step] / losses[0] - 1)
     known = trial.config.fairness.mode == "exact"  # the gradients of every step
     cosines = [c for record in run.records if known and (c := direction(record, run.names))]
     residuals = [value for _, value in run.points("solver/residual")]

@@ -31,8 +31,14 @@ class Arm(Section):
 
     set: Annotated[list[Text], Field(max_length=1000)] = []
     """Its changes to the training config, as `section.key=value`."""
-    solver: Literal["own", "published"] = "own"
-    """`published`: weights by scipy's least_squares, called as the paper's code calls it."""
+    step: Literal["own", "published"] = "own"
+    """`published`: the step of the paper's training scripts. Weights by scipy's least_squares,
+    called as they call it on gradients that carry the loss scale; the direction times 3; clipped
+    to train.max_grad_norm. Their other settings, such as objectives.scale, are for `set`."""
+    loss_scale: Annotated[float, Field(ge=1, le=2**24)] = 65536.0
+    """For step=published: the fp16 loss scale that the scripts' gradients carry, a constant here
+    whatever train.precision is. The default is where torch's GradScaler starts; 1 is a run in
+    float32."""
     variant: bool = False
     """Not a contender: it varies one choice of another arm, and has a table of its own."""
 

@@ -137,8 +137,8 @@ class Runner:
 
     def _command(self, trial: Trial, config: Path, slot: int) -> list[str]:
         program = ["fairhuman.evaluation.study.run_trial", "--config", str(config)]
-        if trial.published:
-            program.append("--published")
+        if trial.published is not None:
+            program += ["--published", str(trial.published)]
         if self.prompts:
             pictures = self.study.pictures
             program += ["--prompts", str(self.prompts), "--steps", str(pictures.steps)]

@@ -18,6 +18,8 @@ from fairhuman.evaluation.study.plan import Arm, Study
 from fairhuman.planning.plan import Plan
 
 STAMP = "trial.json"
+FORM = 2
+"""Of what a run leaves: one of another form is made again."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ class Trial:
     arm: str
     seed: int
     config: Config
-    published: bool
-    """Weights by the published solver."""
+    published: float | None
+    """The loss scale of the published step; None: the trainer's own step."""
     marks: Marks
     forwards: float
     """Compute of a step, in forward passes of a micro-batch."""
@@ -58,6 +60,7 @@ class Trial:
         settings = self.config.model_dump(mode="json", exclude_defaults=True)
         del settings["train"]["output_dir"]
         told = {
+            "form": FORM,
             "version": metadata.version("fairhuman"),
             "config": settings,
             "published": self.published,
@@ -104,7 +107,7 @@ def make_trials(study: Study, overrides: Sequence[str] = ()) -> list[Trial]:
                     "train.resume=auto",
                 ],
             )
-            published = arm.solver == "published"
+            published = arm.loss_scale if arm.step == "published" else None
             found.append(Trial(name, seed, config, published, marks, forwards))
     return sorted(found, key=lambda trial: study.seeds.index(trial.seed))
 
@@ -135,9 +138,9 @@ def _check(study: Study, name: str, arm: Arm, config: Config) -> None:
             "study's pictures.count to 0"
         )
     fairness = config.fairness
-    if arm.solver == "published" and (fairness.mode != "exact" or fairness.floor or fairness.keep):
+    if arm.step == "published" and (fairness.mode != "exact" or fairness.floor or fairness.keep):
         problems.append(
-            "solver = 'published': needs fairness.mode=exact, fairness.floor=0 and fairness.keep=0"
+            "step = 'published': needs fairness.mode=exact, fairness.floor=0 and fairness.keep=0"
         )
     if problems:
         raise ConfigError("\n".join(f"arm {name!r}: {problem}" for problem in problems))
