@@ -357,7 +357,8 @@ def test_a_run_that_holds_out_too_little_is_named_before_it_trains(tmp_path: Pat
         assert f"{arm}, seed {seed}: ended with exit code 2; see {log}" in str(caught.value)
     assert "data.validation = 1: none of the images" in str(caught.value)
     assert "shows a hand" in str(caught.value)
-    assert not any(path.read_text() for path in tmp_path.glob("out/runs/*/*/metrics.jsonl"))
+    for path in tmp_path.glob("out/runs/*/*/metrics.jsonl"):
+        assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0]
     # With the advice followed it runs, though its settings are others.
     mended = plan(tmp_path, arms=arms, seeds=[seed], steps=1, pictures={"count": 0})
     assert (tmp_path / "out" / "study.md") in study(mended, lambda line: None)
