@@ -70,7 +70,7 @@ class Runner:
                         done += 1
                         self.say(
                             f"[{done}/{len(trials)}] {trial.arm}, seed {trial.seed}: "
-                            f"{trial.marks.last} steps, {future.result():.0f} s"
+                            f"{trial.config.train.steps} steps, {future.result():.0f} s"
                         )
             except KeyboardInterrupt:
                 pool.shutdown(wait=False, cancel_futures=True)
