@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
-import torch
 from torch import Tensor
 
 from fairhuman.fairness.mpd import MPDSolution, Status
@@ -19,7 +16,9 @@ class PublishedSolver(Solver):
     the published code's are not.
     """
 
-    def __call__(self, gram: Tensor, keeps: bool = True) -> MPDSolution:
+    def __call__(
+        self, gram: Tensor, keeps: bool = True, losses: Tensor | None = None
+    ) -> MPDSolution:
         """Return the weights and the factor on d; `residual` is the componentwise backward error.
 
         A Gram matrix that is not finite gets no weights, as from our solver: the published code
@@ -27,24 +26,12 @@ class PublishedSolver(Solver):
         """
         A = gram.cpu()
         if not bool(A.isfinite().all()):
-            return MPDSolution.of(
-                torch.zeros(len(A), dtype=torch.float64),
-                norm=0.0,
-                residual=0.0,
-                scale=1.0,
-                cosine=math.nan,
-                iterations=0,
-                status=Status.NONFINITE,
-            )
-        w = published_weights(A, self.alpha)
-        norm = (w @ A @ w).clamp(min=0.0).sqrt()
-        status = Status.ABSENT if bool((A.diagonal() == 0).any()) else Status.OK
-        return MPDSolution.of(
-            w,
-            norm=norm,
-            residual=backward_error(A, w, self.alpha),
-            scale=self.factor(norm, w.sum()),
-            cosine=(A[0] @ w) / (A[0, 0].sqrt() * norm),
-            iterations=0,
-            status=status,
+            return MPDSolution.none(len(A))
+        weights = published_weights(A, self.alpha)
+        return self.of_weights(
+            A,
+            weights,
+            least=A.new_zeros(()),
+            residual=backward_error(A, weights, self.alpha),
+            status=Status.ABSENT if bool((A.diagonal() == 0).any()) else Status.OK,
         )
