@@ -27,7 +27,10 @@ MISTAKES = [
         "train.batchsize: unknown key (did you mean batch_size?); allowed here: output_dir,",
     ),
     ("trian.steps=2", "trian: unknown key (did you mean train?); allowed here: model, data,"),
-    ("fairness.mode=exat", "'exat': must be one of exact, amortized, sketch, sum, global (did you"),
+    (
+        "fairness.mode=exat",
+        "'exat': must be one of exact, amortized, sketch, sum, global,",
+    ),
     ("fairness.between=emma", "must be one of calibrated, stale, ema (did you mean ema?)"),
     ("fairness.refresh_every=0", "fairness.refresh_every = 0: must be greater than or equal to 1"),
     ("fairness.floor=-1", "fairness.floor = -1: must be greater than or equal to 0"),

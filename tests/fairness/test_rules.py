@@ -212,9 +212,7 @@ def test_exact_conflict_has_a_finite_step(rule: Rule, off: float) -> None:
         assert bool(found.weights.isfinite().all())
         assert bool(found.scale.isfinite())
         weights = found.weights * found.scale
-        assert (
-            float((weights @ A @ weights).clamp(min=0).sqrt()) <= 1.0 + 1e-4
-        )
+        assert float((weights @ A @ weights).clamp(min=0).sqrt()) <= 1.0 + 1e-4
         if off == 0.0:
             assert int(found.status) & Status.STATIONARY
 

@@ -75,8 +75,11 @@ class ForecastStep:
             return None
         assert sensitivity is not None, "its share of the areas"
         mean = losses.detach().double() / (self._micro_batches * dist.get_world_size())
-        found = _whole(Sensitivity(mean, sensitivity.share), self.device).cpu()
-        return torch.where(found == 0, self.forecast.losses, found)
+        first = torch.stack([mean, sensitivity.share]).to(self.device, torch.float64)
+        dist.all_reduce(first)
+        found, share = first.cpu()  # as the prediction is
+        # Where none of them holds the objective there is only what was measured.
+        return torch.where(share > 0, found / share, self.forecast.losses)
 
     def solve(self, gram: Tensor, losses: Tensor | None = None) -> None:
         """Fix the step's weights by the present objectives' A, and all K losses if needed."""
