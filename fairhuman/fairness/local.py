@@ -150,7 +150,12 @@ def _solver(
 ) -> Solver:
     """Return the solver, having checked what the rule can be given."""
     if not isinstance(rule, LossRule):
-        if rule in RULES and rule not in NATIVE:
+        if rule not in RULES:
+            raise ValueError(
+                f"rule must be one of {', '.join(RULES)}, or an object that follows the losses, "
+                f"such as fairhuman.DWA({count}); not {rule!r}"
+            )
+        if rule not in NATIVE:
             weighting(rule)  # a package may be missing
         return Solver(alpha, normalize, max_norm, keep=keep, rule=rule, anchor=anchor)
     name = type(rule).__name__
