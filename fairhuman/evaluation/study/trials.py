@@ -147,9 +147,11 @@ def _check(study: Study, name: str, arm: Arm, config: Config) -> None:
             "study's pictures.count to 0"
         )
     fairness = config.fairness
-    if arm.step == "published" and (fairness.mode != "exact" or fairness.floor or fairness.keep):
+    of_its_own = fairness.floor or fairness.keep or fairness.rule != "mpd"
+    if arm.step == "published" and (fairness.mode != "exact" or of_its_own):
         problems.append(
-            "step = 'published': needs fairness.mode=exact, fairness.floor=0 and fairness.keep=0"
+            "step = 'published': needs fairness.mode=exact, fairness.rule=mpd, fairness.floor=0 "
+            "and fairness.keep=0"
         )
     if problems:
         raise ConfigError("\n".join(f"arm {name!r}: {problem}" for problem in problems))
