@@ -91,7 +91,7 @@ def weighting(rule: Rule) -> Weighting:
     except ImportError as error:
         # TorchJD's own message spans what it needs; the first line is enough.
         why = str(error).partition(". Install")[0]
-        raise ImportError(f"rule={rule!r}: {why}: {install_line('rules')}") from error
+        raise ImportError(f"rule={rule!r}: {why}; {install_line('rules')}") from error
 
 
 def _imtl_g() -> Weighting:

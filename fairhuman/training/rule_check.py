@@ -19,4 +19,5 @@ def check_rule(config: Config) -> None:
     try:
         weighting(rule)
     except ImportError as error:
-        raise ConfigError(f"fairness.{error}, or set fairness.rule=mpd") from error
+        why = str(error).partition(": ")[2]
+        raise ConfigError(f"fairness.rule = {rule!r}: {why}, or set fairness.rule=mpd") from error
