@@ -5,11 +5,13 @@ from fairhuman.config.names import QUARTERS, change_keys, held_out_keys
 from fairhuman.config.schema import (
     Config,
     Data,
+    Factor,
     Guidance,
     Lora,
     Model,
     Noise,
     Positive,
+    Probability,
     Seed,
 )
 
@@ -17,11 +19,13 @@ __all__ = [
     "QUARTERS",
     "Config",
     "Data",
+    "Factor",
     "Guidance",
     "Lora",
     "Model",
     "Noise",
     "Positive",
+    "Probability",
     "Seed",
     "change_keys",
     "held_out_keys",

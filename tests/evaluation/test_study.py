@@ -20,6 +20,7 @@ from fairhuman.common.lock import FolderLock
 from fairhuman.data.records import load_records
 from fairhuman.demo.drawn import draw_people
 from fairhuman.evaluation.study import judge as judging
+from fairhuman.evaluation.study.cases import cases_table, studies
 from fairhuman.evaluation.study.command import study
 from fairhuman.evaluation.study.drawn_case import TRAINED
 from fairhuman.evaluation.study.line import distance
@@ -243,6 +244,54 @@ def test_the_shipped_study_can_be_run(monkeypatch: pytest.MonkeyPatch) -> None:
         assert fairness.mode == {"plain": "global", "fixed": "sum"}.get(words[0], "exact")
 
 
+def test_the_shipped_cases_can_be_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    shipped = load_study(Path("configs/study_cases.yaml"))
+    base = load_study(Path("configs/study.yaml"))
+    assert shipped.drawn
+    assert base.drawn
+    assert shipped.drawn.model == f"{base.output_dir}/tiny-sdxl"
+    # Each differs from the study in one thing, and its arms are the study's.
+    assert shipped.set == base.set
+    assert {name: (arm.set, arm.step) for name, arm in shipped.arms.items()} == {
+        name: (base.arms[name].set, base.arms[name].step) for name in shipped.arms
+    }
+    assert all(len(case.model_fields_set) <= 1 for case in shipped.cases.values())
+    found = studies(shipped)
+    assert list(found) == list(shipped.cases)
+    folders = set()
+    for name, one in found.items():
+        made = make_trials(one)
+        folders |= {trial.folder for trial in made}
+        scales = {trial.arm: trial.config.objectives.scale for trial in made}
+        face = 10.0 if name == "face loss x 10" else 1.0
+        assert scales["fixed 5"] == {"face": 5 * face, "hand": 5}
+        assert scales["plain"].get("face", 1.0) == scales["keep 0.85"].get("face", 1.0) == face
+        batch = int(name.removeprefix("batch ")) if name.startswith("batch") else 8
+        assert {trial.config.train.batch_size for trial in made} == {batch}
+    assert len(folders) == len(found) * len(shipped.arms) * len(shipped.seeds)
+    drawn = {name: (one.drawn.zoom, one.drawn.hands) for name, one in found.items() if one.drawn}
+    assert drawn["half size"] == (0.5, None)
+    assert drawn["few hands"] == (1.0, 0.1)
+
+
+def test_a_case_without_its_model_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    drawn = {"size": 64, "count": 32, "model": str(tmp_path / "none")}
+    cases = {"as it was": {}, "large": {"zoom": 2}}
+    with pytest.raises(ConfigError, match="there is no such model; run the study"):
+        study(plan(tmp_path, drawn=drawn, cases=cases))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_table_of_cases_pairs_the_seeds_of_each(tmp_path: Path) -> None:
+    usual = outcome({"a": [(-4.0, -10.0), (-5.0, -8.0)], "b": [(-3.0, -20.0), (-2.0, -18.0)]})
+    large = outcome({"a": [(-1.0, -9.0), (-1.0, -9.0)], "b": [(-2.0, -30.0), (-2.0, -30.0)]})
+    table = cases_table({"usual": usual, "large": large})
+    assert [row[0] for row in table.rows] == ["usual: a", "usual: b", "large: a", "large: b"]
+    assert table.rows[1] == ["usual: b", "-2.50 ± 0.71", "-19.00 ± 1.41", "+2.00 ± 1.41"]
+    assert table.rows[3][-1] == "-1.00 ± 0.00"
+
+
 def test_what_an_arm_sets_wins_over_what_all_share(tmp_path: Path) -> None:
     arms = TREE["arms"] | {"slow": {"set": ["fairness.mode=sum", "optimizer.lr=1e-6"]}}
     made = make_trials(plan(tmp_path, arms=arms, set=[*TREE["set"], "optimizer.lr=2e-4"]))
@@ -269,6 +318,14 @@ def test_the_outcome_of_other_settings_is_not_taken(tmp_path: Path) -> None:
         ({"drawn": None}, "pictures.prompts: is missing"),
         ({"seeds": [1, 1]}, "a seed is named twice"),
         ({"jobs": 0}, "jobs = 0"),
+        (
+            {"cases": {"large": {"zoom": 2}}},
+            "drawn.model: is missing; the cases start from one model",
+        ),
+        (
+            {"drawn": {"model": "m", "cell": 4}},
+            "drawn.cell: is of a model to be fitted, and drawn.model names one; remove either",
+        ),
         ({"line": "fixed"}, "line = 'fixed': needs two or more arms with `series: fixed`"),
         ({"arm": {}}, "arm: unknown key (did you mean arms?)"),
     ],

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -15,6 +15,7 @@ from fairhuman.common.errors import ConfigError
 from fairhuman.common.files import replacing, write_text
 from fairhuman.common.lock import FolderLock
 from fairhuman.common.quiet import quiet
+from fairhuman.evaluation.study.cases import cases_table, studies
 from fairhuman.evaluation.study.contact_sheet import opened, sheet
 from fairhuman.evaluation.study.detection import Onlooker
 from fairhuman.evaluation.study.drawn_case import DrawnCase
@@ -43,13 +44,37 @@ def study(plan: Study, say: Callable[[str], None] = print) -> list[Path]:
     Raises:
         UserError: it cannot be run, another process runs it, or a run has failed.
     """
+    prepared = [_prepared(one) for one in studies(plan).values() or [plan]]
+    with FolderLock(Path(plan.output_dir), "study"):
+        if not plan.cases:
+            return _run(*prepared[0], say)[1]
+        found, made = {}, []
+        for name, parts in zip(plan.cases, prepared, strict=True):
+            say(f"case {name}:")
+            found[name], written = _run(*parts, say)
+            made += [path for path in written if path.name == "study.html"]
+        table = Path(plan.output_dir) / "cases.md"
+        write_text(table, f"{cases_table(found).markdown()}\n")
+        return [table, *made]
+
+
+class _Prepared(NamedTuple):
+    """A study that can be run."""
+
+    plan: Study
+    trials: list[Trial]
+    asked: list[str]
+    drawn_case: DrawnCase | None
+
+
+def _prepared(plan: Study) -> _Prepared:
+    """Check a study before anything is made."""
     output = Path(plan.output_dir)
     drawn_case = DrawnCase(output, plan.drawn, plan.pictures.count) if plan.drawn else None
-    shared = drawn_case.overrides() if drawn_case else []
-    trials = make_trials(plan, shared)  # what is wrong is told before anything is made
-    asked = _prompts(plan, drawn_case)
-    with FolderLock(output, "study"):
-        return _run(plan, trials, asked, drawn_case, say)
+    if drawn_case:
+        drawn_case.check()
+    trials = make_trials(plan, drawn_case.overrides() if drawn_case else [])
+    return _Prepared(plan, trials, _prompts(plan, drawn_case), drawn_case)
 
 
 def _run(
@@ -58,7 +83,7 @@ def _run(
     asked: list[str],
     drawn_case: DrawnCase | None,
     say: Callable[[str], None],
-) -> list[Path]:
+) -> tuple[Outcome, list[Path]]:
     started = time.monotonic()
     output = Path(plan.output_dir)
     quiet()
@@ -77,7 +102,7 @@ def _run(
     outcome = measure(plan, trials, drawn_case, say)
     made = write(plan, outcome, trials, drawn_case)
     say(f"done in {(time.monotonic() - started) / 60:.0f} min")
-    return made
+    return outcome, made
 
 
 def measure(
@@ -158,11 +183,18 @@ def setting(plan: Study, trial: Trial) -> str:
 
 
 def _drawn(drawn: Drawn) -> str:
+    people = f"{drawn.count} drawn people at {drawn.size} px"
+    if drawn.zoom != 1:
+        people += f", {drawn.zoom:g} times their usual size"
+    if drawn.hands is not None:
+        people += f", {drawn.hands:.0%} of them with hands"
+    if drawn.model:
+        return f"{people}, from {drawn.model}"
     cells = drawn.size // drawn.cell
     blurred = " with blurred faces and hands" if drawn.blur else ""
     return (
-        f"{drawn.count} drawn people at {drawn.size} px, {cells} x {cells} latents, from a tiny "
-        f"SDXL that was fitted to as many others{blurred}"
+        f"{people}, {cells} x {cells} latents, from a tiny SDXL that was fitted to as many "
+        f"others{blurred}"
     )
 
 

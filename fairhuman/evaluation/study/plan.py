@@ -10,9 +10,10 @@ from pydantic import Field, field_validator
 
 from fairhuman.common.errors import ConfigError
 from fairhuman.common.quoting import shown, shown_key
-from fairhuman.config import Guidance, Positive, Seed
+from fairhuman.config import Factor, Guidance, Positive, Probability, Seed
 from fairhuman.config.json_schema import json_schema
 from fairhuman.config.yaml_settings import (
+    Name,
     PathText,
     Section,
     Text,
@@ -53,6 +54,12 @@ class Drawn(Section):
     """Side of the pictures, in pixels."""
     count: Annotated[int, Field(ge=32, le=10**6)] = 512
     """People that the arms train on; the tiny SDXL is fitted to as many others."""
+    model: PathText | None = None
+    """The tiny SDXL of another study (its OUT/tiny-sdxl), in place of fitting one."""
+    zoom: Annotated[float, Field(ge=0.25, le=4)] = 1.0
+    """How much larger than usual the people are that the arms train on; the pictures stay."""
+    hands: Probability | None = None
+    """Share of their pictures that may show hands; null: as it comes, in four of five."""
     cell: Literal[4, 8] = 8
     """Side of a latent cell of the tiny SDXL, in pixels. 8 is SDXL's; with 4 a hand of 16 pixels
     covers 4 x 4 cells."""
@@ -66,6 +73,25 @@ class Drawn(Section):
     """Steps in which its UNet is fitted."""
     judge_steps: Positive = 300
     """Steps in which the judge is fitted that counts faces and fingers in the pictures."""
+
+
+class Case(Section):
+    """One thing in which a case differs."""
+
+    set: Annotated[list[Text], Field(max_length=1000)] = []
+    """Changes to the training config, after those of the arm."""
+    scale: dict[Name, Factor] = {}
+    """Factors on the losses that the arm does not know of, such as {face: 10}: they multiply its
+    objectives.scale."""
+    zoom: Annotated[float, Field(ge=0.25, le=4)] = 1.0
+    """As of `drawn`."""
+    hands: Probability | None = None
+    """As of `drawn`."""
+
+    @property
+    def drawn(self) -> dict[str, float | None]:
+        """What it sets of `drawn`."""
+        return self.model_dump(include={"zoom", "hands"}, exclude_unset=True)
 
 
 class Pictures(Section):
@@ -93,6 +119,9 @@ class Study(Section):
     """The folder for runs, tables and the page."""
     arms: Annotated[dict[ArmName, Arm], Field(min_length=2, max_length=1000)]
     """The ways to train that are compared, by name; at least two."""
+    cases: Annotated[dict[ArmName, Case], Field(max_length=1000)] = {}
+    """Train all arms in each of these cases, by name, instead of once: a study each, in a folder of
+    output_dir, and a table of all."""
     reference: ArmName = "exact"
     """The arm whose compute the others are given in the second comparison."""
     steps: Positive
@@ -158,9 +187,30 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         problems.append(
             "pictures.prompts: is missing; name a text file, or set pictures.count to 0"
         )
+    if study.drawn and study.drawn.model:
+        fitting = {"cell", "blur", "vae_steps", "unet_steps"} & study.drawn.model_fields_set
+        problems += [
+            f"drawn.{key}: is of a model to be fitted, and drawn.model names one; remove either"
+            for key in sorted(fitting)
+        ]
+    problems += _case_problems(study)
     if problems:
         raise refusal(path, problems)
     return study
+
+
+def _case_problems(study: Study) -> list[str]:
+    if study.drawn and study.cases and not study.drawn.model:
+        return [
+            "drawn.model: is missing; the cases start from one model, so name the tiny-sdxl of "
+            "another study"
+        ]
+    drawn = [name for name, case in study.cases.items() if case.drawn]
+    if drawn and not study.drawn:
+        return [
+            f"cases.{drawn[0]}: zoom and hands are of drawn people; remove them, or add `drawn`"
+        ]
+    return []
 
 
 def study_schema() -> dict[str, Any]:
