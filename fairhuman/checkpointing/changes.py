@@ -28,6 +28,8 @@ _FIXED = (
 # What a balancer's measurements are of; by its other settings they are only used.
 _MEASURED = (
     "fairness.mode",
+    "fairness.rule",
+    "fairness.dwa_window",
     "fairness.between",
     "objectives.regions",
     "objectives.reduction",
@@ -97,7 +99,7 @@ class Changes:
     def lines(self, config: Config, progress: Progress) -> list[str]:
         """Return a line per change, of what becomes of it in a run of `config`."""
         lines = [f"{change} ({_effect(change, config, progress)})" for change in self.found]
-        if self.unbalances and config.fairness.mode in ("amortized", "sketch"):
+        if self.unbalances and config.fairness.remembers:
             lines.append("what the balancer measured before is dropped: it measures afresh")
         if self.remeasures and progress.best:
             lines.append(

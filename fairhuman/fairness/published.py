@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from fairhuman.fairness.mpd import MPDSolution, Status
@@ -36,7 +35,9 @@ class PublishedStep(Solver):
     loss_scale: float = field(kw_only=True)
     """S; 1: a run in float32."""
 
-    def __call__(self, gram: Tensor, keeps: bool = True) -> MPDSolution:
+    def __call__(
+        self, gram: Tensor, keeps: bool = True, losses: Tensor | None = None
+    ) -> MPDSolution:
         """Return the weights and the factor on d; `residual` is the componentwise backward error.
 
         Both of the matrix that was solved. A Gram matrix that is not finite gets no weights, as
@@ -44,27 +45,15 @@ class PublishedStep(Solver):
         """
         A = gram.cpu()
         if not bool(A.isfinite().all()):
-            return MPDSolution.of(
-                torch.zeros(len(A), dtype=torch.float64),
-                norm=0.0,
-                residual=0.0,
-                scale=1.0,
-                cosine=math.nan,
-                iterations=0,
-                status=Status.NONFINITE,
-            )
+            return MPDSolution.none(len(A))
         scaled = A * self.loss_scale**2
-        w = published_weights(scaled, self.alpha)
-        norm = (w @ A @ w).clamp(min=0.0).sqrt()
-        status = Status.ABSENT if bool((A.diagonal() == 0).any()) else Status.OK
-        return MPDSolution.of(
-            w,
-            norm=norm,
-            residual=backward_error(scaled, w, self.alpha),
-            scale=self.factor(norm, w.sum()),
-            cosine=(A[0] @ w) / (A[0, 0].sqrt() * norm),
-            iterations=0,
-            status=status,
+        weights = published_weights(scaled, self.alpha)
+        return self.of_weights(
+            A,
+            weights,
+            least=A.new_zeros(()),
+            residual=backward_error(scaled, weights, self.alpha),
+            status=Status.ABSENT if bool((A.diagonal() == 0).any()) else Status.OK,
         )
 
     def factor(self, norm: Tensor, weight_sum: Tensor) -> Tensor:

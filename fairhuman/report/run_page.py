@@ -83,6 +83,7 @@ def _lead(run: History) -> str:
     parts = [
         f"method {model['method']} on {model['pretrained']}" if "method" in model else "",
         f"weights by fairness.mode={mode}" if (mode := run.setting("fairness.mode")) else "",
+        f"fairness.rule={rule}" if (rule := run.setting("fairness.rule") or "mpd") != "mpd" else "",
         f"{ranks} ranks" if (ranks := run.environment.get("ranks", 0)) > 1 else "",
     ]
     return ", ".join(filter(None, parts))

@@ -41,6 +41,7 @@ from fairhuman.training.held_out import HeldOut
 from fairhuman.training.metrics_log import Log
 from fairhuman.training.model_card import write_card
 from fairhuman.training.resume import Start, find_start
+from fairhuman.training.rule_check import check_rule
 from fairhuman.training.run_data import RunData
 from fairhuman.training.sample_pictures import SamplePictures
 from fairhuman.training.step import TrainingStep, make_balancer
@@ -347,6 +348,7 @@ def _check_before_loading(config: Config) -> None:
     if config.data.cache:
         check_cache(Path(config.data.cache))
     check_engine(config)
+    agreed(functools.partial(check_rule, config))
     agreed(lambda: check_model(config.model))
     on_rank0(functools.partial(check_tracking, config))
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from fairhuman.common.errors import UserError
+from fairhuman.demo.blurred import blurred
 from fairhuman.demo.drawn import DrawnSample, draw_people, draw_person, sample_rng
 
 COUNT = 160
@@ -71,6 +72,27 @@ def test_boxes_are_the_tight_bounds_of_the_masks(samples: list[DrawnSample]) -> 
             if len(boxes) == 1:
                 assert boxes[0] == _tight(mask)
             assert bool(boxes) == bool(mask.any())
+
+
+def test_blurred_faces_and_hands_lose_their_details_and_the_rest_keeps_its_own(
+    samples: list[DrawnSample],
+) -> None:
+    def edges(picture: np.ndarray) -> np.ndarray:
+        return np.abs(np.diff(picture, axis=1))[:, :, 0]
+
+    for sample in samples[:20]:
+        boxes = [*sample.faces, *sample.hands]
+        before, after = (
+            np.asarray(picture, float)
+            for picture in (sample.image, blurred(sample.image, boxes, 0.1))
+        )
+        far = np.ones(before.shape[:2], bool)
+        for x, y, w, h in boxes:
+            reach = int(np.ceil(0.3 * max(w, h)))
+            far[max(0, y - reach) : y + h + reach, max(0, x - reach) : x + w + reach] = False
+            window = (slice(y, y + h), slice(x, x + w - 1))
+            assert edges(after)[window].mean() < 0.7 * edges(before)[window].mean()
+        assert np.abs(after - before)[far].max(initial=0) <= 1
 
 
 def test_hands_and_faces_do_not_share_pixels(samples: list[DrawnSample]) -> None:

@@ -22,7 +22,8 @@ from fairhuman.demo.drawn import draw_people
 from fairhuman.evaluation.study import judge as judging
 from fairhuman.evaluation.study.command import study
 from fairhuman.evaluation.study.drawn_case import TRAINED
-from fairhuman.evaluation.study.outcome import Spread, direction, gram_of
+from fairhuman.evaluation.study.line import distance
+from fairhuman.evaluation.study.outcome import Outcome, Result, Spread, direction, gram_of
 from fairhuman.evaluation.study.plan import load_study
 from fairhuman.evaluation.study.trials import make_trials
 from fairhuman.fairness.mpd import Status, solve_mpd
@@ -158,8 +159,72 @@ def test_arms_get_the_references_compute(tmp_path: Path) -> None:
     }
     assert [trial.seed for trial in made] == [3] * 4 + [9] * 4
     assert all(t.config.train.seed == t.seed for t in made)
-    assert all(t.config.train.steps == t.marks.last for t in made)
+    assert all(t.config.train.steps == max(t.marks.steps, t.marks.compute) for t in made)
+    assert all(t.compared == ("steps", "compute") for t in made)
     assert len({trial.folder for trial in made}) == 8
+
+
+def test_where_the_rate_decays_each_comparison_has_a_run_with_its_whole_schedule(
+    tmp_path: Path,
+) -> None:
+    arms = TREE["arms"] | {"sum": {"set": ["fairness.mode=sum", "optimizer.schedule=cosine"]}}
+    made = make_trials(plan(tmp_path, arms=arms, seeds=[3, 9]))
+    lengths = {
+        (t.arm, t.seed, t.compared): t.config.train.steps for t in made if t.arm in ("sum", "exact")
+    }
+    assert lengths == {
+        ("sum", 3, ("steps",)): 4,
+        ("sum", 3, ("compute",)): 9,
+        ("exact", 3, ("steps", "compute")): 4,
+        ("sum", 9, ("steps",)): 4,
+        ("sum", 9, ("compute",)): 9,
+        ("exact", 9, ("steps", "compute")): 4,
+    }
+    assert len({trial.folder for trial in made}) == len(made)
+    short = make_trials(plan(tmp_path, arms=arms, same_compute=False))
+    assert all(t.compared == ("steps",) and t.config.train.steps == 4 for t in short)
+
+
+def outcome(changes: dict[str, list[tuple[float, float]]]) -> Outcome:
+    """Of arms with (whole, hands) by seed; `a`, `b` and `c` have fixed weights."""
+    return Outcome(
+        names=["global", "hand"],
+        marks={},
+        forwards={},
+        results={
+            arm: [
+                Result(arm, seed, {"steps": {"global": whole, "hand": hand}}, 1.0, None, None, 0)
+                for seed, (whole, hand) in enumerate(pairs)
+            ]
+            for arm, pairs in changes.items()
+        },
+        variants=[],
+        reference="a",
+        compared=["steps"],
+        series={"fixed": ["a", "b", "c"]},
+        line="fixed",
+    )
+
+
+def test_the_distance_from_the_line_is_the_wholes_at_the_same_gain_seed_by_seed() -> None:
+    found = outcome(
+        {
+            "a": [(-4.0, -10.0), (-5.0, -8.0), (-4.0, -9.0)],
+            "c": [(0.0, -30.0), (0.0, -28.0), (0.0, -29.0)],  # in any order
+            "b": [(-3.0, -20.0), (-4.0, -18.0), (-3.0, -19.0)],
+            "on it": [(-3.5, -15.0), (-4.5, -13.0), (-3.5, -14.0)],
+            "better": [(-2.5, -25.0), (-2.0, -28.0), (-4.0, -24.0)],
+            "beyond": [(9.0, -31.0), (9.0, -30.0), (-1.0, -29.0)],
+            "far": [(9.0, -99.0), (9.0, -99.0), (9.0, -99.0)],
+        }
+    )
+    assert distance(found, "on it", "hand") == pytest.approx((0.0, 0.0, 3))
+    # -2.5 - -1.5, -2 - 0, -4 - -1.5
+    values = [-1.0, -2.0, -2.5]
+    error = np.std(values, ddof=1) / 3**0.5
+    assert distance(found, "better", "hand") == pytest.approx((np.mean(values), error, 3))
+    assert distance(found, "beyond", "hand") == (-1.0, None, 1)
+    assert distance(found, "far", "hand") == (None, None, 0)
 
 
 def test_the_shipped_study_can_be_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,10 +234,13 @@ def test_the_shipped_study_can_be_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(made) == len(shipped.arms) * len(shipped.seeds) >= 9 * 3
     # What an arm is called is what it is.
     for trial in made:
-        fairness = trial.config.fairness
-        if trial.arm in ("global", "sum", "exact", "amortized", "sketch"):
-            assert fairness.mode == trial.arm
-        assert fairness.alpha == float(trial.arm.partition("alpha ")[2] or 2)
+        fairness, scale = trial.config.fairness, trial.config.objectives.scale
+        words = trial.arm.replace(",", "").split()
+        told = dict(zip(words[::2], words[1::2], strict=False))
+        factor = float(told.get("fixed", told.get("scale", 25 if "published" in words else 1)))
+        assert all(scale.get(name, 1.0) == factor for name in ("face", "hand"))
+        assert fairness.keep == float(told.get("keep", 0))
+        assert fairness.mode == {"plain": "global", "fixed": "sum"}.get(words[0], "exact")
 
 
 def test_what_an_arm_sets_wins_over_what_all_share(tmp_path: Path) -> None:
@@ -201,6 +269,7 @@ def test_the_outcome_of_other_settings_is_not_taken(tmp_path: Path) -> None:
         ({"drawn": None}, "pictures.prompts: is missing"),
         ({"seeds": [1, 1]}, "a seed is named twice"),
         ({"jobs": 0}, "jobs = 0"),
+        ({"line": "fixed"}, "line = 'fixed': needs two or more arms with `series: fixed`"),
         ({"arm": {}}, "arm: unknown key (did you mean arms?)"),
     ],
 )
@@ -222,7 +291,6 @@ def test_a_training_config_given_as_a_study_is_told_in_one_line() -> None:
     ("name", "arm", "shared", "words"),
     [
         ("sum", {"set": ["fairness.mod=sum"]}, [], "did you mean mode?"),
-        ("sum", {"set": ["optimizer.schedule=cosine"]}, [], "set it to constant"),
         ("sum", {"set": ["data.validation=0", "train.validate_every=0"]}, [], "data.validation"),
         ("published", {"step": "published", "set": ["fairness.mode=sum"]}, [], "mode=exact"),
     ],
@@ -357,7 +425,8 @@ def test_a_run_that_holds_out_too_little_is_named_before_it_trains(tmp_path: Pat
         assert f"{arm}, seed {seed}: ended with exit code 2; see {log}" in str(caught.value)
     assert "data.validation = 1: none of the images" in str(caught.value)
     assert "shows a hand" in str(caught.value)
-    assert not any(path.read_text() for path in tmp_path.glob("out/runs/*/*/metrics.jsonl"))
+    for path in tmp_path.glob("out/runs/*/*/metrics.jsonl"):
+        assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0]
     # With the advice followed it runs, though its settings are others.
     mended = plan(tmp_path, arms=arms, seeds=[seed], steps=1, pictures={"count": 0})
     assert (tmp_path / "out" / "study.md") in study(mended, lambda line: None)

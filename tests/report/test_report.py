@@ -32,7 +32,7 @@ from fairhuman.report.compare import differences
 from fairhuman.report.history import read_run
 from fairhuman.report.parts import page, section, table, tiles
 from fairhuman.report.run_page import best_step
-from fairhuman.report.scatter import Point, scatter
+from fairhuman.report.scatter import Curve, Point, scatter
 from fairhuman.report.series import MOST, extremes, smooth, thinned
 from fairhuman.training.environment import commit
 from fairhuman.training.metrics_log import Log
@@ -376,6 +376,10 @@ def test_the_parts_make_any_page() -> None:
     assert "sum: 1 ± 0.1, 2 ± 0.5" in chart
     centres = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', chart)]
     assert centres[0] < centres[1]
+    curve = Curve([(1.0, 2.0), (3.0, 5.0)], "c-1")
+    joined = scatter(points, "cost & gain", "step time", "gain", curves=[curve])
+    ends = re.findall(r'class="c-1 joined"><path d="M([\d.]+) [\d.]+L([\d.]+) ', joined)
+    assert [float(x) for x in ends[0]] == pytest.approx(centres, abs=0.06)
     body = [tiles([("best", "3", "of 4")]), table(["a"], [["<i>", 0.12345, None]]), chart]
     whole = page("a < b", [section("c > d", *body)])
     assert "<h1>a &lt; b</h1>" in whole

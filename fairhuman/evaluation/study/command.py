@@ -20,7 +20,7 @@ from fairhuman.evaluation.study.detection import Onlooker
 from fairhuman.evaluation.study.drawn_case import DrawnCase
 from fairhuman.evaluation.study.outcome import Outcome, Result, read_result, scales
 from fairhuman.evaluation.study.page import as_tree, standalone, study_page, tradeoff
-from fairhuman.evaluation.study.plan import Study
+from fairhuman.evaluation.study.plan import Drawn, Study
 from fairhuman.evaluation.study.run_trial import PICTURES, draw
 from fairhuman.evaluation.study.runner import Runner
 from fairhuman.evaluation.study.tables import tables
@@ -87,8 +87,15 @@ def measure(
     onlooker = Onlooker(drawn_case, say) if plan.pictures.count else None
     results: dict[str, list[Result]] = {name: [] for name in plan.arms}
     for trial in trials:
+        if "steps" not in trial.compared:
+            continue  # read with the arm's other run of this seed
         look = onlooker.look(opened(trial.folder / PICTURES)) if onlooker else None
-        results[trial.arm].append(read_result(trial, look))
+        runs = [one for one in trials if (one.arm, one.seed) == (trial.arm, trial.seed)]
+        results[trial.arm].append(read_result(runs, look))
+    series: dict[str, list[str]] = {}
+    for name, arm in plan.arms.items():
+        if arm.series is not None:
+            series.setdefault(arm.series, []).append(name)
     references = {}
     if onlooker:
         references = onlooker.references(opened(Path(plan.output_dir) / START_PICTURES))
@@ -101,6 +108,9 @@ def measure(
         results=results,
         variants=[name for name, arm in plan.arms.items() if arm.variant],
         reference=plan.reference,
+        compared=["steps", "compute"] if plan.same_compute else ["steps"],
+        series=series,
+        line=plan.line,
         references=references,
         scales=scales(reference, FACTORS),
     )
@@ -134,18 +144,25 @@ def setting(plan: Study, trial: Trial) -> str:
     """Return what was trained and where, in a few sentences."""
     config = trial.config
     data = (
-        f"{plan.drawn.count} drawn people at {plan.drawn.size} px, from a tiny SDXL that was "
-        "fitted to as many others"
-        if plan.drawn
-        else f"{config.data.root}, from {config.model.pretrained}"
+        _drawn(plan.drawn) if plan.drawn else f"{config.data.root}, from {config.model.pretrained}"
     )
     return (
         f"{len(plan.arms)} arms, seeds {', '.join(map(str, plan.seeds))}, trained on {data}. "
         f"{config.data.validation} images held out per seed, the same in every arm. "
         f"Batch {config.train.batch_size * config.train.gradient_accumulation * plan.ranks}, "
-        f"{config.optimizer.name}, learning rate {config.optimizer.lr:g}, constant, "
+        f"{config.optimizer.name}, learning rate {config.optimizer.lr:g}, "
+        f"{config.optimizer.schedule}, "
         f"{config.train.precision}. {_machine(trial)}, {plan.jobs} runs at a time, "
         f"{time.strftime('%Y-%m-%d')}."
+    )
+
+
+def _drawn(drawn: Drawn) -> str:
+    cells = drawn.size // drawn.cell
+    blurred = " with blurred faces and hands" if drawn.blur else ""
+    return (
+        f"{drawn.count} drawn people at {drawn.size} px, {cells} x {cells} latents, from a tiny "
+        f"SDXL that was fitted to as many others{blurred}"
     )
 
 
@@ -176,7 +193,7 @@ def _sheet(plan: Study, trials: list[Trial], drawn_case: DrawnCase | None) -> Im
         columns.append(("drawn (never seen)", [sample.image for sample in drawn_case.asked]))
     columns.append(("start", opened(output / START_PICTURES)))
     for trial in trials:
-        if trial.seed == plan.seeds[0]:
+        if trial.seed == plan.seeds[0] and "steps" in trial.compared:
             columns.append((trial.arm, opened(trial.folder / PICTURES)))
     return sheet(columns, min(ROWS, len(columns[0][1])))
 

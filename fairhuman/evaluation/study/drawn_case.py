@@ -11,7 +11,7 @@ from PIL import Image
 
 from fairhuman.common.pixels import to_model
 from fairhuman.demo.drawn import draw_people
-from fairhuman.demo.model import make_demo_model
+from fairhuman.demo.model import Recipe, make_demo_model
 from fairhuman.evaluation.study.judge import Judge, drawn, look, make_judge, truth
 from fairhuman.evaluation.study.plan import Drawn
 from fairhuman.models.drawing import decode
@@ -50,12 +50,13 @@ class DrawnCase:
         fitted = self.people.with_name("people-of-the-model")
         draw_people(fitted, count, size, FITTED)
         draw_people(self.people, count, size, TRAINED)
-        make_demo_model(
-            fitted,
-            self.model,
+        recipe = Recipe(
             vae_steps=self.settings.vae_steps,
             unet_steps=self.settings.unet_steps,
+            cell=self.settings.cell,
+            blur=self.settings.blur,
         )
+        make_demo_model(fitted, self.model, recipe)
 
     def overrides(self) -> list[str]:
         """Return what makes a training config one of this case."""

@@ -39,6 +39,9 @@ class Arm(Section):
     """For step=published: the fp16 loss scale that the scripts' gradients carry, a constant here
     whatever train.precision is. The default is where torch's GradScaler starts; 1 is a run in
     float32."""
+    series: Annotated[str, Field(pattern=NAME, max_length=100)] | None = None
+    """Arms of one series, such as a sweep of one setting, are joined by a line in the plot, in
+    their order."""
     variant: bool = False
     """Not a contender: it varies one choice of another arm, and has a table of its own."""
 
@@ -50,6 +53,13 @@ class Drawn(Section):
     """Side of the pictures, in pixels."""
     count: Annotated[int, Field(ge=32, le=10**6)] = 512
     """People that the arms train on; the tiny SDXL is fitted to as many others."""
+    cell: Literal[4, 8] = 8
+    """Side of a latent cell of the tiny SDXL, in pixels. 8 is SDXL's; with 4 a hand of 16 pixels
+    covers 4 x 4 cells."""
+    blur: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Blur the faces and hands of the people that the tiny SDXL's UNet is fitted to, by this share
+    of their boxes' longer sides: it then lacks the details that the arms train. 0.1 leaves shapes
+    without eyes and fingers. 0: none."""
     vae_steps: Positive = 700
     """Steps in which the tiny SDXL's VAE is fitted, as in `fairhuman demo-model`."""
     unet_steps: Positive = 750
@@ -95,6 +105,12 @@ class Study(Section):
     """Settings of the case of drawn people; null: the config's own data and model."""
     pictures: Pictures = Pictures()
     """Settings of the pictures that are drawn with each trained model."""
+    same_compute: bool = True
+    """Also compare the arms with the reference's compute: most of them then run longer. Where the
+    learning rate decays, these are runs of their own, each with its whole schedule."""
+    line: Annotated[str, Field(pattern=NAME, max_length=100)] | None = None
+    """A series of arms with fixed weights. Every other arm's distance from the line through them is
+    measured: how much better or worse the whole image is where a region gains as much."""
     ranks: Annotated[int, Field(ge=1, le=1024)] = 1
     """Ranks of each run; more than one are started by DeepSpeed's launcher."""
     jobs: Annotated[int, Field(ge=1, le=1024)] = 1
@@ -128,6 +144,11 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     if study.reference not in study.arms:
         problems.append(
             f"reference = {shown(study.reference)}: is none of the arms {', '.join(study.arms)}"
+        )
+    series = [arm.series for arm in study.arms.values()]
+    if study.line is not None and series.count(study.line) < 2:
+        problems.append(
+            f"line = {shown(study.line)}: needs two or more arms with `series: {study.line}`"
         )
     if study.steps % study.measure_every:
         problems.append(

@@ -70,7 +70,7 @@ class Runner:
                         done += 1
                         self.say(
                             f"[{done}/{len(trials)}] {trial.arm}, seed {trial.seed}: "
-                            f"{trial.marks.last} steps, {future.result():.0f} s"
+                            f"{trial.config.train.steps} steps, {future.result():.0f} s"
                         )
             except KeyboardInterrupt:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -169,8 +169,9 @@ class Runner:
 
 
 def _has_steps(folder: Path) -> bool:
+    """Return whether a run has logged more than its start."""
     metrics = folder / METRICS
-    return metrics.is_file() and metrics.stat().st_size > 0
+    return metrics.is_file() and len(metrics.read_bytes().splitlines()) > 1
 
 
 def _read_stamp(path: Path) -> dict[str, Any] | None:
