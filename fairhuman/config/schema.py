@@ -354,7 +354,7 @@ class Train(Section):
     """Before resuming, compare the checkpoint's files with the digests in its manifest. This reads
     the checkpoint once more, shared among the ranks. `auto` passes over a damaged checkpoint."""
     sample_every: Count = 0
-    """Draw sample pictures every so many steps and at the end; 0: never."""
+    """Draw sample pictures before the first step, every so many steps and at the end; 0: never."""
     sample_prompts: Annotated[list[Text], Field(max_length=16)] = []
     """Prompts of the samples; empty takes captions from the data."""
     sample_guidance: Guidance = 5.0

@@ -71,7 +71,7 @@ def examine(configs: Sequence[Path], overrides: Sequence[str] = ()) -> Report:
             config = load_config(path, overrides)
             check_rule(config)
             check_model(config.model, ask_hub=False)
-            report.configs[str(path)] = _plan(config)
+            report.configs[str(path)] = summary(config)
         except ConfigError as error:
             report.configs[str(path)] = REFUSED
             report.problems.extend(str(error).splitlines())
@@ -132,7 +132,7 @@ def _backends(report: Report) -> None:
     }
 
 
-def _plan(config: Config) -> str:
+def summary(config: Config) -> str:
     """Return what a run of the config would use, in one line; raise where this machine cannot."""
     zero = config.deepspeed["zero_optimization"]
     parts = [

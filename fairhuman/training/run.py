@@ -226,15 +226,19 @@ class Run:
         return progress
 
     def begin(self) -> None:
-        """Measure what is held out before the first step, and log it as step 0; a collective.
+        """Measure what is held out and draw the samples before the first step; a collective.
 
-        Nothing in a resumed run, which keeps what its checkpoint knows.
+        They are logged as step 0. Nothing in a resumed run, which keeps what its checkpoint knows.
         """
-        if self.progress.step or not (self.validation and self.config.train.validate_every):
+        train = self.config.train
+        if self.progress.step:
             return
-        self.start = self.measure()
-        if self.log:
-            self.log.begin(_first_line(self.start))
+        if self.validation and train.validate_every:
+            self.start = self.measure()
+            if self.log:
+                self.log.begin(_first_line(self.start))
+        if train.sample_every:
+            self._draw_samples(0)
 
     def measure(self) -> HeldOut:
         """Return the held-out losses; a collective."""

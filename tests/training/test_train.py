@@ -84,7 +84,9 @@ def test_a_run_writes_what_it_promises(finished: tuple[Path, str]) -> None:
         "step-00000003",
         "step-00000006",
     ]
-    assert [p.name for p in (output / "samples").iterdir()] == ["step-00000006.png"]
+    drawn = [output / "samples" / f"step-{step:08d}.png" for step in (0, 6)]
+    assert sorted((output / "samples").iterdir()) == drawn
+    assert drawn[0].read_bytes() != drawn[1].read_bytes()  # of the start, and of what was trained
     records = metrics(output)
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
     names = ("global", "face", "hand")
@@ -442,7 +444,8 @@ def test_control_methods_train_on_photographs_with_masks_and_control_images_and_
     assert all(torch.equal(found[key], expected[key]) for key in expected)
     assert all(record["val/loss/hand"] is not None for record in metrics(whole)[1:])
     assert start_of(whole)["val/loss/hand"] is not None
-    assert (whole / "samples" / "step-00000002.png").is_file()
+    pictures = sorted(path.name for path in (whole / "samples").iterdir())
+    assert pictures == ["step-00000000.png", "step-00000002.png"]
 
 
 @pytest.mark.slow
