@@ -42,6 +42,12 @@ def headlines(run: History) -> list[tuple[str, str, str]]:
     wanted = run.setting("train.steps")
     found = [("steps", str(run.steps[-1]), f"of {wanted}" if wanted else "")]
     for name in run.names:
+        change, error = figures.last_change(run, name)
+        if change is not None:
+            found.append(
+                (f"held out, {label(name)}", change_text(change, error), "since the start")
+            )
+    for name in run.names:
         points = run.points(f"loss/{name}")
         if points:
             more = "" if points[-1][0] == run.steps[-1] else f"at step {points[-1][0]}"
@@ -52,12 +58,6 @@ def headlines(run: History) -> list[tuple[str, str, str]]:
         kept = run.setting("train.keep_best") == key
         what = "best checkpoint" if kept else "best held-out step"
         found.append((what, str(step), f"{key} = {number(value)}"))
-    for name in run.names:
-        change, error = figures.last_change(run, name)
-        if change is not None:
-            found.append(
-                (f"held out, {label(name)}", change_text(change, error), "since the start")
-            )
     skipped = figures.skipped_steps(run)
     found.append(("skipped steps", str(len(skipped)), f"of {len(run.points('skipped'))}"))
     speeds = [value for _, value in run.points("samples_per_s")]
