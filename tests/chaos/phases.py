@@ -17,12 +17,16 @@ from fairhuman.training.run import Run
 WIDTH = 16
 PHASES = {
     "__init__": "start",
+    "begin": "start",
     "save": "checkpoint",
     "measure": "validation",
     "_draw_samples": "samples",
     "finish": "end",
 }
-"""Methods of Run, and what it does in them; else it is in a "step"."""
+"""Methods of Run, and what it does in them; else it is in a "step". Of one within another, the
+outer counts: what is measured before the first step is the start's."""
+LAST = ("__init__", "finish")
+"""Those after which no step comes at once."""
 
 
 def main() -> int:
@@ -34,12 +38,18 @@ def main() -> int:
         if os.environ["RANK"] == "0":
             os.pwrite(descriptor, phase.ljust(WIDTH).encode(), 0)
 
+    within: list[str] = []
+
     def noting(method: Callable[..., Any], phase: str) -> Callable[..., Any]:
         @functools.wraps(method)
         def work(*args: Any, **kwargs: Any) -> Any:
+            if within:
+                return method(*args, **kwargs)
+            within.append(phase)
             note(phase)
             done = method(*args, **kwargs)
-            if phase != "end":
+            within.pop()
+            if method.__name__ not in LAST:
                 note("step")
             return done
 

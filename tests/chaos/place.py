@@ -225,9 +225,10 @@ class Place:
         return ["--config", str(self.config)]
 
     def steps(self) -> int:
-        """Return how many steps are in the log."""
+        """Return how many steps are in the log, without what was measured before the first."""
         metrics = self.output / "metrics.jsonl"
-        return len(metrics.read_bytes().splitlines()) if metrics.is_file() else 0
+        lines = metrics.read_bytes().splitlines() if metrics.is_file() else []
+        return sum(not line.startswith(b'{"step": 0,') for line in lines)
 
     def newest_checkpoint(self) -> int:
         """Return the step of the newest one; 0 if there is none."""

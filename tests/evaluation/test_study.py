@@ -29,6 +29,7 @@ from fairhuman.evaluation.study.plan import load_study
 from fairhuman.evaluation.study.trials import make_trials
 from fairhuman.fairness.mpd import Status, solve_mpd
 from fairhuman.fairness.published import PublishedStep
+from fairhuman.fairness.rules import RULES
 from fairhuman.fairness.solve import cosine
 from fairhuman.kernels.bench.published import published_weights
 from fairhuman.training.validation import hold_out
@@ -241,7 +242,10 @@ def test_the_shipped_study_can_be_run(monkeypatch: pytest.MonkeyPatch) -> None:
         factor = float(told.get("fixed", told.get("scale", 25 if "published" in words else 1)))
         assert all(scale.get(name, 1.0) == factor for name in ("face", "hand"))
         assert fairness.keep == float(told.get("keep", 0))
-        assert fairness.mode == {"plain": "global", "fixed": "sum"}.get(words[0], "exact")
+        modes = {"plain": "global", "fixed": "sum", "inverse": "inverse_loss"}
+        assert fairness.mode == modes.get(words[0], "exact")
+        named = trial.arm.lower().replace("-", "_").replace(" ", "_")
+        assert fairness.rule == (named if named in RULES else "mpd")
 
 
 def test_the_shipped_cases_can_be_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,9 @@ class FakeEngine:
     def set_gradient_accumulation_boundary(self, is_boundary: bool) -> None:
         pass
 
+    def zero_optimization_partition_weights(self) -> bool:
+        return False
+
     def was_step_applied(self) -> bool:
         return True
 
