@@ -36,6 +36,11 @@ class HostCopy:
         return self._tensor
 
 
+def arrived(copy: HostCopy | None) -> Tensor | None:
+    """Return what was copied, if anything was; waits if it is not there yet."""
+    return copy.get() if copy else None
+
+
 def queues(device: torch.device) -> bool:
     """Return whether the host goes on while the device works: true of all but the CPU."""
     return device.type != "cpu"

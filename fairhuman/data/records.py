@@ -18,6 +18,7 @@ from fairhuman.common.files import write_text
 from fairhuman.common.images import ImageError, open_image, open_mask
 from fairhuman.common.json_text import JsonError, half_character, parse_lines
 from fairhuman.common.quoting import shown
+from fairhuman.config import Config
 from fairhuman.data.regions import Annotation, Box
 
 METADATA = "metadata.jsonl"
@@ -351,6 +352,34 @@ def load_records(
         lines.append(f"data.root = {str(root)!r}: holds no usable sample {why}")
         raise DataError("\n".join(lines))
     return records, problems
+
+
+def records_of(
+    config: Config, check: Callable[[Sequence[Entry]], list[Record | Problem]]
+) -> tuple[list[Record], list[Problem]]:
+    """Read and check the data set of a training config; see `load_records`."""
+    return load_records(
+        Path(config.data.root),
+        config.objectives.regions,
+        unannotated=config.data.unannotated,
+        columns=config.data.columns,
+        conditioned=config.model.conditioned,
+        outside=config.data.outside,
+        on_error=config.data.on_error,
+        check=check,
+    )
+
+
+def check_held_out(count: int, usable: int) -> None:
+    """Check that something is left to train on where `count` images are held out.
+
+    Raises:
+        DataError: nothing is.
+    """
+    if count >= usable:
+        raise DataError(
+            f"data.validation = {count}: the data set has {usable} usable images; hold out fewer"
+        )
 
 
 def write_metadata(root: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -27,7 +27,7 @@ def recompute_blocks(model: Any) -> None:
     Without what diffusers' own way adds on the host, and without another result: the state of
     random numbers, which only dropout needs, and the comparison of shapes with those of before.
     """
-    model.enable_gradient_checkpointing(partial(_recomputed, drops=_drops(model)))
+    model.enable_gradient_checkpointing(partial(_checkpointed, drops=_drops(model)))
 
 
 def share_recomputation(model: nn.Module) -> SharedBlocks | None:
@@ -266,7 +266,7 @@ class _Taken(torch.autograd.Function):
         return gradient.new_zeros(()).expand(p.shape), None
 
 
-def _recomputed(module: nn.Module, *inputs: Any, drops: bool) -> Any:
+def _checkpointed(module: nn.Module, *inputs: Any, drops: bool) -> Any:
     return checkpoint(
         module.__call__,
         *inputs,
@@ -277,7 +277,7 @@ def _recomputed(module: nn.Module, *inputs: Any, drops: bool) -> Any:
 
 
 def _is_ours(way: Any) -> bool:
-    return isinstance(way, partial) and way.func is _recomputed
+    return isinstance(way, partial) and way.func is _checkpointed
 
 
 def _drops(model: nn.Module) -> bool:

@@ -6,10 +6,9 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fairhuman.common.errors import ConfigError
 from fairhuman.common.units import GIB
 from fairhuman.config import Config
-from fairhuman.data.records import Entry, Problem, Record, check_entries, load_records
+from fairhuman.data.records import Entry, Problem, Record, check_entries, check_held_out, records_of
 
 HEAD = 8
 """Samples whose files are opened; the run itself opens all of them."""
@@ -20,7 +19,6 @@ def check_head(config: Config) -> int:
 
     Raises:
         DataError: as the run would, for what is found so early.
-        ConfigError: more images are held out than there are.
     """
     listed = 0
 
@@ -29,21 +27,8 @@ def check_head(config: Config) -> int:
         listed = len(entries)
         return check_entries(entries[:HEAD])
 
-    load_records(
-        Path(config.data.root),
-        config.objectives.regions,
-        unannotated=config.data.unannotated,
-        columns=config.data.columns,
-        conditioned=config.model.conditioned,
-        outside=config.data.outside,
-        on_error=config.data.on_error,
-        check=check,
-    )
-    if listed <= config.data.validation:
-        raise ConfigError(
-            f"data.validation = {config.data.validation}: the data set has {listed} images; hold "
-            "out fewer"
-        )
+    records_of(config, check)
+    check_held_out(config.data.validation, listed)
     return listed
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fairhuman.common.exit_code import exit_code
 from fairhuman.common.quiet import quiet
+from fairhuman.common.transfer import arrived
 from fairhuman.config import Config, load_config
 from fairhuman.fairness import ops
 from fairhuman.fairness.forecast import Forecast
@@ -80,7 +81,7 @@ class Comparison(ExactBalancer):
         if self.solver.needs_losses:
             self._means = of_present(self._losses.get().cpu(), self._present)
         if bool(gram.isfinite().all()):
-            self._compare(gram, sensitivities.get() if sensitivities else None)
+            self._compare(gram, arrived(sensitivities))
         return super().step()
 
     def _compare(self, gram: Tensor, sensitivities: Tensor | None) -> None:

@@ -18,7 +18,7 @@ from fairhuman.data.buckets import Size, frame
 from fairhuman.data.cache import Cache
 from fairhuman.data.dataset import Batch, People
 from fairhuman.data.order import StepSampler, Stream, draws
-from fairhuman.data.records import Entry, Problem, Record, check_entries, load_records
+from fairhuman.data.records import Entry, Problem, Record, check_entries, records_of
 from fairhuman.data.workers import from_workers
 from fairhuman.models.sdxl import SDXL
 from fairhuman.training.validation import EPOCH, hold_out, still
@@ -34,16 +34,7 @@ class RunData:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        records, self.left_out = load_records(
-            Path(config.data.root),
-            config.objectives.regions,
-            unannotated=config.data.unannotated,
-            columns=config.data.columns,
-            conditioned=config.model.conditioned,
-            outside=config.data.outside,
-            on_error=config.data.on_error,
-            check=_check_shared,
-        )
+        records, self.left_out = records_of(config, _check_shared)
         self.trained, self.held_out = hold_out(records, config.data.validation, config.train.seed)
         _check_best(self.held_out, config)
         self.stream = _stream(self.trained, config)

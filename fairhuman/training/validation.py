@@ -15,12 +15,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fairhuman.common.distributed import agreed
-from fairhuman.common.errors import DataError
 from fairhuman.config import QUARTERS, Config
 from fairhuman.data.buckets import Size, frame
 from fairhuman.data.cache import Cache
 from fairhuman.data.dataset import Batch, People, collate
-from fairhuman.data.records import Record
+from fairhuman.data.records import Record, check_held_out
 from fairhuman.training.denoising import Denoising
 from fairhuman.training.held_out import HeldOut
 from fairhuman.training.objectives import RegionObjectives
@@ -37,11 +36,7 @@ def hold_out(records: Sequence[Record], count: int, seed: int) -> tuple[list[Rec
     Raises:
         DataError: nothing would be left to train on.
     """
-    if count >= len(records):
-        raise DataError(
-            f"data.validation = {count}: the data set has {len(records)} usable images; hold out "
-            "fewer"
-        )
+    check_held_out(count, len(records))
 
     def key(record: Record) -> bytes:
         return hashlib.blake2b(f"{seed}\0{record.id}".encode(), digest_size=16).digest()

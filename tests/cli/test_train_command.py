@@ -9,16 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import CONFIG, metrics
+from runs import metrics, write_config
 
 from fairhuman.cli import main, training
 
 
 @pytest.fixture
 def config(tiny_model: Path, people: Path, tmp_path: Path) -> Path:
-    path = tmp_path / "config.yaml"
-    path.write_text(CONFIG.format(model=tiny_model, people=people, output=tmp_path / "out"))
-    return path
+    return write_config(tmp_path, tiny_model, people)
 
 
 def test_a_dry_run_says_what_the_run_would_do_and_writes_nothing(

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from runs import CONFIG, metrics
+from runs import metrics, write_config
 
 from fairhuman.cli import main
 from fairhuman.common.errors import ConfigError
@@ -16,9 +16,7 @@ from fairhuman.evaluation.study.trials import make_trials
 
 @pytest.fixture
 def config(tiny_model: Path, people: Path, tmp_path: Path) -> Path:
-    path = tmp_path / "config.yaml"
-    path.write_text(CONFIG.format(model=tiny_model, people=people, output=tmp_path / "out"))
-    return path
+    return write_config(tmp_path, tiny_model, people)
 
 
 def test_a_training_config_is_studied_by_three_arms_that_differ_in_the_weights_alone(

@@ -24,6 +24,13 @@ deepspeed: {{zero_optimization: {{stage: 2}}}}
 """
 
 
+def write_config(folder: Path, model: Path, people: Path) -> Path:
+    """Write CONFIG into a folder, for a run in its folder `out`; return the file."""
+    path = folder / "config.yaml"
+    path.write_text(CONFIG.format(model=model, people=people, output=folder / "out"))
+    return path
+
+
 def command(config: Path, output: Path, overrides: Sequence[str] = ()) -> list[str]:
     """Return the trainer's command line."""
     return ["--config", str(config), f"train.output_dir={output}", *overrides]

@@ -1,4 +1,4 @@
-"""A rule whose packages are missing is told before anything is loaded."""
+"""A rule whose packages are missing is refused before anything is loaded."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ import torch
 from launch import PATIENCE_S, TRAIN, by_launcher, launcher, start
 from PIL import Image, ImageFilter
 from ranks import run_ranks
-from runs import CONFIG, command, metrics, repeatable, start_of, train
+from runs import command, metrics, repeatable, start_of, train, write_config
 from safetensors.torch import load_file, save_file
 
 from fairhuman.cli import main
@@ -43,10 +43,7 @@ KEYS = {
 
 @pytest.fixture(scope="module")
 def config(tiny_model: Path, people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("config")
-    path = folder / "config.yaml"
-    path.write_text(CONFIG.format(model=tiny_model, people=people, output=folder / "out"))
-    return path
+    return write_config(tmp_path_factory.mktemp("config"), tiny_model, people)
 
 
 @pytest.fixture(scope="module")

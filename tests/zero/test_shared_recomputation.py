@@ -158,7 +158,7 @@ def test_gradients_are_those_of_a_pass_for_each_objective(
 def test_a_pass_that_makes_the_buckets_has_the_bits_of_later_ones(
     found: list[dict[str, Any]], name: str
 ) -> None:
-    """Else a resumed run, which makes them anew, would not end as one that never stopped."""
+    """Else a resumed run, which makes its own, would not end as one that never stopped."""
     for rank in found:
         first, again, _ = rank[f"{name}, together"]["rows"]
         assert all(map(torch.equal, first, again))

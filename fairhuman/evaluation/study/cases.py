@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from fairhuman.config import load_config
 from fairhuman.evaluation.study.outcome import Outcome
 from fairhuman.evaluation.study.plan import Case, Study
-from fairhuman.evaluation.study.tables import Table
+from fairhuman.evaluation.study.tables import Table, changes_note
 from fairhuman.report.parts import label
 
 
@@ -57,8 +57,7 @@ def cases_table(found: Mapping[str, Outcome]) -> Table:
             apart, _ = outcome.difference(arm, outcome.reference, "steps", whole)
             rows.append([*row, "" if arm == outcome.reference else apart.show()])
     note = (
-        "Change of the held-out loss since the start, in per cent: lower is better; mean ± "
-        f"standard deviation over {seeds} seeds. The last column is the whole image's less that of "
+        f"{changes_note(seeds)}The last column is the whole image's less that of "
         f"`{first.reference}` in the same case, seed by seed, in percentage points."
     )
     names = [label(name) for name in first.names]

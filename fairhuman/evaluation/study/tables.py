@@ -44,20 +44,23 @@ def tables(found: Outcome) -> list[Table]:
     return made
 
 
-_OF_IMAGES = "± its standard error over the held-out images. "
+def changes_note(seeds: int) -> str:
+    """Return what `Outcome.change` shows, in a sentence."""
+    shown = "Change of the held-out loss since the start, in per cent: lower is better; "
+    if seeds == 1:
+        return f"{shown}± its standard error over the held-out images. "
+    return f"{shown}mean ± standard deviation over {seeds} seeds. "
 
 
 def _losses(found: Outcome, mark: str, seeds: int) -> Table:
     steps = found.marks[found.reference].steps
     title = f"After {steps} steps of each" if mark == "steps" else "With the same compute"
-    note = "Change of the held-out loss since the start, in per cent: lower is better; " + (
-        f"mean ± standard deviation over {seeds} seeds. " if seeds > 1 else _OF_IMAGES
-    )
+    note = changes_note(seeds)
     if mark == "steps":
         note += (
             f"Compute is in units of `{found.reference}`'s; time is a step's median on the same "
+            "machine, over that of the first arm."
         )
-        note += "machine, over that of the first arm."
     else:
         note += f"Each arm has about the compute that `{found.reference}` needs for {steps} steps."
     names = [label(name) for name in found.names]

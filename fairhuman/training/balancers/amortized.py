@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fairhuman.common.transfer import HostCopy
+from fairhuman.common.transfer import HostCopy, arrived
 from fairhuman.fairness.forecast import Forecast
 from fairhuman.fairness.mpd import MPDSolution
 from fairhuman.fairness.solve import Solver
@@ -180,9 +180,8 @@ class AmortizedBalancer(Balancer):
         sensitivities = self._watch.total()  # there when the step has waited for its solve
         balance = self.exact.step()
         if not balance.skipped:
-            found = sensitivities.get() if sensitivities else None
-            losses = None if self.exact.losses is None else self.exact.losses.get()
-            self.forecast.learn(balance.grad_norms, balance.cosines, found, losses)
+            measured = balance.grad_norms, balance.cosines
+            self.forecast.learn(*measured, arrived(sensitivities), arrived(self.exact.losses))
         return balance
 
     def state_dict(self) -> dict[str, Any]:

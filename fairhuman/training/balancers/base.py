@@ -180,13 +180,17 @@ class FixedBalancer(Balancer):
 
     def __init__(self, engine: Engine, weights: Sequence[float]) -> None:
         super().__init__(engine)
-        self.fixed = torch.tensor(weights)
-        self._weights = self.fixed
+        self._fixed = torch.tensor(weights)
+        self._weights = self._fixed
         self._left = 0
+
+    def weights(self, present: Sequence[bool]) -> Tensor:
+        """Return the weights of the step to come, [K]; 0 for an absent objective."""
+        return self._fixed * torch.tensor(present)
 
     def start(self, present: Sequence[bool], micro_batches: int) -> None:
         """Begin a step; the loss of an absent objective is 0 and so is its logged weight."""
-        self._weights = self.fixed * torch.tensor(present)
+        self._weights = self.weights(present)
         self._left = micro_batches
 
     def backward(
@@ -204,7 +208,7 @@ class FixedBalancer(Balancer):
         """Let DeepSpeed clip and step."""
         self.engine.step()
         if not self.engine.was_step_applied():
-            return not_taken(len(self.fixed), unmeasured(len(self.fixed)))
+            return not_taken(len(self._weights), unmeasured(len(self._weights)))
         norm = self.engine.get_global_grad_norm()
         update = None if norm is None else float(norm)
         clip = self.engine.gradient_clipping()
@@ -214,7 +218,7 @@ class FixedBalancer(Balancer):
             weights=self._weights.tolist(),
             update_norm=update,
             skipped=False,
-            **unmeasured(len(self.fixed)),
+            **unmeasured(len(self._weights)),
         )
 
 

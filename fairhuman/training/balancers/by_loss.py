@@ -25,9 +25,12 @@ class LossBalancer(FixedBalancer):
         self.rule = rule
         self._losses = LossMean(engine.device)
 
+    def weights(self, present: Sequence[bool]) -> Tensor:
+        """Return those that earlier steps have left."""
+        return self.rule.weights(present)
+
     def start(self, present: Sequence[bool], micro_batches: int) -> None:
-        """Begin a step, with the weights that earlier ones have left."""
-        self.fixed = self.rule.weights(present)
+        """Begin a step."""
         super().start(present, micro_batches)
         self._losses.start(micro_batches)
 

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fairhuman.common.transfer import arrived
 from fairhuman.fairness import ops
 from fairhuman.fairness.forecast import Forecast
 from fairhuman.fairness.solve import Solver
@@ -94,12 +95,14 @@ class SketchBalancer(Balancer):
         if self._unsketched:
             self._unsketched -= 1
             self._watch.add(sensitivity)
-            self._losses.add(losses)
+            needs_losses = self.forecast_step.solver.needs_losses
+            if needs_losses:
+                self._losses.add(losses)
             alone = self._micro_batches == 1
             present = present_losses(losses / self._micro_batches, self._present, held)
             self.sketches.add(present, keep_graph=alone)
             if not self._unsketched:
-                if self.forecast_step.solver.needs_losses:
+                if needs_losses:
                     self._means = self._losses.get()
                 self.forecast_step.solve(self.sketches.gram(), self._means)
                 self._measured = of_gram(self.forecast_step.gram, self._present)
@@ -112,9 +115,9 @@ class SketchBalancer(Balancer):
         sensitivities = self._watch.total()  # there when the step has waited for its norm
         balance = self.forecast_step.step(self._measured)
         if self._measured is not None and not balance.skipped:
-            found = sensitivities.get() if sensitivities else None
             losses = None if self._means is None else self._means.cpu()
-            self.forecast.learn(balance.grad_norms, balance.cosines, found, losses)
+            measured = balance.grad_norms, balance.cosines
+            self.forecast.learn(*measured, arrived(sensitivities), losses)
         return balance
 
     def state_dict(self) -> dict[str, Any]:
