@@ -6,12 +6,16 @@ The method is Minimum Potential Delay weighting of per-region gradients (arXiv 2
 from fairhuman.common.moved import keep_moved_paths
 from fairhuman.fairness import ops
 from fairhuman.fairness.local import fair_backward
+from fairhuman.fairness.losses import DWA, InverseLoss, Uncertainty
 from fairhuman.fairness.ops import MPDSolution, combine, gram, region_mse, solve_mpd
 
 __version__ = "0.2.0"
 
 __all__ = [
+    "DWA",
+    "InverseLoss",
     "MPDSolution",
+    "Uncertainty",
     "__version__",
     "combine",
     "fair_backward",

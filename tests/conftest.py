@@ -41,10 +41,10 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny SDXL for these people, fitted for two steps only."""
-    from fairhuman.demo.model import make_demo_model
+    from fairhuman.demo.model import Recipe, make_demo_model
 
     out = tmp_path_factory.mktemp("model") / "tiny-sdxl"
-    make_demo_model(people, out, seed=0, vae_steps=2, unet_steps=2)
+    make_demo_model(people, out, Recipe(vae_steps=2, unet_steps=2))
     return out
 
 

@@ -14,8 +14,10 @@ from fairhuman.checkpointing.finding import (
 )
 from fairhuman.checkpointing.loading import check_base, load, resumable
 from fairhuman.checkpointing.saving import mark_best, rotate, save
+from fairhuman.checkpointing.start_losses import StartLosses, load_start
 
 __all__ = [
+    "StartLosses",
     "best_kept",
     "best_target",
     "check_base",
@@ -26,6 +28,7 @@ __all__ = [
     "folders",
     "load",
     "load_balancer",
+    "load_start",
     "mark_best",
     "newest",
     "resumable",

@@ -28,6 +28,8 @@ _FIXED = (
 # What a balancer's measurements are of; by its other settings they are only used.
 _MEASURED = (
     "fairness.mode",
+    "fairness.rule",
+    "fairness.dwa_window",
     "fairness.between",
     "objectives.regions",
     "objectives.reduction",
@@ -45,7 +47,7 @@ _HELD_OUT = (
     "noise.zero_terminal_snr",
     *(f"data.{key}" for key in ("root", "validation", "resolution", "buckets", "bucket_step")),
     *(f"data.{key}" for key in ("max_aspect", "mask_margin", "unannotated", "on_error", "columns")),
-    *(key for key in _MEASURED if key.startswith("objectives.")),
+    *(key for key in _MEASURED if key.startswith("objectives.") and key != "objectives.scale"),
 )
 
 
@@ -73,7 +75,7 @@ class Changes:
         return any(change.key in _MEASURED for change in self.found)
 
     @property
-    def unmakes_best(self) -> bool:
+    def remeasures(self) -> bool:
         """Whether held-out losses are no longer to be compared with those of before."""
         return any(change.key in _HELD_OUT for change in self.found)
 
@@ -97,12 +99,17 @@ class Changes:
     def lines(self, config: Config, progress: Progress) -> list[str]:
         """Return a line per change, of what becomes of it in a run of `config`."""
         lines = [f"{change} ({_effect(change, config, progress)})" for change in self.found]
-        if self.unbalances and config.fairness.mode in ("amortized", "sketch"):
+        if self.unbalances and config.fairness.remembers:
             lines.append("what the balancer measured before is dropped: it measures afresh")
-        if self.unmakes_best and progress.best:
+        if self.remeasures and progress.best:
             lines.append(
                 f"the best so far (step {progress.best.step}) is dropped: held-out losses are "
                 "measured otherwise now"
+            )
+        if self.remeasures and config.train.validate_every:
+            lines.append(
+                "changes since the start are no longer logged: held-out losses are measured "
+                "otherwise now"
             )
         return lines
 

@@ -22,6 +22,7 @@ from fairhuman.checkpointing.manifest import (
     installed,
 )
 from fairhuman.checkpointing.setup import setup_of_engine
+from fairhuman.checkpointing.start_losses import StartLosses
 from fairhuman.common.digests import digests
 from fairhuman.common.distributed import agreed, on_rank0
 from fairhuman.common.error_text import first_line
@@ -55,6 +56,7 @@ def save(
     ema: EMA | None = None,
     base: str | None = None,
     config: Config | None = None,
+    start: StartLosses | None = None,
 ) -> Path:
     """Write OUT/checkpoints/step-NNNNNNNN, drop the oldest but the best; all ranks together.
 
@@ -70,6 +72,7 @@ def save(
         ema: the moving average of the weights, where there is one.
         base: digest of the frozen weights, where there are such.
         config: the run's, kept in the checkpoint to tell what a resumed run changes.
+        start: the held-out losses before the first step, where such are measured.
 
     Raises:
         OutputError: a rank could not write.
@@ -97,6 +100,8 @@ def save(
                     torch.save(balancer, aside / BALANCER)
                 if config:
                     config.save(aside / CONFIG)
+                if start:
+                    start.write(aside)
 
     def digest_own() -> dict[str, str]:
         with writes():  # its own files, which are still in this machine's memory

@@ -1,4 +1,4 @@
-"""The command line: `fairhuman COMMAND …`. Training itself is `deepspeed fairhuman/train.py`."""
+"""The command line: `fairhuman COMMAND …`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from fairhuman import __version__
-from fairhuman.cli import configs, data, machine, models, results
+from fairhuman.cli import configs, data, machine, models, results, training
 from fairhuman.common.error_text import located
 from fairhuman.common.errors import UserError
 from fairhuman.common.paths import expand_arguments
@@ -48,7 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fairhuman", description=__doc__.partition("\n")[0])
     parser.add_argument("--version", action="version", version=f"fairhuman {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for family in (data, configs, models, results, machine):
+    for family in (data, training, configs, models, results, machine):
         family.add(commands)
     return parser
 

@@ -105,9 +105,9 @@ def add(commands: Any) -> None:
 
 
 def _demo_model(args: argparse.Namespace) -> None:
-    from fairhuman.demo.model import make_demo_model
+    from fairhuman.demo.model import Recipe, make_demo_model
 
-    make_demo_model(args.data, args.out, args.seed)
+    make_demo_model(args.data, args.out, Recipe(seed=args.seed))
 
 
 def _generate(args: argparse.Namespace) -> int:

@@ -27,6 +27,7 @@ BEST = "best"
 MANIFEST = "manifest.json"
 LAYOUT = "layout.json"
 BALANCER = "balancer.pt"
+START_LOSSES = "start_losses.json"
 
 
 def checkpoint_folder(output: Path, step: int) -> Path:

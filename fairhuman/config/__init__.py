@@ -1,15 +1,17 @@
 """The config file: its schema, its checks, its text."""
 
 from fairhuman.config.load import load_config, training_configs
-from fairhuman.config.names import QUARTERS, held_out_keys
+from fairhuman.config.names import QUARTERS, change_keys, held_out_keys
 from fairhuman.config.schema import (
     Config,
     Data,
+    Factor,
     Guidance,
     Lora,
     Model,
     Noise,
     Positive,
+    Probability,
     Seed,
 )
 
@@ -17,12 +19,15 @@ __all__ = [
     "QUARTERS",
     "Config",
     "Data",
+    "Factor",
     "Guidance",
     "Lora",
     "Model",
     "Noise",
     "Positive",
+    "Probability",
     "Seed",
+    "change_keys",
     "held_out_keys",
     "load_config",
     "training_configs",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from fairhuman.common.quoting import shown, shown_key
 from fairhuman.config.deepspeed_section import deepspeed_problems
 from fairhuman.config.names import column_names, held_out_keys
-from fairhuman.config.schema import Config, Lora
+from fairhuman.config.schema import Config, Fairness, Lora
 from fairhuman.config.yaml_settings import near
+from fairhuman.fairness.rules import NATIVE, WITH_ALPHA
 
 
 def conflicts(config: Config) -> list[str]:
@@ -16,6 +17,7 @@ def conflicts(config: Config) -> list[str]:
         *_model_conflicts(config),
         *_data_conflicts(config),
         *_objective_conflicts(config),
+        *_fairness_conflicts(config),
         *_train_conflicts(config),
         *_best_conflicts(config),
         *_optimizer_conflicts(config),
@@ -87,17 +89,49 @@ def _objective_conflicts(config: Config) -> list[str]:
                 f"objectives.scale.{shown_key(name)}: there is no such objective"
                 f"{near(name, known)}; they are {', '.join(known)}"
             )
-    balled = config.fairness.solves and config.fairness.normalize == "ball"
+    return problems
+
+
+def _fairness_conflicts(config: Config) -> list[str]:
+    fairness, problems = config.fairness, []
+    balled = fairness.solves and fairness.normalize == "ball"
     if balled and config.train.max_grad_norm is None:
         problems.append(
             "train.max_grad_norm = None: fairness.normalize=ball scales each step to this norm; "
             "give a number, or set fairness.normalize to simplex or none"
         )
-    if config.fairness.keep and not config.fairness.solves:
+    if fairness.keep and not fairness.solves:
         problems.append(
-            f"fairness.keep = {config.fairness.keep}: bounds weights that are solved for, and "
-            f"fairness.mode={config.fairness.mode} solves for none; set fairness.mode to exact, "
+            f"fairness.keep = {fairness.keep}: bounds weights that are solved for, and "
+            f"fairness.mode={fairness.mode} solves for none; set fairness.mode to exact, "
             "amortized or sketch, or remove it"
+        )
+    return [*problems, *_rule_conflicts(fairness)]
+
+
+def _rule_conflicts(fairness: Fairness) -> list[str]:
+    """Return which keys are not those of fairness.rule and mode, one line each."""
+    problems = []
+    if not fairness.solves and fairness.rule != "mpd":
+        problems.append(
+            f"fairness.rule = {fairness.rule!r}: solves for weights, and fairness.mode="
+            f"{fairness.mode} solves for none; set fairness.mode to exact, amortized or sketch, or "
+            "remove it"
+        )
+    if fairness.rule not in WITH_ALPHA and fairness.alpha != Fairness().alpha:
+        problems.append(
+            f"fairness.alpha = {fairness.alpha}: fairness.rule={fairness.rule} has no alpha; "
+            f"remove it, or set fairness.rule to {' or '.join(WITH_ALPHA)}"
+        )
+    if fairness.rule not in NATIVE and fairness.floor:
+        problems.append(
+            f"fairness.floor = {fairness.floor}: fairness.rule={fairness.rule} has no floor; "
+            f"remove it, or set fairness.rule to one of {', '.join(NATIVE)}"
+        )
+    if fairness.dwa_window != Fairness().dwa_window and fairness.mode != "dwa":
+        problems.append(
+            f"fairness.dwa_window = {fairness.dwa_window}: only fairness.mode=dwa has windows; "
+            "remove it"
         )
     return problems
 

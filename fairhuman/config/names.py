@@ -19,3 +19,8 @@ def held_out_keys(objective: str) -> list[str]:
     """Return the keys of an objective's held-out losses: the mean, and each quarter's."""
     key = f"val/loss/{objective}"
     return [key, *(f"{key}/q{quarter}" for quarter in range(1, QUARTERS + 1))]
+
+
+def change_keys(objective: str) -> tuple[str, str]:
+    """Return the keys of a held-out loss's change since the start in %, and of its error."""
+    return f"val/change/{objective}", f"val/change_se/{objective}"

@@ -20,6 +20,7 @@ from fairhuman.config.yaml_settings import (
     Text,
 )
 from fairhuman.fairness.mpd import MAX_ALPHA, MIN_ALPHA
+from fairhuman.fairness.rules import Rule
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 # Bounds are far beyond any use, and within what torch, numpy and DeepSpeed can count.
@@ -188,7 +189,8 @@ class Objectives(Section):
     """Divide a region's loss by the image's area, as in the paper, so that a small region has a
     small loss; or by the region's own area, so that its size does not matter."""
     scale: dict[Name, Factor] = {}
-    """Factors on the objectives' losses, by name, such as {hand: 2.0}."""
+    """Factors on the objectives' losses in training, by name, such as {hand: 2.0}. Held-out losses
+    are measured without them."""
     snr_gamma: Factor | None = None
     """Min-SNR weighting of the samples, the same for every objective; null turns it off."""
 
@@ -235,19 +237,30 @@ class Noise(Section):
 class Fairness(Section):
     """How the objectives share a step."""
 
-    mode: Literal["exact", "amortized", "sketch", "sum", "global"] = "exact"
+    mode: Literal[
+        "exact", "amortized", "sketch", "sum", "global", "inverse_loss", "dwa", "uncertainty"
+    ] = "exact"
     """`exact` solves for fair weights from one backward pass per objective in every step;
     `amortized` does so every refresh_every steps, with one backward pass in each step between;
-    `sketch` solves from sketches of the gradients, in the memory of one gradient. To compare with:
-    `sum` weighs all objectives equally, and `global` is plain fine-tuning."""
+    `sketch` solves from sketches of the gradients, in the memory of one gradient. To compare with,
+    all of one ordinary backward pass: `sum` weighs all objectives equally, `global` is plain
+    fine-tuning, and the weights of `inverse_loss`, `dwa` (arXiv 1803.10704) and `uncertainty`
+    (1705.07115) follow the losses of earlier steps."""
+    rule: Rule = "mpd"
+    """How the weights follow from the Gram matrix, in the modes that solve: `mpd` is FairHuman's
+    (arXiv 2507.02714), `log_mpd` that of the losses' logarithms. To compare with: `nash`
+    (2202.01017), `imtl_g` (IMTL, ICLR 2021), `cagrad` (2110.14048), `mgda` (1810.04650), `upgrad`
+    (2406.16232) and `aligned` (2305.19000). The last five need the extra `rules`, and make the host
+    wait for the matrix."""
     alpha: Annotated[float, Field(ge=MIN_ALPHA, le=MAX_ALPHA)] = 2.0
-    """The fairness exponent: 2 is Minimum Potential Delay, 1 proportional fairness (Nash)."""
+    """The fairness exponent of rule=mpd and log_mpd: 2 is Minimum Potential Delay, 1 proportional
+    fairness (Nash)."""
     normalize: Literal["ball", "simplex", "none"] = "ball"
     """Length of the step: `ball` gives every step's gradient the norm train.max_grad_norm,
     `simplex` makes the weights sum to 1 and then clips, `none` leaves the weights as solved."""
     floor: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Solve with A + (floor * largest norm)^2 I, so that a gradient much smaller than the largest
-    one gets less weight."""
+    one gets less weight. For rule=mpd, log_mpd and nash."""
     keep: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """The least cosine between the step's direction and the whole image's gradient; 0: no bound.
     Where fair weights would keep less of it, the whole image's weight grows until they do, by the
@@ -260,11 +273,19 @@ class Fairness(Section):
     norms predicted for this batch, the last one as it was, or a moving average."""
     sketch_size: Annotated[int, Field(ge=64, le=2**20, multiple_of=64)] = 4096
     """Numbers per sketch; the error of a cosine is about 1 / sqrt(sketch_size)."""
+    dwa_window: Positive = 25
+    """For mode=dwa: steps over which a loss is averaged; the published ones are epochs. The weights
+    are equal until two windows are over."""
 
     @property
     def solves(self) -> bool:
         """Whether weights are solved for, and the step's length set, before DeepSpeed's step."""
         return self.mode in ("exact", "amortized", "sketch")
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the weights depend on what earlier steps have shown."""
+        return self.mode not in ("exact", "sum", "global")
 
     @property
     def every(self) -> int:
@@ -340,15 +361,17 @@ class Train(Section):
     """Before resuming, compare the checkpoint's files with the digests in its manifest. This reads
     the checkpoint once more, shared among the ranks. `auto` passes over a damaged checkpoint."""
     sample_every: Count = 0
-    """Draw sample pictures every so many steps and at the end; 0: never."""
+    """Draw sample pictures before the first step, every so many steps and at the end; 0: never."""
     sample_prompts: Annotated[list[Text], Field(max_length=16)] = []
     """Prompts of the samples; empty takes captions from the data."""
     sample_guidance: Guidance = 5.0
     """Scale of classifier-free guidance for the samples; 1: none."""
     validate_every: Count = 0
-    """Measure the held-out images' losses every so many steps and at the end; 0: never. They are
-    logged as val/loss/NAME, and by quarter of the timesteps, the least noisy first, as
-    val/loss/NAME/q1 to q4."""
+    """Measure the held-out images' losses before the first step (step 0), every so many steps and
+    at the end; 0: never. They are logged as val/loss/NAME, and by quarter of the timesteps, the
+    least noisy first, as val/loss/NAME/q1 to q4; objectives.scale does not enter. val/change/NAME
+    is the change since step 0 in per cent, and val/change_se/NAME its standard error over the
+    held-out images."""
     keep_best: Name | None = None
     """A held-out loss, such as val/loss/hand/q1. The step where it is lowest so far is saved,
     whatever checkpoint_every says, and kept as OUT/checkpoints/best in addition to the newest

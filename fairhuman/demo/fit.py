@@ -48,10 +48,11 @@ def fit_vae(
     rng = torch.Generator().manual_seed(seed)
     optimizers = _optimizers(vae, muon_lr=0.01, adam_lr=3e-3, steps=steps)
     side = min(64, pixels.shape[-1])
+    cell = 2 ** (len(vae.config.block_out_channels) - 1)
     vae.to(memory_format=torch.channels_last)  # faster convolutions on a CPU
     vae.train()
     for step in range(1, steps + 1):
-        crops = _crops(pixels, side, batch, rng).contiguous(memory_format=torch.channels_last)
+        crops = _crops(pixels, side, cell, batch, rng).contiguous(memory_format=torch.channels_last)
         latents = vae.encode(crops).latent_dist.mean
         noise = torch.randn(latents.shape, generator=rng) * latents.detach().std()
         decoded = vae.decode(latents + _LATENT_NOISE * noise).sample
@@ -62,7 +63,7 @@ def fit_vae(
         # hundreds of steps to find that colours matter.
         hint = 1 - 4 * step / steps
         if hint > 0:
-            loss = loss + hint * F.mse_loss(latents[:, :3], F.avg_pool2d(crops, 8))
+            loss = loss + hint * F.mse_loss(latents[:, :3], F.avg_pool2d(crops, cell))
         _step(vae, loss, optimizers)
         progress("VAE", step, steps, loss.item())
     vae.to(memory_format=torch.contiguous_format)  # safetensors writes no other
@@ -192,11 +193,11 @@ def _step(
         schedule.step()
 
 
-def _crops(pixels: Tensor, side: int, count: int, rng: torch.Generator) -> Tensor:
+def _crops(pixels: Tensor, side: int, cell: int, count: int, rng: torch.Generator) -> Tensor:
     index = torch.randint(len(pixels), (count,), generator=rng).tolist()
     # Steps of a latent cell, so that crops have the cells that whole pictures have.
-    span = (pixels.shape[-1] - side) // 8 + 1
-    corners = torch.randint(span, (count, 2), generator=rng).mul(8).tolist()
+    span = (pixels.shape[-1] - side) // cell + 1
+    corners = torch.randint(span, (count, 2), generator=rng).mul(cell).tolist()
     return torch.stack(
         [
             pixels[i, :, top : top + side, left : left + side]

@@ -1,8 +1,9 @@
 """A tiny SDXL, made offline: SDXL's structure at a thousandth of its size.
 
 Two text encoders whose hidden states are joined, the second's pooled projection and the six
-micro-conditioning numbers as `text_time`, a VAE with cells of 8 pixels, and a UNet with linear
-projections in its transformers. Its tokenizers are made from the captions it is to understand.
+micro-conditioning numbers as `text_time`, a VAE with cells of 8 pixels (or 4), and a UNet with
+linear projections in its transformers. Its tokenizers are made from the captions it is to
+understand.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ import torch
 from torch import nn
 
 
-def tiny_sdxl(captions: Sequence[str], seed: int = 0) -> Any:
+def tiny_sdxl(captions: Sequence[str], seed: int = 0, size: int = 128, cell: int = 8) -> Any:
     """Return a StableDiffusionXLPipeline with random weights, a few million parameters.
 
     Args:
         captions: the texts whose words its tokenizers know; others are spelt in bytes.
         seed: of the weights.
+        size: side of its pictures, in pixels.
+        cell: side of a latent cell of its VAE, in pixels: 8 as SDXL's, or 4.
     """
+    levels = cell.bit_length()
     from diffusers import (
         AutoencoderKL,
         EulerDiscreteScheduler,
@@ -32,7 +36,7 @@ def tiny_sdxl(captions: Sequence[str], seed: int = 0) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = UNet2DConditionModel(
-            sample_size=16,
+            sample_size=size // cell,
             in_channels=4,
             out_channels=4,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -49,13 +53,13 @@ def tiny_sdxl(captions: Sequence[str], seed: int = 0) -> Any:
             projection_class_embeddings_input_dim=80,
         )
         vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(16, 32, 64, 64),
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            block_out_channels=(16, 32, 64, 64)[:levels],
             layers_per_block=1,
             latent_channels=4,
             norm_num_groups=8,
-            sample_size=128,
+            sample_size=size,
             force_upcast=True,
         )
         tokenizer = _tokenizer(captions, pad="<|endoftext|>")

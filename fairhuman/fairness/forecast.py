@@ -15,7 +15,7 @@ Rule = Literal["calibrated", "stale", "ema"]
 MEMORY = 0.7
 
 # The tensors of `Forecast`.
-_LEARNT = ("squares", "cosines", "log_kappas")
+_LEARNT = ("squares", "cosines", "log_kappas", "losses")
 
 
 class Forecast:
@@ -37,6 +37,8 @@ class Forecast:
         self.squares = torch.full((count,), math.nan, dtype=torch.float64)
         self.cosines = torch.full((count, count), math.nan, dtype=torch.float64)
         self.log_kappas = torch.full((count,), math.nan, dtype=torch.float64)
+        self.losses = torch.full((count,), math.nan, dtype=torch.float64)
+        """Of the last refresh that held the objective, where they were given."""
         self.since = every
 
     def due(self, present: Sequence[bool]) -> bool:
@@ -54,6 +56,7 @@ class Forecast:
         norms: Sequence[float | None],
         cosines: Sequence[Sequence[float | None]],
         sensitivities: Tensor | None = None,
+        losses: Tensor | None = None,
     ) -> None:
         """Take in a refresh.
 
@@ -61,6 +64,7 @@ class Forecast:
             norms: [K], None for an absent objective.
             cosines: [K, K], None where not measured.
             sensitivities: [K], the q_k of the refresh's whole batch, for `calibrated`.
+            losses: [K], on the host.
         """
         here = torch.tensor([norm is not None for norm in norms])
         pairs = here[:, None] & here[None, :]
@@ -77,6 +81,8 @@ class Forecast:
             mixed = torch.lerp(kappas, self.log_kappas, MEMORY)
             mixed = torch.where(self.log_kappas.isnan(), kappas, mixed)
             self.log_kappas = torch.where(kappas.isfinite(), mixed, self.log_kappas)
+        if losses is not None:
+            self.losses = torch.where(here, losses, self.losses)
         self.since = 1
 
     def predict(self, present: Sequence[bool], sensitivities: Tensor | None = None) -> Tensor:
@@ -126,6 +132,8 @@ class Forecast:
                 f"{len(self.squares)}"
             )
         for key in _LEARNT:
+            if key not in state:
+                continue  # a checkpoint from before it was kept
             values = state[key].double()
             # A checkpoint from before there was KEY_known has NaN in the place of what is unknown.
             known = state.get(f"{key}_known", ~values.isnan())

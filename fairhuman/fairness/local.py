@@ -16,8 +16,11 @@ from torch import Tensor
 
 from fairhuman.fairness import ops
 from fairhuman.fairness.gathered import refuse_gathered
-from fairhuman.fairness.mpd import MPDSolution, Normalize
+from fairhuman.fairness.losses import LossRule
+from fairhuman.fairness.mpd import MPDSolution, Normalize, Status, check_length
+from fairhuman.fairness.rules import NATIVE, RULES, Rule, weighting
 from fairhuman.fairness.scaled import active, refuse_scaled, scale_of
+from fairhuman.fairness.solve import Solver
 
 if TYPE_CHECKING:
     from torch.amp import GradScaler
@@ -37,11 +40,13 @@ def fair_backward(
     scaler: GradScaler | None = None,
     keep: float = 0.0,
     anchor: int = 0,
+    rule: Rule | LossRule = "mpd",
 ) -> MPDSolution:
     """Write the fair direction of K losses into `p.grad`: instead of `loss.backward()`.
 
-    One backward pass per loss; then ``d = sum_k w_k g_k`` with ``A w = w^(-1/alpha)``, ``A`` the
-    Gram matrix of the gradients (FairHuman, arXiv 2507.02714). What was in `p.grad` is replaced;
+    One backward pass per loss; then ``d = sum_k w_k g_k`` with weights by a rule, that of FairHuman
+    (arXiv 2507.02714) by default: ``A w = w^(-1/alpha)``, ``A`` the Gram matrix of the gradients.
+    What was in `p.grad` is replaced;
     parameters that no loss reaches get a gradient of zeros.
 
     In a distributed run every rank calls this with the same number of losses and the same
@@ -72,6 +77,11 @@ def fair_backward(
         keep: the least cosine of d to the gradient of losses[anchor], from 0 (no bound) to below 1;
             see `solve_mpd`.
         anchor: the loss that `keep` is about.
+        rule: how the weights follow from the Gram matrix, a name of `fairness.rules`; or an object
+            of `fairness.losses`, such as ``DWA(K)``, that is kept from step to step: its weights
+            follow from the losses of earlier steps, one backward pass is made of their weighted
+            sum, and the solution's cosine is NaN. `alpha` belongs to "mpd" and "log_mpd". For all
+            but these and "nash" the host waits for the device.
 
     Returns:
         The solution, the same on every rank; a scaler leaves no trace in it. `p.grad` holds
@@ -81,14 +91,25 @@ def fair_backward(
         ValueError: no losses, a loss that is no scalar or that a GradScaler has scaled (see
             `scaled.refuse_scaled` for what is noticed), no parameter that requires a gradient,
             parameters of which some are sharded and some are not, or that FSDP2 has gathered
-            for the forward pass; and as `solve_mpd`.
+            for the forward pass; a rule that is unknown, of another number of losses, or without
+            what it was given (alpha, keep); and as `solve_mpd`.
+        ImportError: a package of the extra `rules` is missing.
     """
     losses = list(losses)
     trained = [p for p in parameters if p.requires_grad]
     refuse_gathered(trained)
     _check(losses, trained)
+    solver = _solver(rule, len(losses), alpha, normalize, max_norm, keep, anchor)
     scaler = active(scaler)
     refuse_scaled(losses, scaler)
+    means: Tensor | None = None
+    if isinstance(rule, LossRule) or solver.needs_losses:
+        means = _means(losses, trained[0].device, group)
+    if isinstance(rule, LossRule):
+        assert means is not None
+        shown = means.tolist()
+        shares = rule.weights([loss != 0 for loss in shown])
+        losses = [_weighted_sum(losses, shares)]
     if scaler:
         losses = [scaler.scale(loss) for loss in losses]
     sharded = _is_sharded(trained[0])
@@ -102,14 +123,84 @@ def fair_backward(
         dist.all_reduce(gram, group=_shard_group(trained[0]))
     if scaler:
         gram /= scale_of(scaler, gram.device) ** 2
-    solution = ops.solve_mpd(gram, alpha, normalize, max_norm, keep, anchor)
-    weights = solution.weights * solution.scale
+    if isinstance(rule, LossRule):
+        solution = _of_sum(gram, shares, solver)
+        if bool(solution.solved):
+            rule.learn(shown)
+        weights = solution.scale.where(solution.solved, 0.0)[None]
+    else:
+        solution = solver(gram, losses=means)
+        weights = solution.weights * solution.scale
     if scaler:
         # In every gradient, for each optimizer looks for it in its own.
         weights = torch.where(solution.solved, weights, math.inf)
     for p, direction in zip(trained, _combined(rows, parts, weights, trained), strict=True):
         p.grad = _like(p, direction)
     return solution
+
+
+def _solver(
+    rule: Rule | LossRule,
+    count: int,
+    alpha: float,
+    normalize: Normalize,
+    max_norm: float | None,
+    keep: float,
+    anchor: int,
+) -> Solver:
+    """Return the solver, having checked what the rule can be given."""
+    if not isinstance(rule, LossRule):
+        if rule not in RULES:
+            raise ValueError(
+                f"rule must be one of {', '.join(RULES)}, or an object that follows the losses, "
+                f"such as fairhuman.DWA({count}); not {rule!r}"
+            )
+        if rule not in NATIVE:
+            weighting(rule)  # a package may be missing
+        return Solver(alpha, normalize, max_norm, keep=keep, rule=rule, anchor=anchor)
+    name = type(rule).__name__
+    if rule.count != count:
+        raise ValueError(f"rule={name} is of {rule.count} losses, and losses holds {count}")
+    if keep:
+        raise ValueError(f"keep = {keep:g}: rule={name} makes one backward pass, and cannot bound")
+    if alpha != Solver.alpha:
+        raise ValueError(f"alpha = {alpha:g}: rule={name} has no alpha")
+    check_length(normalize, max_norm)
+    return Solver(normalize=normalize, max_norm=max_norm)
+
+
+def _means(
+    losses: Sequence[Tensor], device: torch.device, group: dist.ProcessGroup | None
+) -> Tensor:
+    """Return the losses averaged over the ranks, [K] float64."""
+    means = torch.stack([loss.detach().reshape(()).to(device, torch.float64) for loss in losses])
+    if dist.is_initialized() and dist.get_world_size(group) > 1:
+        dist.all_reduce(means, group=group)
+        means /= dist.get_world_size(group)
+    return means
+
+
+def _weighted_sum(losses: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Return sum_k w_k l_k; what is absent on all ranks is 0, and its graph may be needed."""
+    terms = [w * loss.reshape(()) for loss, w in zip(losses, weights.tolist(), strict=True)]
+    return torch.stack([term.to(terms[0]) for term in terms]).sum()
+
+
+def _of_sum(gram: Tensor, weights: Tensor, solver: Solver) -> MPDSolution:
+    """Return the solution with K weights given, from the [1, 1] Gram matrix of their sum."""
+    norm = gram[0, 0].sqrt()
+    if not bool(norm.isfinite()):
+        return MPDSolution.none(len(weights)).to(gram.device)
+    weights = weights.to(gram.device)
+    return MPDSolution.of(
+        weights,
+        norm=norm,
+        residual=math.nan,
+        scale=solver.factor(norm, weights.sum()),
+        cosine=math.nan,
+        iterations=0,
+        status=Status.OK if bool((weights > 0).all()) else Status.ABSENT,
+    )
 
 
 def _is_sharded(parameter: Tensor) -> TypeGuard[DTensor]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fairhuman import _C
+from fairhuman.common.transfer import to_device
 
 _SOLVER = _C.build_info()
 MAX_OBJECTIVES = _SOLVER["mpd_max_objectives"]
@@ -42,9 +43,10 @@ class Status(IntFlag):
     ABSENT = 1
     """Some ``A_kk`` is 0: its weight is 0, and the others are solved without it."""
     STATIONARY = 2
-    """The objectives are in exact conflict; solved with a small ridge relative to A's diagonal."""
+    """The objectives are in exact conflict; solved with a small ridge relative to A's diagonal.
+    Where the rule's direction there is 0 (see `rules`), every weight is."""
     NONFINITE = 4
-    """NaN or inf in A: every weight is 0, and the step should be skipped."""
+    """NaN or inf in A, or no finite weights: every weight is 0, and the step should be skipped."""
     INVALID = 8
     """No Gram matrix: asymmetric, or a negative diagonal, beyond rounding; every weight is 0.
     Only a CUDA tensor gets this status, for raising would make the host wait; a CPU tensor
@@ -65,6 +67,10 @@ def status_name(status: int | Tensor) -> str:
 
 class MPDSolution:
     """The weights of one Gram matrix, on its device; the scalars are tensors of shape [].
+
+    What is said of norm and residual is that of `solve_mpd`. With weights by another rule, the norm
+    is that of d by the matrix, but at least a millionth of sum_k |w_k| ||g_k||, for below that it
+    is rounding; the residual is NaN, and the iterations are 0.
 
     All of it is one tensor, so that `tolist` brings it to the host in one copy.
 
@@ -108,6 +114,19 @@ class MPDSolution:
         scalars = [f if isinstance(f, Tensor) else weights.new_tensor(f) for f in fields]
         return cls(torch.cat([weights, torch.stack([scalar.double() for scalar in scalars])]))
 
+    @classmethod
+    def none(cls, count: int) -> MPDSolution:
+        """Return, on the host, that there are no weights for `count` objectives."""
+        return cls.of(
+            torch.zeros(count, dtype=torch.float64),
+            norm=0.0,
+            residual=0.0,
+            scale=1.0,
+            cosine=math.nan,
+            iterations=0,
+            status=Status.NONFINITE,
+        )
+
     @property
     def weights(self) -> Tensor:  # noqa: D102
         return self._row[:-_FIELDS]
@@ -144,6 +163,10 @@ class MPDSolution:
     def cpu(self) -> MPDSolution:
         """Return the solution on the host, in one copy that waits for the device."""
         return MPDSolution(self._row.cpu())
+
+    def to(self, device: torch.device) -> MPDSolution:
+        """Return the solution on a device; the host does not wait for the copy."""
+        return MPDSolution(to_device(self._row, device))
 
     def __repr__(self) -> str:
         return (
@@ -191,34 +214,20 @@ def solve_mpd(
             unknown, or it is "ball" without max_norm.
         RuntimeError: CUDA refused the launch.
     """
-    if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
-        raise ValueError(f"gram must be a square matrix [K, K], not {list(gram.shape)}")
-    K = gram.shape[0]
-    if not 1 <= K <= MAX_OBJECTIVES:
-        raise ValueError(f"gram must have 1 to {MAX_OBJECTIVES} objectives, not {K}")
-    tolerance = _ASYMMETRY.get(gram.dtype)
-    if tolerance is None:
-        raise ValueError(f"gram must be float64 or float32, not {gram.dtype}")
+    K, tolerance = _check_gram(gram)
     if not MIN_ALPHA <= alpha <= MAX_ALPHA:  # also refuses NaN
         raise ValueError(f"alpha must be in [{MIN_ALPHA:g}, {MAX_ALPHA:g}], not {alpha:g}")
-    rule = _NORMALIZE.get(normalize)
-    if rule is None:
-        raise ValueError(f"normalize must be none, simplex or ball, not {normalize!r}")
-    if max_norm is None:
-        if normalize == "ball":
-            raise ValueError("normalize='ball' scales d to max_norm: give max_norm")
-        max_norm = math.inf
-    elif not 0.0 < max_norm < math.inf:
-        raise ValueError(f"max_norm must be a number above 0, not {max_norm:g}")
+    check_length(normalize, max_norm)
     _check_keep(keep, anchor, K)
 
     matrix = _where_it_is_solved(gram)
     row = matrix.new_empty(K + _FIELDS)
-    length = (rule, max_norm, keep, anchor)
+    limit = math.inf if max_norm is None else max_norm
+    length = (_NORMALIZE[normalize], limit, keep, anchor)
     problem = (matrix.data_ptr(), 1, K, alpha, tolerance, *length, row.data_ptr())
     if matrix.is_cpu:
         if _C.solve_mpd_cpu(*problem) & Status.INVALID:
-            _explain_invalid(gram.tolist(), tolerance)
+            _refuse_invalid(gram.tolist(), tolerance)
     else:
         stream = torch.cuda.current_stream(gram.device)
         _C.solve_mpd_cuda(stream.device_index, stream.cuda_stream, *problem)
@@ -270,6 +279,47 @@ def cuda_problem(index: int | None) -> str | None:
     return _C.cuda_problem(index)
 
 
+def check_length(normalize: Normalize, max_norm: float | None) -> None:
+    """Check what a step's length follows from; see `solve_mpd`.
+
+    Raises:
+        ValueError: normalize is unknown, max_norm is out of range, or missing for "ball".
+    """
+    if normalize not in _NORMALIZE:
+        raise ValueError(f"normalize must be none, simplex or ball, not {normalize!r}")
+    if max_norm is None:
+        if normalize == "ball":
+            raise ValueError("normalize='ball' scales d to max_norm: give max_norm")
+    elif not 0.0 < max_norm < math.inf:
+        raise ValueError(f"max_norm must be a number above 0, not {max_norm:g}")
+
+
+def host_matrix(gram: Tensor) -> Tensor:
+    """Return a Gram matrix on the host, [K, K] float64; waits for the device.
+
+    Raises:
+        ValueError: as `solve_mpd` of a matrix on the CPU.
+    """
+    _, tolerance = _check_gram(gram)
+    matrix = gram.detach().cpu().double()
+    if bool(matrix.isfinite().all()):
+        _refuse_invalid(matrix.tolist(), tolerance)
+    return matrix
+
+
+def _check_gram(gram: Tensor) -> tuple[int, float]:
+    """Return K, and the asymmetry that rounding may leave."""
+    if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
+        raise ValueError(f"gram must be a square matrix [K, K], not {list(gram.shape)}")
+    K = gram.shape[0]
+    if not 1 <= K <= MAX_OBJECTIVES:
+        raise ValueError(f"gram must have 1 to {MAX_OBJECTIVES} objectives, not {K}")
+    tolerance = _ASYMMETRY.get(gram.dtype)
+    if tolerance is None:
+        raise ValueError(f"gram must be float64 or float32, not {gram.dtype}")
+    return K, tolerance
+
+
 def _check_keep(keep: float, anchor: int, count: int) -> None:
     if not 0.0 <= keep < 1.0:  # also refuses NaN
         raise ValueError(f"keep must be in [0, 1), not {keep:g}")
@@ -294,8 +344,8 @@ def _say_that_the_cpu_solves(device: torch.device) -> None:
     warnings.warn(f"weights are solved for on the CPU, not on {device}: {why}", stacklevel=4)
 
 
-def _explain_invalid(rows: list[list[float]], tolerance: float) -> None:
-    """Raise for what the solver found to be no Gram matrix, naming the entry."""
+def _refuse_invalid(rows: list[list[float]], tolerance: float) -> None:
+    """Raise for what is no Gram matrix, naming the entry."""
     diagonal = [row[i] for i, row in enumerate(rows)]
     for i, value in enumerate(diagonal):
         if value < -tolerance * max(*diagonal, 0.0):

@@ -20,6 +20,7 @@ from fairhuman.common.versions import PACKAGES, version
 from fairhuman.config import Config, load_config
 from fairhuman.fairness.mpd import cuda_problem, solves_on
 from fairhuman.models.check import check_model
+from fairhuman.training.rule_check import check_rule
 from fairhuman.zero.accelerator import device_name
 
 CUDA = torch.device("cuda")
@@ -68,8 +69,9 @@ def examine(configs: Sequence[Path], overrides: Sequence[str] = ()) -> Report:
     for path in configs:
         try:
             config = load_config(path, overrides)
+            check_rule(config)
             check_model(config.model, ask_hub=False)
-            report.configs[str(path)] = _plan(config)
+            report.configs[str(path)] = summary(config)
         except ConfigError as error:
             report.configs[str(path)] = REFUSED
             report.problems.extend(str(error).splitlines())
@@ -130,11 +132,12 @@ def _backends(report: Report) -> None:
     }
 
 
-def _plan(config: Config) -> str:
+def summary(config: Config) -> str:
     """Return what a run of the config would use, in one line; raise where this machine cannot."""
     zero = config.deepspeed["zero_optimization"]
     parts = [
         f"{config.fairness.mode} on {1 + len(config.objectives.regions)} objectives",
+        *([f"rule {config.fairness.rule}"] if config.fairness.rule != "mpd" else []),
         *([f"keep {config.fairness.keep:g}"] if config.fairness.keep else []),
         f"ZeRO-{zero['stage']}",
         *(

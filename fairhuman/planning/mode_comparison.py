@@ -25,7 +25,13 @@ from fairhuman.fairness import ops
 from fairhuman.fairness.forecast import Forecast
 from fairhuman.fairness.solve import Solver, cosine
 from fairhuman.training.balancers.amortized import Watch
-from fairhuman.training.balancers.base import Balance, ExactBalancer, Sensitivity, of_gram
+from fairhuman.training.balancers.base import (
+    Balance,
+    ExactBalancer,
+    Sensitivity,
+    of_gram,
+    of_present,
+)
 from fairhuman.training.step import make_solver
 from fairhuman.zero.process_group import init_distributed
 from fairhuman.zero.protocol import Engine
@@ -50,6 +56,7 @@ class Comparison(ExactBalancer):
         self.sketch_size = sketch_size
         self.cosines: dict[str, list[float]] = {}
         self._watch = Watch(engine.device)
+        self._means: Tensor | None = None
 
     def start(self, present: Sequence[bool], micro_batches: int) -> None:
         """Begin a step."""
@@ -70,6 +77,8 @@ class Comparison(ExactBalancer):
         """Compare, then move along the exact direction."""
         gram = self.gradients.gram().cpu()
         sensitivities = self._watch.total()
+        if self.solver.needs_losses:
+            self._means = of_present(self._losses.get().cpu(), self._present)
         if bool(gram.isfinite().all()):
             self._compare(gram, sensitivities.get() if sensitivities else None)
         return super().step()
@@ -88,7 +97,7 @@ class Comparison(ExactBalancer):
             self._add(f"amortized, {rule}, n = {n}", gram, self._weights(predicted))
 
     def _weights(self, gram: Tensor) -> Tensor:
-        return self.solver(gram).weights.cpu()
+        return self.solver(gram, losses=self._means).weights.cpu()
 
     def _sketched(self) -> Tensor:
         sketches = []

@@ -12,7 +12,9 @@ from typing import Literal
 from fairhuman.zero.optimizers import MOMENT_BYTES
 from fairhuman.zero.reducer import LARGEST_BUCKET
 
-Mode = Literal["global", "sum", "exact", "amortized", "sketch"]
+Mode = Literal[
+    "global", "sum", "inverse_loss", "dwa", "uncertainty", "exact", "amortized", "sketch"
+]
 MODES: tuple[Mode, ...] = ("global", "exact", "amortized", "sketch")
 
 SDXL_PARAMETERS = 2_567_463_684

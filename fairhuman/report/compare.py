@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fairhuman.common.redact import redacted
+from fairhuman.config import change_keys
 from fairhuman.report import figures
 from fairhuman.report.bars import share_below
 from fairhuman.report.chart import Data, Line, lines
@@ -43,8 +44,9 @@ def _sections(runs: Sequence[History], names: Sequence[str], data: Data) -> Iter
     yield section("Headlines", _headlines(runs, names))
     yield section("How the runs differ", _differences(runs, names))
     objectives = list(dict.fromkeys(name for run in runs for name in run.names))
-    groups = [
+    groups: list[tuple[str, list[tuple[str, str]], dict[str, Any]]] = [
         ("Losses", [(label(n), f"loss/{n}") for n in objectives], {}),
+        ("Validation since the start", _changes(objectives), {"smoothed": False, "unit": "%"}),
         ("Validation", [(label(n), f"val/loss/{n}") for n in objectives], {"smoothed": False}),
         ("Validation by quarter of the timesteps", _quarters(objectives), {"smoothed": False}),
         ("Weights", [(label(n), f"weight/{n}") for n in objectives], {"log": True}),
@@ -140,6 +142,10 @@ def _samples(runs: Sequence[History], names: Sequence[str]) -> Html:
             if found
         ]
     return section("Samples", gallery(pictures))
+
+
+def _changes(objectives: Sequence[str]) -> list[tuple[str, str]]:
+    return [(label(name), change_keys(name)[0]) for name in objectives]
 
 
 def _quarters(objectives: Sequence[str]) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from fairhuman.config import change_keys
 from fairhuman.report.bars import bar, share_below, strips
 from fairhuman.report.chart import Data, Line, lines
 from fairhuman.report.history import History
@@ -59,6 +60,7 @@ def conflicts(run: History, data: Data) -> Html:
         if any(run.not_finite(f"grad_norm/{name}") for name in run.names):
             words = "There are no cosines: no gradients were finite where they were measured."
         return section("Who fights whom", note=words)
+    begun = int(run.steps[0] == 0)  # the start has no gradients
     charts = [Line(key, name, f"c-{index % 4}") for index, (name, key) in enumerate(measured)]
     rows: list[list[str | float | None]] = []
     for name, key in measured:
@@ -71,8 +73,8 @@ def conflicts(run: History, data: Data) -> Html:
         lines(data, "Cosines between gradients", charts, bounds=(-1, 1)),
         strips(
             "Share of steps with a negative cosine",
-            run.steps,
-            [(name, run.column(key)) for name, key in measured],
+            run.steps[begun:],
+            [(name, run.column(key)[begun:]) for name, key in measured],
         ),
         table(["pair", "steps measured", "negative", "mean", "lowest", "at step"], rows, "Cosines"),
         note="Two objectives fight in a step if the cosine between their gradients is negative.",
@@ -155,7 +157,7 @@ def validation(run: History, data: Data) -> list[Html]:
     names = [name for name, key in keys_of if run.points(key) or run.not_finite(key)]
     if not names:
         return []
-    charts, keys = [], []
+    charts, keys = _since_start(run, names, data), []
     for i, name in enumerate(names):
         line = Line(f"val/loss/{name}", label(name), colour(name, i))
         charts.append(lines(data, f"Held out: {label(name)}", [line], smoothed=False))
@@ -170,6 +172,35 @@ def validation(run: History, data: Data) -> list[Html]:
         keys += [(f"{label(name)}, {q}", f"val/loss/{name}/{q}") for q in _QUARTERS]
     charts.append(numbers_table(run, keys, "Held-out losses"))
     return [section("Validation", *charts, note=_not_finite(run, "val/loss"))]
+
+
+def _since_start(run: History, names: Sequence[str], data: Data) -> list[Html]:
+    """Return how far the held-out losses have changed since step 0, where that was logged."""
+    shown = [
+        Line(change_keys(name)[0], label(name), colour(name, i)) for i, name in enumerate(names)
+    ]
+    rows: list[list[str | float | None]] = []
+    for name in names:
+        change, error = last_change(run, name)
+        if change is not None:
+            points = run.points(change_keys(name)[0])
+            lowest = min(points, key=lambda point: point[1])
+            rows.append([label(name), change, error, points[-1][0], lowest[1], lowest[0]])
+    if not rows:
+        return []
+    header = ["", "last, %", "standard error", "at step", "lowest, %", "at step"]
+    title = "Held out: change since the start"
+    caption = "Since the start; the error is over the held-out images"
+    return [lines(data, title, shown, smoothed=False, unit="%"), table(header, rows, caption)]
+
+
+def last_change(run: History, name: str) -> tuple[float | None, float | None]:
+    """Return the last change of an objective's held-out loss since the start, %, and its error."""
+    changes, errors = (run.points(key) for key in change_keys(name))
+    if not changes:
+        return None, None
+    step, change = changes[-1]
+    return change, dict(errors).get(step)
 
 
 def times(run: History, data: Data) -> Html:

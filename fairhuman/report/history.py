@@ -27,7 +27,7 @@ class History:
     """Of its folder."""
     steps: list[int]
     records: list[dict[str, Any]]
-    """The lines of metrics.jsonl."""
+    """The lines of metrics.jsonl: step 0, where it is logged, has held-out losses alone."""
     config: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     sheets: list[tuple[int, Path]] = field(default_factory=list)
@@ -67,7 +67,8 @@ class History:
     @property
     def names(self) -> list[str]:
         """The objectives: `global` and the regions."""
-        return [key.removeprefix("loss/") for key in self.records[0] if key.startswith("loss/")]
+        step = self.records[-1]
+        return [key.removeprefix("loss/") for key in step if key.startswith("loss/")]
 
     def setting(self, key: str) -> Any:
         """Return the config's section.key, or None."""
@@ -89,7 +90,7 @@ def read_run(folder: Path) -> History:
             f"{folder}: holds no run (there is no {METRICS}); give the train.output_dir of one"
         )
     records = _records(path)
-    if not records:
+    if not records or records[-1]["step"] == 0:
         raise UserError(f"{path}: holds no finished step yet; try again when the run has made one")
     samples = folder / SAMPLES
     sheets = [(m, p) for p in sorted(samples.glob("*.png")) if (m := _SHEET.fullmatch(p.name))]

@@ -24,6 +24,7 @@ from fairhuman.report.parts import (
     text,
     tiles,
 )
+from fairhuman.report.since_start import change_text
 
 
 def run_page(run: History) -> Html:
@@ -41,6 +42,12 @@ def headlines(run: History) -> list[tuple[str, str, str]]:
     wanted = run.setting("train.steps")
     found = [("steps", str(run.steps[-1]), f"of {wanted}" if wanted else "")]
     for name in run.names:
+        change, error = figures.last_change(run, name)
+        if change is not None:
+            found.append(
+                (f"held out, {label(name)}", change_text(change, error), "since the start")
+            )
+    for name in run.names:
         points = run.points(f"loss/{name}")
         if points:
             more = "" if points[-1][0] == run.steps[-1] else f"at step {points[-1][0]}"
@@ -52,7 +59,7 @@ def headlines(run: History) -> list[tuple[str, str, str]]:
         what = "best checkpoint" if kept else "best held-out step"
         found.append((what, str(step), f"{key} = {number(value)}"))
     skipped = figures.skipped_steps(run)
-    found.append(("skipped steps", str(len(skipped)), f"of {len(run.steps)}"))
+    found.append(("skipped steps", str(len(skipped)), f"of {len(run.points('skipped'))}"))
     speeds = [value for _, value in run.points("samples_per_s")]
     if speeds:
         tail = speeds[len(speeds) // 10 :]  # the first steps warm up
@@ -63,7 +70,8 @@ def headlines(run: History) -> list[tuple[str, str, str]]:
 def best_step(run: History) -> tuple[str, int, float] | None:
     """Return key, step and value of the lowest of train.keep_best, or of the whole image's."""
     key = run.setting("train.keep_best") or "val/loss/global"
-    points = run.points(key)
+    kept = run.setting("train.keep_best") is not None
+    points = [point for point in run.points(key) if point[0] > 0 or not kept]
     if not points:
         return None
     step, value = min(points, key=lambda point: point[1])
@@ -75,6 +83,7 @@ def _lead(run: History) -> str:
     parts = [
         f"method {model['method']} on {model['pretrained']}" if "method" in model else "",
         f"weights by fairness.mode={mode}" if (mode := run.setting("fairness.mode")) else "",
+        f"fairness.rule={rule}" if (rule := run.setting("fairness.rule") or "mpd") != "mpd" else "",
         f"{ranks} ranks" if (ranks := run.environment.get("ranks", 0)) > 1 else "",
     ]
     return ", ".join(filter(None, parts))

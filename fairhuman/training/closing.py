@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from fairhuman.checkpointing.manifest import Progress
 from fairhuman.common.run_folder import FINAL, METRICS, REPORT, SAMPLES
 from fairhuman.config import Config
+from fairhuman.report.since_start import changes_in_words
 from fairhuman.training.stop import Stop
 
 
-def closing_lines(config: Config, done: bool, progress: Progress, stop: Stop) -> list[str]:
-    """Return where to look after the last step, or how to continue after a stop."""
+def closing_lines(
+    config: Config,
+    done: bool,
+    progress: Progress,
+    stop: Stop,
+    since: Mapping[str, float | None],
+) -> list[str]:
+    """Return where to look after the last step, or how to continue after a stop.
+
+    Args:
+        config: the run's.
+        done: whether it has taken its last step.
+        progress: where it is.
+        stop: why it ends, if it is not done.
+        since: changes of what is held out, by their keys; {} where they are not known.
+    """
     output = Path(config.train.output_dir)
     if not done:
         return [
@@ -20,12 +36,18 @@ def closing_lines(config: Config, done: bool, progress: Progress, stop: Stop) ->
             "Continue with the same command and train.resume=auto",
         ]
     best = progress.best
+    changed = list(changes_in_words(since, ["global", *config.objectives.regions]))
     return [
         f"Done: {progress.step} steps{_skips(progress)}.",
         _trained(config, output / FINAL),
         *(
             [f"  the best        step {best.step}: {best.metric} = {best.value:.6g}"]
             if best
+            else []
+        ),
+        *(
+            [f"  since the start {', '.join(changed)} (held out, ± standard error)"]
+            if changed
             else []
         ),
         *([f"  the pictures    {output / SAMPLES}"] if config.train.sample_every else []),

@@ -78,9 +78,9 @@ class Denoising:
             config.objectives.regions, config.objectives.reduction, config.objectives.scale
         )
 
-    def losses(self, unet: Any, ready: Prepared, mean_areas: Tensor) -> Tensor:
-        """Return the micro-batch's contributions to the K losses; see `RegionObjectives.losses`."""
-        return self.objectives.losses(self.predict(unet, ready), *ready.target, mean_areas)
+    def losses_of_images(self, unet: Any, ready: Prepared) -> Tensor:
+        """Return the K losses of each image, [B, K]; see `RegionObjectives.of_images`."""
+        return self.objectives.of_images(self.predict(unet, ready), *ready.target)
 
     def load(self, batch: Batch) -> MicroBatch:
         """Draw a micro-batch's noise and move all of it to the device, without waiting for it."""

@@ -34,8 +34,8 @@ def train(
     Args:
         config: the run's.
         overrides: those of the command line, for the record.
-        prepare: called once the run is built, before its first step; not where the run is
-            finished already, and nothing is done.
+        prepare: called once the run is built and the start is measured, before its first step;
+            not where the run is finished already, and nothing is done.
 
     Returns:
         Whether the end was reached.
@@ -73,6 +73,7 @@ def _train(
         return True
     run = Run(config, device, overrides, start)
     try:
+        run.begin()
         if prepare:
             prepare(run)
         stop.steps = True

@@ -71,30 +71,53 @@ class Log:
         start: int,
         names: Sequence[str],
         trackers: Sequence[Tracker],
+        first: Mapping[str, Any] | None = None,
     ) -> None:
+        """Open the log of a run.
+
+        Args:
+            output: OUT, which is there.
+            steps: of the whole run.
+            start: the steps that are done; of those after it the lines are dropped.
+            names: of the objectives.
+            trackers: told of every line too.
+            first: the line of step 0 of a resumed run, for a file that has lost it.
+        """
         self.names = list(names)
         self.trackers = trackers
         self.path = output / METRICS
-        keep_until(self.path, start)
+        # A run from the beginning measures its own step 0.
+        lost = not keep_until(self.path, start or -1, first)
         with as_output_error(self.path):
             self._file = self.path.open("a", encoding="utf-8")
         self._bar = tqdm(
             total=steps, initial=start, unit="step", dynamic_ncols=True, smoothing=0.1, miniters=1
         )
+        if first and lost:
+            self._track(finite(first))
+
+    def begin(self, record: Mapping[str, Any]) -> None:
+        """Add what was measured before the first step, as step 0."""
+        self._add(record)
 
     def write(self, record: dict[str, Any]) -> None:
         """Add one optimizer step."""
+        self._add(record)
+        self._bar.set_postfix_str(self._summary(record), refresh=False)
+        self._bar.update()
+
+    def _add(self, record: Mapping[str, Any]) -> None:
         written = finite(record)
-        line = json.dumps(written, allow_nan=False) + "\n"
         with as_output_error(self.path):
-            self._file.write(line)
+            self._file.write(_line(written))
             self._file.flush()
+        self._track(written)
+
+    def _track(self, written: Mapping[str, Any]) -> None:
         no_numbers = ("step", NOT_FINITE)
         numbers = {k: v for k, v in written.items() if v is not None and k not in no_numbers}
         for tracker in self.trackers:
-            tracker.write(numbers, record["step"])
-        self._bar.set_postfix_str(self._summary(record), refresh=False)
-        self._bar.update()
+            tracker.write(numbers, written["step"])
 
     def say(self, line: str) -> None:
         """Print a line above the progress bar."""
@@ -126,18 +149,35 @@ class Log:
         )
 
 
-def keep_until(path: Path, step: int) -> None:
+def keep_until(path: Path, step: int, first: Mapping[str, Any] | None = None) -> bool:
     """Drop the lines after `step` from a metrics file, as if the run had stopped there.
 
     A run that was killed wrote steps after its last checkpoint; they are taken again.
+
+    Args:
+        path: of the file; it need not exist.
+        step: the last to keep.
+        first: the line of step 0, put there where the file has none.
+
+    Returns:
+        Whether the file had a line of step 0.
     """
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    kept, has_start = [], False
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    for line in lines:
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
+            at = json.loads(line)["step"]
+            if at <= step:
+                kept.append(line + "\n")
+                has_start = has_start or at == 0
         except (ValueError, KeyError):
             break  # a half-written last line
-    write_text(path, "".join(line + "\n" for line in kept))
+    if first and not has_start:
+        kept.insert(0, _line(finite(first)))
+    if lines or kept:
+        write_text(path, "".join(kept))
+    return has_start
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, allow_nan=False) + "\n"

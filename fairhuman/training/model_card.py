@@ -110,7 +110,7 @@ def card_text(
         ("steps", str(config.train.steps if steps is None else steps)),
         ("resolution", f"{config.data.resolution} px"),
         ("objectives", f"the whole image; regions: {regions}"),
-        ("weights of the objectives", f"`{config.fairness.mode}`"),
+        ("weights of the objectives", f"`{_weights(config)}`"),
         ("optimizer", f"{config.optimizer.name}, learning rate {config.optimizer.lr:g}"),
         ("batch per rank", f"{batch} (samples x accumulation)"),
         ("precision", config.train.precision),
@@ -149,6 +149,11 @@ from diffusers import {_IMPORTS[method]}
 ```yaml
 {resolved}```
 """
+
+
+def _weights(config: Config) -> str:
+    mode, rule = config.fairness.mode, config.fairness.rule
+    return mode if rule == "mpd" else f"{mode}, {rule}"
 
 
 def _dump(tree: Any) -> str:

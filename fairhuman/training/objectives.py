@@ -96,6 +96,21 @@ class RegionObjectives:
             factor = factor * share.to(losses)
         return losses * factor
 
+    def of_images(
+        self, pred: Tensor, target: Tensor, masks: Tensor, sample_weight: Tensor | None
+    ) -> Tensor:
+        """Return the K losses of each image by itself, [B, K], without `objectives.scale`.
+
+        With `reduction: region` divided by the region's area in that image; 0 where it has none.
+        The arguments are those of `losses`.
+        """
+        found = []
+        for i in range(len(pred)):
+            weight = None if sample_weight is None else sample_weight[i : i + 1]
+            p, y, m = (part[i : i + 1] for part in (pred, target, masks))
+            found.append(region_mse(p, y, m, weight, self.reduction))
+        return torch.stack(found)
+
     def sensitivity(
         self,
         pred: Tensor,

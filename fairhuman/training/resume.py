@@ -10,8 +10,9 @@ from pathlib import Path
 import torch.distributed as dist
 
 from fairhuman import checkpointing
+from fairhuman.checkpointing import StartLosses
 from fairhuman.checkpointing.changes import Changes, changes
-from fairhuman.checkpointing.manifest import Manifest, Progress, Setup, setup_of
+from fairhuman.checkpointing.manifest import Best, Manifest, Progress, Setup, setup_of
 from fairhuman.common.distributed import on_rank0
 from fairhuman.common.errors import ConfigError
 from fairhuman.common.run_folder import CARD, CHECKPOINTS, FINAL, MANIFEST, REPORT
@@ -31,6 +32,8 @@ class Start:
     progress: Progress = field(default_factory=Progress)
     keeps_balance: bool = True
     """Whether what the checkpoint's balancer measured still holds."""
+    losses: StartLosses | None = None
+    """What was held out, before the first step; None where it is not known, or not comparable."""
     lines: tuple[str, ...] = ()
     """What there is to say of the checkpoint and of changed settings."""
     finished: bool = False
@@ -107,14 +110,26 @@ def _start(config: Config, output: Path, setup: Setup, folder: Path) -> Start:
     progress = manifest.progress
     if finished(output, folder, progress, config.train.steps):
         said = [f"{change} (has no effect: the run is finished)" for change in changed.found]
-        return Start(setup, folder, manifest, progress, True, tuple(said), finished=True)
+        return Start(setup, folder, manifest, progress, lines=tuple(said), finished=True)
     changed.check(folder)
     lines += changed.lines(config, progress)
+    losses = checkpointing.load_start(folder)
     best = checkpointing.best_kept(output, progress.best, config.train.keep_best)
-    if changed.unmakes_best:
+    if best and losses is None and _was_scaled(best, config):
+        lines.append(
+            f"the best so far (step {best.step}) is dropped: {folder} is of before held-out losses "
+            "were measured without objectives.scale"
+        )
         best = None
+    if changed.remeasures:
+        best = losses = None
     progress = replace(progress, best=best)
-    return Start(setup, folder, manifest, progress, not changed.unbalances, tuple(lines))
+    return Start(setup, folder, manifest, progress, not changed.unbalances, losses, tuple(lines))
+
+
+def _was_scaled(best: Best, config: Config) -> bool:
+    """Return whether a held-out loss of an earlier FairHuman carried a factor."""
+    return config.objectives.scale.get(best.metric.split("/")[2], 1.0) != 1.0
 
 
 def finished(output: Path, folder: Path, progress: Progress, steps: int) -> bool:

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from fairhuman import checkpointing
+from fairhuman.checkpointing import StartLosses
 from fairhuman.checkpointing.manifest import Best, Manifest, Progress
 from fairhuman.common.distributed import agreed, on_rank0
 from fairhuman.common.errors import ConfigError, OutputError, UserError
@@ -36,9 +37,11 @@ from fairhuman.training.closing import closing_lines
 from fairhuman.training.denoising import Denoising
 from fairhuman.training.disk_space import check_disk, sizes
 from fairhuman.training.environment import environment, write_environment
+from fairhuman.training.held_out import HeldOut
 from fairhuman.training.metrics_log import Log
 from fairhuman.training.model_card import write_card
 from fairhuman.training.resume import Start, find_start
+from fairhuman.training.rule_check import check_rule
 from fairhuman.training.run_data import RunData
 from fairhuman.training.sample_pictures import SamplePictures
 from fairhuman.training.step import TrainingStep, make_balancer
@@ -67,6 +70,8 @@ class Run:
         self.first = dist.get_rank() == 0
         self.failed: Exception | None = None
         """What went wrong on this rank in a step; the step's end tells all."""
+        self.measured: HeldOut | None = None
+        """What was held out, when this process last measured it."""
         _check_before_loading(config)
         start = start or find_start(config)
         self.progress = start.progress
@@ -76,6 +81,7 @@ class Run:
         self._encode()
         self._make_step(start)
         self.validation = self._make_validation()
+        self.start = self._known_start(start)
         self.pictures = SamplePictures(config, self.sdxl, self.method, self.data.trained)
         self._reading = self.data.steps(self.sdxl, self.progress)
         self.batches: Iterator[list[Batch]] = self._reading
@@ -126,6 +132,13 @@ class Run:
         measured = self.data.measured(self.sdxl)
         return Validation(measured, self.denoising, self.config.train.batch_size)
 
+    def _known_start(self, start: Start) -> HeldOut | None:
+        """Return what a resumed run's checkpoint knows of the start, if it is still to compare."""
+        if not (self.validation and start.losses):
+            return None
+        found = HeldOut.of(start.losses)
+        return found if found and self.validation.is_of(found) else None
+
     def _open_output(self, overrides: Sequence[str]) -> None:
         """Write the run's first files and open its log, on rank 0."""
         made_with = environment(self.device, overrides, self.progress.step)
@@ -136,7 +149,8 @@ class Run:
     def _start_log(self) -> None:
         start = self.progress.step
         board = trackers(self.output, self.config, start)
-        self.log = Log(self.output, self.config.train.steps, start, self.names, board)
+        first = _first_line(self.start) if self.start else None
+        self.log = Log(self.output, self.config.train.steps, start, self.names, board, first)
 
     def _say_where_from(self, start: Start, room: Sequence[str]) -> None:
         """Print what there is to know of the disk, the data and the checkpoint."""
@@ -150,6 +164,10 @@ class Run:
         self.log.say(f"resumed from {folder} at step {self.progress.step}")
         for line in start.lines:
             self.log.say(line)
+        if start.losses and start.losses.images and self.validation and not self.start:
+            self.log.say(
+                "changes since the start are no longer logged: what is held out are other images"
+            )
         if self._resharded:
             made, setup = manifest.setup, start.setup
             self.log.say(f"resharded: it was made by {made}; this run has {setup}")
@@ -168,8 +186,11 @@ class Run:
     def save(self, progress: Progress) -> None:
         """Write a checkpoint; all ranks together."""
         keep, state = self.config.train.keep_checkpoints, self.step.balancer.state_dict()
+        start = None
+        if self.validation:
+            start = self.start.stored() if self.start else StartLosses()
         checkpointing.save(
-            self.engine, self.output, progress, keep, state, self.ema, self.base, self.config
+            self.engine, self.output, progress, keep, state, self.ema, self.base, self.config, start
         )
 
     def write(self, record: dict[str, Any], progress: Progress, seconds: float) -> Progress:
@@ -181,7 +202,10 @@ class Run:
         train = self.config.train
         step = progress.step
         if self.validation and train.validate_every and self.due(train.validate_every, step):
-            record |= self.measure()
+            self.measured = self.measure()
+            record |= self.measured.means()
+            if self.start:
+                record |= self.measured.since(self.start)
             progress = replace(progress, best=self._best(record, progress))
         if self.log:
             line = {
@@ -201,14 +225,27 @@ class Run:
             self._draw_samples(step)
         return progress
 
-    def measure(self) -> dict[str, float | None]:
-        """Return the held-out losses by their keys; a collective."""
+    def begin(self) -> None:
+        """Measure what is held out and draw the samples before the first step; a collective.
+
+        They are logged as step 0. Nothing in a resumed run, which keeps what its checkpoint knows.
+        """
+        train = self.config.train
+        if self.progress.step:
+            return
+        if self.validation and train.validate_every:
+            self.start = self.measure()
+            if self.log:
+                self.log.begin(_first_line(self.start))
+        if train.sample_every:
+            self._draw_samples(0)
+
+    def measure(self) -> HeldOut:
+        """Return the held-out losses; a collective."""
         assert self.validation, "data.validation holds nothing out"
         # Gathered, for ranks may hold unlike numbers of batches: no collectives in between.
         with self._averaged(), gathered(self.engine):
-            found: dict[str, float | None] = self._quietly(
-                functools.partial(self.validation, self.engine.module)
-            )
+            found: HeldOut = self._quietly(functools.partial(self.validation, self.engine.module))
         return found
 
     def _best(self, record: dict[str, Any], progress: Progress) -> Best | None:
@@ -236,11 +273,15 @@ class Run:
         on_rank0(self._close_log)
         on_rank0(functools.partial(write_report, self.output))
         if self.first and problem is None:
-            print("\n".join(closing_lines(self.config, done, progress, stop)))
+            print("\n".join(closing_lines(self.config, done, progress, stop, self._since())))
         dist.barrier()
         dist.destroy_process_group()
         if problem:
             raise problem
+
+    def _since(self) -> dict[str, float | None]:
+        """Return the last measured changes since the start, by their keys."""
+        return self.measured.since(self.start) if self.measured and self.start else {}
 
     def _close_log(self) -> None:
         if self.log:
@@ -307,6 +348,7 @@ def _check_before_loading(config: Config) -> None:
     if config.data.cache:
         check_cache(Path(config.data.cache))
     check_engine(config)
+    agreed(functools.partial(check_rule, config))
     agreed(lambda: check_model(config.model))
     on_rank0(functools.partial(check_tracking, config))
 
@@ -329,6 +371,11 @@ def _restore_balancer(balancer: Balancer, found: Path) -> None:
             f"{found}: the balancer cannot continue from it ({error}); give the objectives and the "
             "fairness.mode of the run that wrote it"
         ) from error
+
+
+def _first_line(start: HeldOut) -> dict[str, Any]:
+    """Return the log's line of step 0."""
+    return {"step": 0, "epoch": 0.0, **start.means(), **start.since(start)}
 
 
 def _say(line: str) -> None:

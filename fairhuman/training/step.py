@@ -13,6 +13,7 @@ from fairhuman.common.transfer import HostCopy
 from fairhuman.config import Config
 from fairhuman.data.dataset import Batch
 from fairhuman.fairness.forecast import Forecast
+from fairhuman.fairness.losses import DWA, InverseLoss, Uncertainty
 from fairhuman.fairness.solve import Solver
 from fairhuman.training.balancers.amortized import AmortizedBalancer
 from fairhuman.training.balancers.base import (
@@ -22,6 +23,7 @@ from fairhuman.training.balancers.base import (
     FixedBalancer,
     Sensitivity,
 )
+from fairhuman.training.balancers.by_loss import LossBalancer
 from fairhuman.training.balancers.sketch import SketchBalancer
 from fairhuman.training.denoising import Denoising, MicroBatch, Prepared
 from fairhuman.training.step_timer import OTHER, StepTimer
@@ -126,6 +128,7 @@ def make_solver(config: Config) -> Solver:
         config.train.max_grad_norm,
         fairness.floor,
         fairness.keep,
+        fairness.rule,
     )
 
 
@@ -137,6 +140,12 @@ def make_balancer(config: Config, engine: Engine) -> Balancer:
         return FixedBalancer(engine, [1.0] * count)
     if fairness.mode == "global":
         return FixedBalancer(engine, [1.0] + [0.0] * (count - 1))
+    if fairness.mode == "inverse_loss":
+        return LossBalancer(engine, InverseLoss(count))
+    if fairness.mode == "dwa":
+        return LossBalancer(engine, DWA(count, fairness.dwa_window))
+    if fairness.mode == "uncertainty":
+        return LossBalancer(engine, Uncertainty(count))
     solver = make_solver(config)
     if fairness.mode == "exact":
         return ExactBalancer(engine, solver)

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from fairhuman.common.distributed import agreed
 from fairhuman.common.errors import DataError
-from fairhuman.config import QUARTERS, Config, held_out_keys
+from fairhuman.config import QUARTERS, Config
 from fairhuman.data.buckets import Size, frame
 from fairhuman.data.cache import Cache
 from fairhuman.data.dataset import Batch, People, collate
 from fairhuman.data.records import Record
 from fairhuman.training.denoising import Denoising
+from fairhuman.training.held_out import HeldOut
 from fairhuman.training.objectives import RegionObjectives
 
 # An epoch that training never reaches: the held-out samples' random numbers are fixed.
@@ -62,7 +63,7 @@ def still(
 
 
 class Validation:
-    """Measures the K losses over held-out people, shared out over the ranks."""
+    """Measures the K losses of held-out people, shared out over the ranks."""
 
     def __init__(self, people: People, denoising: Denoising, batch_size: int) -> None:
         self.people = people
@@ -70,41 +71,40 @@ class Validation:
         self.batch_size = batch_size
 
     @torch.no_grad()
-    def __call__(self, unet: Any) -> dict[str, float | None]:
-        """Return the losses by their keys; a collective.
-
-        Under val/loss/NAME/q1 to q4 those of the quarters, and under val/loss/NAME their mean;
-        None for a region that no held-out image has.
-        """
+    def __call__(self, unet: Any) -> HeldOut:
+        """Return every image's losses; a collective. To the bit the same on every rank."""
         # An image that one rank cannot read any more must not leave the others in the sum.
-        sums = agreed(lambda: self._sums(unet))
-        dist.all_reduce(sums)
-        names = self.denoising.objectives.names
-        found: dict[str, float | None] = {}
-        for name, (*parts, n, covered_area) in zip(names, sums.T.tolist(), strict=True):
-            losses_of = [part / n if covered_area > 0 else None for part in parts]
-            values = [sum(parts) / n / QUARTERS if covered_area > 0 else None, *losses_of]
-            found.update(zip(held_out_keys(name), values, strict=True))
-        return found
-
-    def _sums(self, unet: Any) -> Tensor:
-        """Return this rank's sums [QUARTERS + 2, K]: losses by quarter, samples, areas."""
+        measured = agreed(lambda: self._measured(unet))
+        dist.all_reduce(measured)  # each image is on one rank, and 0 on the others
         objectives = self.denoising.objectives
-        count = len(objectives.names)
-        total = torch.zeros(QUARTERS, count, dtype=torch.float64)
-        size, area = torch.zeros(2, count, dtype=torch.float64)
+        *quarters, areas = measured.cpu()
+        return HeldOut(
+            names=list(objectives.names),
+            images=[record.id for record in self.people.records],
+            reduction=objectives.reduction,
+            losses=torch.stack(quarters, dim=1),
+            areas=areas,
+        )
+
+    def is_of(self, found: HeldOut) -> bool:
+        """Return whether these are losses of the people and objectives that are measured here."""
+        objectives = self.denoising.objectives
+        images = [record.id for record in self.people.records]
+        mine = (list(objectives.names), images, objectives.reduction)
+        return mine == (found.names, found.images, found.reduction)
+
+    def _measured(self, unet: Any) -> Tensor:
+        """Return [QUARTERS + 1, N, K] float64: losses by quarter, areas; 0 for others' images."""
+        count, names = len(self.people), self.denoising.objectives.names
+        found = torch.zeros(QUARTERS + 1, count, len(names), dtype=torch.float64)
         for indices in self._batches():
             batch: Batch = collate([self.people[EPOCH, index] for index in indices])
-            covered = RegionObjectives.areas(batch.masks)
-            # With its own areas a batch counts as the whole: its losses are averages over them,
-            # or over its samples.
-            counts = covered if objectives.reduction == "region" else len(indices)
             for quarter, ready in enumerate(self.denoising.quarters(batch)):
-                losses = self.denoising.losses(unet, ready, covered).double().cpu()
-                total[quarter] += losses * counts
-            size += counts
-            area += covered
-        return torch.cat([total, torch.stack([size, area])]).to(self.denoising.device)
+                losses = self.denoising.losses_of_images(unet, ready)
+                found[quarter, indices] = losses.double().cpu()
+            for index, masks in zip(indices, batch.masks, strict=True):
+                found[-1, index] = RegionObjectives.areas(masks[None])
+        return found.to(self.denoising.device)
 
     def _batches(self) -> list[list[int]]:
         """Return this rank's samples in batches, each of one bucket."""

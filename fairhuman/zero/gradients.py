@@ -79,10 +79,11 @@ class Gradients(ABC):
         """Return whether `step` can work in float32: with the weights, and with their sum.
 
         Args:
-            weights: [K], those of the step, at least 0, on the host.
+            weights: [K], those of the step, on the host.
             norms: [K], of the gradients.
         """
         largest = torch.finfo(torch.float32).max
+        weights = weights.abs()
         length = (weights * norms).sum() * self.loss_scale()
         return bool(torch.maximum(weights.max(), length) < largest)
 

@@ -25,6 +25,7 @@ COMMANDS = [
     "export-annotations LONG --out LONG",
     "report LONG",
     "study --config LONG",
+    "train --config LONG",
     "doctor LONG",
 ]
 

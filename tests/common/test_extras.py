@@ -13,7 +13,7 @@ from fairhuman.common import extras
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("extra", ["annotate", "evaluate", "study", "wandb", "xformers"])
+@pytest.mark.parametrize("extra", ["annotate", "evaluate", "rules", "study", "wandb", "xformers"])
 def test_it_names_the_packages_for_no_index_has_fairhuman(extra: str) -> None:
     listed = re.search(
         rf"^{extra} = (\[.*\])$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE

@@ -27,7 +27,10 @@ MISTAKES = [
         "train.batchsize: unknown key (did you mean batch_size?); allowed here: output_dir,",
     ),
     ("trian.steps=2", "trian: unknown key (did you mean train?); allowed here: model, data,"),
-    ("fairness.mode=exat", "'exat': must be one of exact, amortized, sketch, sum, global (did you"),
+    (
+        "fairness.mode=exat",
+        "'exat': must be one of exact, amortized, sketch, sum, global,",
+    ),
     ("fairness.between=emma", "must be one of calibrated, stale, ema (did you mean ema?)"),
     ("fairness.refresh_every=0", "fairness.refresh_every = 0: must be greater than or equal to 1"),
     ("fairness.floor=-1", "fairness.floor = -1: must be greater than or equal to 0"),
@@ -290,3 +293,45 @@ def test_every_shipped_config_is_valid(path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_study_given_as_a_training_config_is_told_where_it_belongs() -> None:
     with pytest.raises(ConfigError, match="give it to `fairhuman study`"):
         load_config(CONFIGS / "study.yaml")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (
+            ["fairness.rule=mgda", "fairness.alpha=3"],
+            "fairness.alpha = 3.0: fairness.rule=mgda has",
+        ),
+        (
+            ["fairness.rule=nash", "fairness.alpha=1"],
+            "fairness.alpha = 1.0: fairness.rule=nash has",
+        ),
+        (
+            ["fairness.rule=imtl_g", "fairness.floor=0.1"],
+            "fairness.floor = 0.1: fairness.rule=imtl",
+        ),
+        (
+            ["fairness.mode=dwa", "fairness.rule=mgda"],
+            "fairness.rule = 'mgda': solves for weights,",
+        ),
+        (["fairness.mode=dwa", "fairness.keep=0.9"], "fairness.keep = 0.9: bounds weights"),
+        (["fairness.dwa_window=3"], "fairness.dwa_window = 3: only fairness.mode=dwa"),
+    ],
+)
+def test_settings_that_a_rule_does_not_have_are_refused(
+    good: Path, overrides: list[str], line: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(good, overrides)
+    assert str(caught.value).startswith(f"{good}: {line}")
+    assert "\n" not in str(caught.value)
+
+
+def test_rules_take_what_is_theirs(good: Path) -> None:
+    for overrides in (
+        ["fairness.rule=log_mpd", "fairness.alpha=3", "fairness.floor=0.1"],
+        ["fairness.rule=nash", "fairness.floor=0.1", "fairness.keep=0.9"],
+        ["fairness.rule=cagrad", "fairness.mode=sketch", "fairness.keep=0.9"],
+        ["fairness.mode=dwa", "fairness.dwa_window=3"],
+    ):
+        load_config(good, overrides)

@@ -68,8 +68,9 @@ def test_shipped_configs_are_valid(path: Path) -> None:
     assert problems(config_schema(), read(path)) == []
 
 
-def test_the_shipped_study_is_valid() -> None:
-    assert problems(study_schema(), read(ROOT / "configs" / "study.yaml")) == []
+@pytest.mark.parametrize("name", ["study.yaml", "study_cases.yaml"])
+def test_the_shipped_studies_are_valid(name: str) -> None:
+    assert problems(study_schema(), read(ROOT / "configs" / name)) == []
 
 
 @pytest.mark.parametrize(

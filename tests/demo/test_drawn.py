@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from fairhuman.common.errors import UserError
-from fairhuman.demo.drawn import DrawnSample, draw_people, draw_person, sample_rng
+from fairhuman.demo.blurred import blurred
+from fairhuman.demo.drawn import DrawnSample, draw_people, draw_person, draw_zoomed, sample_rng
 
 COUNT = 160
 
@@ -71,6 +72,55 @@ def test_boxes_are_the_tight_bounds_of_the_masks(samples: list[DrawnSample]) -> 
             if len(boxes) == 1:
                 assert boxes[0] == _tight(mask)
             assert bool(boxes) == bool(mask.any())
+
+
+def test_blurred_faces_and_hands_lose_their_details_and_the_rest_keeps_its_own(
+    samples: list[DrawnSample],
+) -> None:
+    def edges(picture: np.ndarray) -> np.ndarray:
+        return np.abs(np.diff(picture, axis=1))[:, :, 0]
+
+    for sample in samples[:20]:
+        boxes = [*sample.faces, *sample.hands]
+        before, after = (
+            np.asarray(picture, float)
+            for picture in (sample.image, blurred(sample.image, boxes, 0.1))
+        )
+        far = np.ones(before.shape[:2], bool)
+        for x, y, w, h in boxes:
+            reach = int(np.ceil(0.3 * max(w, h)))
+            far[max(0, y - reach) : y + h + reach, max(0, x - reach) : x + w + reach] = False
+            window = (slice(y, y + h), slice(x, x + w - 1))
+            assert edges(after)[window].mean() < 0.7 * edges(before)[window].mean()
+        assert np.abs(after - before)[far].max(initial=0) <= 1
+
+
+@pytest.mark.parametrize("zoom", [0.5, 2.0])
+def test_people_can_be_nearer_or_farther_with_regions_of_that_size(
+    zoom: float, samples: list[DrawnSample]
+) -> None:
+    ratios: dict[str, list[float]] = {"faces": [], "hands": []}
+    for index, usual in enumerate(samples[:60]):
+        other = draw_zoomed(sample_rng(0, index), 128, zoom)
+        assert other.framing == usual.framing
+        assert other.image.size == other.face_mask.size == other.hand_mask.size == (128, 128)
+        assert len(other.fingertips) == len(other.hands)
+        for region, found in ratios.items():
+            pairs = [getattr(sample, region) for sample in (usual, other)]
+            if len(pairs[0]) == len(pairs[1]) == 1:
+                x, y, w, h = pairs[1][0]
+                if min(x, y) > 0 and max(x + w, y + h) < 128:  # not cut off
+                    found.append(max(w, h) / max(pairs[0][0][2:]))
+    for found in ratios.values():
+        assert len(found) > 8
+        assert found == pytest.approx([zoom] * len(found), rel=0.15)
+
+
+def test_a_share_of_the_images_may_show_hands(tmp_path: Path) -> None:
+    counts = draw_people(tmp_path, count=40, size=64, hands=0.1)
+    assert counts["images"] - counts["without_hands"] in (3, 4)  # some hide theirs
+    assert draw_people(tmp_path, count=40, size=64, hands=0.1) == counts
+    assert draw_people(tmp_path, count=40, size=64)["without_hands"] < 15
 
 
 def test_hands_and_faces_do_not_share_pixels(samples: list[DrawnSample]) -> None:

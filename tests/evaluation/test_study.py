@@ -20,14 +20,16 @@ from fairhuman.common.lock import FolderLock
 from fairhuman.data.records import load_records
 from fairhuman.demo.drawn import draw_people
 from fairhuman.evaluation.study import judge as judging
+from fairhuman.evaluation.study.cases import cases_table, studies
 from fairhuman.evaluation.study.command import study
 from fairhuman.evaluation.study.drawn_case import TRAINED
-from fairhuman.evaluation.study.outcome import Spread, direction, gram_of
+from fairhuman.evaluation.study.line import distance
+from fairhuman.evaluation.study.outcome import Outcome, Result, Spread, direction, gram_of
 from fairhuman.evaluation.study.plan import load_study
 from fairhuman.evaluation.study.trials import make_trials
 from fairhuman.fairness.mpd import Status, solve_mpd
-from fairhuman.fairness.published import PublishedSolver
-from fairhuman.fairness.solve import Solver, cosine
+from fairhuman.fairness.published import PublishedStep
+from fairhuman.fairness.solve import cosine
 from fairhuman.kernels.bench.published import published_weights
 from fairhuman.training.validation import hold_out
 
@@ -49,7 +51,7 @@ TREE: dict[str, Any] = {
     "arms": {
         "sum": {"set": ["fairness.mode=sum"]},
         "exact": {"set": ["fairness.mode=exact"]},
-        "published": {"set": ["fairness.mode=exact"], "solver": "published"},
+        "published": {"set": ["fairness.mode=exact"], "step": "published"},
         "simplex": {"set": ["fairness.mode=exact", "fairness.normalize=simplex"], "variant": True},
     },
 }
@@ -89,18 +91,38 @@ def test_the_published_solver_stops_before_it_has_solved_where_gradients_are_sma
         assert float(own.residual) < 1e-14
 
 
-def test_the_published_step_has_the_length_that_ours_has() -> None:
-    for normalize in ("ball", "simplex", "none"):
-        own, published = (kind(2.0, normalize, 0.5) for kind in (Solver, PublishedSolver))
-        for A in matrices(5, 1.0):
-            lengths = [float(f.norm * f.scale) for f in (own(A), published(A))]
-            assert lengths[0] == pytest.approx(lengths[1], rel=1e-3)
+@pytest.mark.parametrize("size", [1.0, 1e-3])
+@pytest.mark.parametrize("loss_scale", [1.0, 65536.0])
+def test_the_published_step_is_that_of_the_published_script(size: float, loss_scale: float) -> None:
+    """Gradient by gradient: scaled, solved, combined, unscaled, times 3, clipped."""
+    rng = torch.Generator().manual_seed(2)
+    for _ in range(5):
+        G = size * torch.randn(3, 40, generator=rng, dtype=torch.float64)
+        scaled = loss_scale * G
+        w = published_weights(scaled @ scaled.mT)
+        update = torch.nn.Parameter(torch.zeros(40, dtype=torch.float64))
+        update.grad = 3 * (w @ scaled) / loss_scale
+        torch.nn.utils.clip_grad_norm_([update], 0.5)
+        found = PublishedStep(max_norm=0.5, loss_scale=loss_scale)(G @ G.mT)
+        torch.testing.assert_close(found.scale * found.weights @ G, update.grad)
+        assert float(found.scale * found.norm) == pytest.approx(float(update.grad.norm()))
+
+
+def test_the_published_step_shrinks_with_the_loss_scale() -> None:
+    """By S^(-4/3), in the direction that is right, where its solver has solved."""
+    scale = 2.0**12
+    for A in matrices(5, 1.0):
+        found = PublishedStep(max_norm=None, loss_scale=scale)(A)
+        exact = solve_mpd(A)
+        assert cosine(A, found.weights, exact.weights) > 1 - 1e-6
+        length = float(found.scale * found.norm)
+        assert length == pytest.approx(3 * scale ** (-4 / 3) * float(exact.norm), rel=1e-2)
 
 
 def test_a_matrix_that_is_not_finite_gets_no_weights() -> None:
     A = matrices(1, 1.0)[0]
     A[1, 1] = math.nan
-    found = PublishedSolver()(A)
+    found = PublishedStep(loss_scale=1.0)(A)
     assert int(found.status) == Status.NONFINITE
     assert not found.weights.any()
 
@@ -138,8 +160,72 @@ def test_arms_get_the_references_compute(tmp_path: Path) -> None:
     }
     assert [trial.seed for trial in made] == [3] * 4 + [9] * 4
     assert all(t.config.train.seed == t.seed for t in made)
-    assert all(t.config.train.steps == t.marks.last for t in made)
+    assert all(t.config.train.steps == max(t.marks.steps, t.marks.compute) for t in made)
+    assert all(t.compared == ("steps", "compute") for t in made)
     assert len({trial.folder for trial in made}) == 8
+
+
+def test_where_the_rate_decays_each_comparison_has_a_run_with_its_whole_schedule(
+    tmp_path: Path,
+) -> None:
+    arms = TREE["arms"] | {"sum": {"set": ["fairness.mode=sum", "optimizer.schedule=cosine"]}}
+    made = make_trials(plan(tmp_path, arms=arms, seeds=[3, 9]))
+    lengths = {
+        (t.arm, t.seed, t.compared): t.config.train.steps for t in made if t.arm in ("sum", "exact")
+    }
+    assert lengths == {
+        ("sum", 3, ("steps",)): 4,
+        ("sum", 3, ("compute",)): 9,
+        ("exact", 3, ("steps", "compute")): 4,
+        ("sum", 9, ("steps",)): 4,
+        ("sum", 9, ("compute",)): 9,
+        ("exact", 9, ("steps", "compute")): 4,
+    }
+    assert len({trial.folder for trial in made}) == len(made)
+    short = make_trials(plan(tmp_path, arms=arms, same_compute=False))
+    assert all(t.compared == ("steps",) and t.config.train.steps == 4 for t in short)
+
+
+def outcome(changes: dict[str, list[tuple[float, float]]]) -> Outcome:
+    """Of arms with (whole, hands) by seed; `a`, `b` and `c` have fixed weights."""
+    return Outcome(
+        names=["global", "hand"],
+        marks={},
+        forwards={},
+        results={
+            arm: [
+                Result(arm, seed, {"steps": {"global": whole, "hand": hand}}, 1.0, None, None, 0)
+                for seed, (whole, hand) in enumerate(pairs)
+            ]
+            for arm, pairs in changes.items()
+        },
+        variants=[],
+        reference="a",
+        compared=["steps"],
+        series={"fixed": ["a", "b", "c"]},
+        line="fixed",
+    )
+
+
+def test_the_distance_from_the_line_is_the_wholes_at_the_same_gain_seed_by_seed() -> None:
+    found = outcome(
+        {
+            "a": [(-4.0, -10.0), (-5.0, -8.0), (-4.0, -9.0)],
+            "c": [(0.0, -30.0), (0.0, -28.0), (0.0, -29.0)],  # in any order
+            "b": [(-3.0, -20.0), (-4.0, -18.0), (-3.0, -19.0)],
+            "on it": [(-3.5, -15.0), (-4.5, -13.0), (-3.5, -14.0)],
+            "better": [(-2.5, -25.0), (-2.0, -28.0), (-4.0, -24.0)],
+            "beyond": [(9.0, -31.0), (9.0, -30.0), (-1.0, -29.0)],
+            "far": [(9.0, -99.0), (9.0, -99.0), (9.0, -99.0)],
+        }
+    )
+    assert distance(found, "on it", "hand") == pytest.approx((0.0, 0.0, 3))
+    # -2.5 - -1.5, -2 - 0, -4 - -1.5
+    values = [-1.0, -2.0, -2.5]
+    error = np.std(values, ddof=1) / 3**0.5
+    assert distance(found, "better", "hand") == pytest.approx((np.mean(values), error, 3))
+    assert distance(found, "beyond", "hand") == (-1.0, None, 1)
+    assert distance(found, "far", "hand") == (None, None, 0)
 
 
 def test_the_shipped_study_can_be_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,10 +235,61 @@ def test_the_shipped_study_can_be_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(made) == len(shipped.arms) * len(shipped.seeds) >= 9 * 3
     # What an arm is called is what it is.
     for trial in made:
-        fairness = trial.config.fairness
-        if trial.arm in ("global", "sum", "exact", "amortized", "sketch"):
-            assert fairness.mode == trial.arm
-        assert fairness.alpha == float(trial.arm.partition("alpha ")[2] or 2)
+        fairness, scale = trial.config.fairness, trial.config.objectives.scale
+        words = trial.arm.replace(",", "").split()
+        told = dict(zip(words[::2], words[1::2], strict=False))
+        factor = float(told.get("fixed", told.get("scale", 25 if "published" in words else 1)))
+        assert all(scale.get(name, 1.0) == factor for name in ("face", "hand"))
+        assert fairness.keep == float(told.get("keep", 0))
+        assert fairness.mode == {"plain": "global", "fixed": "sum"}.get(words[0], "exact")
+
+
+def test_the_shipped_cases_can_be_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    shipped = load_study(Path("configs/study_cases.yaml"))
+    base = load_study(Path("configs/study.yaml"))
+    assert shipped.drawn
+    assert base.drawn
+    assert shipped.drawn.model == f"{base.output_dir}/tiny-sdxl"
+    # Each differs from the study in one thing, and its arms are the study's.
+    assert shipped.set == base.set
+    assert {name: (arm.set, arm.step) for name, arm in shipped.arms.items()} == {
+        name: (base.arms[name].set, base.arms[name].step) for name in shipped.arms
+    }
+    assert all(len(case.model_fields_set) <= 1 for case in shipped.cases.values())
+    found = studies(shipped)
+    assert list(found) == list(shipped.cases)
+    folders = set()
+    for name, one in found.items():
+        made = make_trials(one)
+        folders |= {trial.folder for trial in made}
+        scales = {trial.arm: trial.config.objectives.scale for trial in made}
+        face = 10.0 if name == "face loss x 10" else 1.0
+        assert scales["fixed 5"] == {"face": 5 * face, "hand": 5}
+        assert scales["plain"].get("face", 1.0) == scales["keep 0.85"].get("face", 1.0) == face
+        batch = int(name.removeprefix("batch ")) if name.startswith("batch") else 8
+        assert {trial.config.train.batch_size for trial in made} == {batch}
+    assert len(folders) == len(found) * len(shipped.arms) * len(shipped.seeds)
+    drawn = {name: (one.drawn.zoom, one.drawn.hands) for name, one in found.items() if one.drawn}
+    assert drawn["half size"] == (0.5, None)
+    assert drawn["few hands"] == (1.0, 0.1)
+
+
+def test_a_case_without_its_model_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    drawn = {"size": 64, "count": 32, "model": str(tmp_path / "none")}
+    cases = {"as it was": {}, "large": {"zoom": 2}}
+    with pytest.raises(ConfigError, match="there is no such model; run the study"):
+        study(plan(tmp_path, drawn=drawn, cases=cases))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_table_of_cases_pairs_the_seeds_of_each(tmp_path: Path) -> None:
+    usual = outcome({"a": [(-4.0, -10.0), (-5.0, -8.0)], "b": [(-3.0, -20.0), (-2.0, -18.0)]})
+    large = outcome({"a": [(-1.0, -9.0), (-1.0, -9.0)], "b": [(-2.0, -30.0), (-2.0, -30.0)]})
+    table = cases_table({"usual": usual, "large": large})
+    assert [row[0] for row in table.rows] == ["usual: a", "usual: b", "large: a", "large: b"]
+    assert table.rows[1] == ["usual: b", "-2.50 ± 0.71", "-19.00 ± 1.41", "+2.00 ± 1.41"]
+    assert table.rows[3][-1] == "-1.00 ± 0.00"
 
 
 def test_what_an_arm_sets_wins_over_what_all_share(tmp_path: Path) -> None:
@@ -170,7 +307,7 @@ def test_the_outcome_of_other_settings_is_not_taken(tmp_path: Path) -> None:
     )
     assert again.digest({}) == first.digest({}) != other.digest({})
     assert first.digest({"prompts": "a"}) != first.digest({"prompts": "b"})
-    assert dataclasses.replace(first, published=True).digest({}) != first.digest({})
+    assert dataclasses.replace(first, published=1.0).digest({}) != first.digest({})
 
 
 @pytest.mark.parametrize(
@@ -181,6 +318,15 @@ def test_the_outcome_of_other_settings_is_not_taken(tmp_path: Path) -> None:
         ({"drawn": None}, "pictures.prompts: is missing"),
         ({"seeds": [1, 1]}, "a seed is named twice"),
         ({"jobs": 0}, "jobs = 0"),
+        (
+            {"cases": {"large": {"zoom": 2}}},
+            "drawn.model: is missing; the cases start from one model",
+        ),
+        (
+            {"drawn": {"model": "m", "cell": 4}},
+            "drawn.cell: is of a model to be fitted, and drawn.model names one; remove either",
+        ),
+        ({"line": "fixed"}, "line = 'fixed': needs two or more arms with `series: fixed`"),
         ({"arm": {}}, "arm: unknown key (did you mean arms?)"),
     ],
 )
@@ -202,9 +348,8 @@ def test_a_training_config_given_as_a_study_is_told_in_one_line() -> None:
     ("name", "arm", "shared", "words"),
     [
         ("sum", {"set": ["fairness.mod=sum"]}, [], "did you mean mode?"),
-        ("sum", {"set": ["optimizer.schedule=cosine"]}, [], "set it to constant"),
         ("sum", {"set": ["data.validation=0", "train.validate_every=0"]}, [], "data.validation"),
-        ("published", {"solver": "published", "set": ["fairness.mode=sum"]}, [], "mode=exact"),
+        ("published", {"step": "published", "set": ["fairness.mode=sum"]}, [], "mode=exact"),
     ],
 )
 def test_a_mistake_in_an_arm_is_told_before_anything_is_made(
@@ -261,6 +406,7 @@ def test_a_study_tells_what_its_runs_have_measured_and_keeps_them(tmp_path: Path
     }
     out = tmp_path / "out"
     tree = json.loads((out / "results.json").read_text())
+    starts: list[dict[str, Any]] = []
     for arm, last in (("sum", 9), ("exact", 4), ("published", 4), ("simplex", 4)):
         folder = out / "runs" / arm / "seed-3"
         records = {
@@ -268,7 +414,8 @@ def test_a_study_tells_what_its_runs_have_measured_and_keeps_them(tmp_path: Path
             for record in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
         }
         assert max(records) == last
-        start = json.loads((folder / "start.json").read_text())
+        start = records[0]
+        starts.append({key: value for key, value in start.items() if key.startswith("val/")})
         [result] = tree["results"][arm]
         for name in ("global", "face", "hand"):
             key = f"val/loss/{name}"
@@ -277,8 +424,7 @@ def test_a_study_tells_what_its_runs_have_measured_and_keeps_them(tmp_path: Path
         assert not (folder / "final").exists()
         assert len(list((folder / "pictures").glob("0*.png"))) == 3
     # All arms start alike, and the exact step's own direction is the exact one.
-    starts = {path.read_text() for path in out.glob("runs/*/seed-3/start.json")}
-    assert len(starts) == 1
+    assert all(start == starts[0] for start in starts)
     assert tree["results"]["exact"][0]["cosine"] == pytest.approx(1.0, abs=1e-6)
     assert tree["results"]["sum"][0]["cosine"] is None
     assert tree["results"]["published"][0]["residual"] > 1e-11 > tree["scales"][0]["own"]
@@ -336,7 +482,8 @@ def test_a_run_that_holds_out_too_little_is_named_before_it_trains(tmp_path: Pat
         assert f"{arm}, seed {seed}: ended with exit code 2; see {log}" in str(caught.value)
     assert "data.validation = 1: none of the images" in str(caught.value)
     assert "shows a hand" in str(caught.value)
-    assert not any(path.read_text() for path in tmp_path.glob("out/runs/*/*/metrics.jsonl"))
+    for path in tmp_path.glob("out/runs/*/*/metrics.jsonl"):
+        assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0]
     # With the advice followed it runs, though its settings are others.
     mended = plan(tmp_path, arms=arms, seeds=[seed], steps=1, pictures={"count": 0})
     assert (tmp_path / "out" / "study.md") in study(mended, lambda line: None)

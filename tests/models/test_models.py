@@ -40,6 +40,15 @@ def test_the_tiny_model_has_the_structure_of_sdxl(sdxl: SDXL) -> None:
     assert 1 < millions < 5
 
 
+def test_the_tiny_model_has_finer_latents_where_they_are_asked_for(tmp_path: Path) -> None:
+    tiny_sdxl(CAPTIONS, size=96, cell=4).save_pretrained(tmp_path)
+    sdxl = SDXL.load(Model(pretrained=str(tmp_path)), torch.float32, torch.device("cpu"))
+    assert sdxl.cell == 4
+    posterior = sdxl.posterior(torch.zeros(1, 3, 96, 96))
+    assert sdxl.latents(posterior, torch.zeros(1, 4, 24, 24)).shape == (1, 4, 24, 24)
+    assert sdxl.pipeline.default_sample_size * sdxl.cell == 96
+
+
 def test_words_of_the_captions_are_known_and_others_are_spelt() -> None:
     tokenizer = tiny_sdxl(CAPTIONS).tokenizer
     known = tokenizer(CAPTIONS[0]).input_ids

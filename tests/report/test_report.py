@@ -26,11 +26,13 @@ from fairhuman.cli import main
 from fairhuman.common.errors import ConfigError
 from fairhuman.common.redact import redacted_overrides
 from fairhuman.config import Config
+from fairhuman.report import write_comparison
 from fairhuman.report.chart import Data, Line, lines
 from fairhuman.report.compare import differences
 from fairhuman.report.history import read_run
 from fairhuman.report.parts import page, section, table, tiles
-from fairhuman.report.scatter import Point, scatter
+from fairhuman.report.run_page import best_step
+from fairhuman.report.scatter import Curve, Point, scatter
 from fairhuman.report.series import MOST, extremes, smooth, thinned
 from fairhuman.training.environment import commit
 from fairhuman.training.metrics_log import Log
@@ -191,6 +193,31 @@ def test_the_headlines(tmp_path: Path) -> None:
     assert "last loss, hands" in text
 
 
+def test_the_page_says_how_far_what_is_held_out_has_changed_since_the_start(
+    tmp_path: Path,
+) -> None:
+    records = make_run(tmp_path / "run")
+    start: dict[str, Any] = {"step": 0, "epoch": 0.0}
+    for at, row in enumerate((start, records[9], records[19])):
+        for name, change in (("global", -1.0), ("face", -2.5), ("hand", -10.0)):
+            row[f"val/loss/{name}"] = 0.5 * (1 + at * change / 100)
+            row |= {f"val/change/{name}": at * change, f"val/change_se/{name}": at * 0.25}
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in (start, *records)))
+    shown = report(tmp_path / "run")
+    assert ["hands", "-20", "0.5", "20", "-20", "20"] in shown.rows
+    assert shown.column("val/change/hand") == [(0, 0.0), (10, -10.0), (20, -20.0)]
+    text = " ".join(re.sub(r"<[^>]+>", " ", shown.text).split())
+    assert "held out, hands -20.00 ± 0.50 % since the start" in text
+    assert "skipped steps 2 of 20" in text
+    # The start is no step: it has no checkpoint, and no gradients.
+    run = read_run(tmp_path / "run")
+    assert run.names == list(NAMES)
+    assert best_step(run) == ("val/loss/global", 5, records[4]["val/loss/global"])
+    write_comparison([tmp_path / "run", tmp_path / "run"], tmp_path / "both.html")
+    assert "Validation since the start" in (tmp_path / "both.html").read_text()
+
+
 def test_what_is_absent_is_a_gap_and_a_number_between_gaps_a_dot(tmp_path: Path) -> None:
     make_run(tmp_path / "run", steps=9)
     run = read_run(tmp_path / "run")
@@ -349,6 +376,10 @@ def test_the_parts_make_any_page() -> None:
     assert "sum: 1 ± 0.1, 2 ± 0.5" in chart
     centres = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', chart)]
     assert centres[0] < centres[1]
+    curve = Curve([(1.0, 2.0), (3.0, 5.0)], "c-1")
+    joined = scatter(points, "cost & gain", "step time", "gain", curves=[curve])
+    ends = re.findall(r'class="c-1 joined"><path d="M([\d.]+) [\d.]+L([\d.]+) ', joined)
+    assert [float(x) for x in ends[0]] == pytest.approx(centres, abs=0.06)
     body = [tiles([("best", "3", "of 4")]), table(["a"], [["<i>", 0.12345, None]]), chart]
     whole = page("a < b", [section("c > d", *body)])
     assert "<h1>a &lt; b</h1>" in whole

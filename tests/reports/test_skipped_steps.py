@@ -273,7 +273,7 @@ def test_a_run_skips_gives_up_after_so_many_in_a_row_and_resumes(
     assert "train.max_skips = 2: the gradients of steps 4 to 5 were not finite" in told[0]
     assert "Traceback" not in done.stderr
     assert [p.name for p in (output / "checkpoints").iterdir()] == ["step-00000005"]
-    records = [json.loads(line, parse_constant=refuse) for line in lines_of(output)]
+    _, *records = [json.loads(line, parse_constant=refuse) for line in lines_of(output)]
     assert [record["skipped"] for record in records] == [0, 1, 1, 2, 3]
     assert [record["solver/status"] >= 4 for record in records] == [False, True, False, True, True]
     assert records[1]["loss/global"] is None
@@ -287,7 +287,7 @@ def test_a_run_skips_gives_up_after_so_many_in_a_row_and_resumes(
     done = launch.run(words)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Done: 7 steps, 3 of them skipped (gradients not finite)." in done.stdout
-    assert repeatable(output)[:5] == before
+    assert repeatable(output)[:6] == before
     assert [record["skipped"] for record in metrics(output)[5:]] == [3, 3]
     assert [r["lr"] / records[0]["lr"] for r in metrics(output)[5:]] == pytest.approx(
         [5 / 7, 4 / 7]

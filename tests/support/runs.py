@@ -37,13 +37,24 @@ def train(config: Path, output: Path, ranks: int, *overrides: str) -> str:
 
 
 def metrics(output: Path) -> list[dict[str, Any]]:
-    """Return a run's metrics.jsonl."""
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    """Return the steps of a run's metrics.jsonl, without what was measured before the first."""
+    return [record for record in _lines(output) if record["step"] > 0]
+
+
+def start_of(output: Path) -> dict[str, Any]:
+    """Return what a run measured before its first step."""
+    first: dict[str, Any] = _lines(output)[0]
+    assert first["step"] == 0
+    return first
 
 
 def repeatable(output: Path) -> list[dict[str, Any]]:
-    """Return of a run's metrics.jsonl what the same run gives again."""
+    """Return of a run's metrics.jsonl what the same run gives again, its start included."""
     return [
         {key: value for key, value in record.items() if not key.startswith(UNREPEATABLE)}
-        for record in metrics(output)
+        for record in _lines(output)
     ]
+
+
+def _lines(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]

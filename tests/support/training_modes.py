@@ -9,6 +9,7 @@ from small_net import Case
 
 from fairhuman.config import Config
 
+DWA_WINDOW = 2
 SKETCH = 256  # well below the net's 800 parameters, so that they share buckets
 
 
@@ -28,6 +29,7 @@ class Way:
     max_norm: float | None = None
     floor: float = 0.0
     keep: float = 0.0
+    rule: str = "mpd"
     reduction: str = "image"
     checkpointed: bool = False
     fp16: dict[str, Any] = field(default_factory=dict, hash=False)
@@ -40,6 +42,7 @@ class Way:
         parts += ["nan"] * (self.nan_at is not None) + ["overflow"] * bool(self.fp16)
         parts += [self.reduction, f"max{self.max_norm}", f"floor{self.floor:g}"]
         parts += [f"keep{self.keep:g}"] * bool(self.keep)
+        parts += [self.rule] * (self.rule != "mpd")
         return "-".join(parts)
 
     def config(self) -> Config:
@@ -57,10 +60,12 @@ class Way:
         tree = case.config().model_dump()
         tree["fairness"] |= {
             "mode": self.mode,
+            "rule": self.rule,
             "between": self.between,
             "refresh_every": self.every,
             "floor": self.floor,
             "keep": self.keep,
             "sketch_size": SKETCH,
+            "dwa_window": DWA_WINDOW if self.mode == "dwa" else 25,
         }
         return Config.model_validate(tree)

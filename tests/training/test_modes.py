@@ -261,6 +261,8 @@ class Walk:
     """Each step's [K, micro-batches] sensitivities."""
     areas: list[Tensor]
     """Each step's [K, micro-batches] areas."""
+    losses: list[Tensor]
+    """Each step's [K, micro-batches] contributions to the losses."""
 
 
 def walk(case: Way, reports: list[Balance]) -> Walk:
@@ -272,12 +274,13 @@ def walk(case: Way, reports: list[Balance]) -> Walk:
 def _walk(case: Way, weights_of_steps: tuple[tuple[float, ...], ...]) -> Walk:
     model = net().to(DOUBLE)
     trained = [p for p in model.parameters() if p.requires_grad]
-    result = Walk(trained, [p.detach().clone() for p in trained], [], [], [])
+    result = Walk(trained, [p.detach().clone() for p in trained], [], [], [], [])
     for step, weights in enumerate(weights_of_steps):
         parts = batches(step, case.ranks * case.accumulation)
         areas = torch.stack([RegionObjectives.areas(masks) for _, _, masks in parts], dim=1)
         rows = torch.zeros(3, sum(p.numel() for p in trained), dtype=DOUBLE)
         squares = torch.zeros(3, len(parts), dtype=DOUBLE)
+        contributions = torch.zeros(3, len(parts), dtype=DOUBLE)
         for m, (x, y, masks) in enumerate(parts):
             pred, side = model(x.double())
             losses = plain_losses(case, pred, y.double(), masks.double(), areas, len(parts))
@@ -285,6 +288,7 @@ def _walk(case: Way, weights_of_steps: tuple[tuple[float, ...], ...]) -> Walk:
                 (felt,) = torch.autograd.grad(loss, pred, retain_graph=True)
                 squares[k, m] = felt.square().sum()
             losses[2] = losses[2] + aside(side)[2] * bool(areas[2].sum() > 0)
+            contributions[:, m] = torch.stack(losses).detach()
             for k, loss in enumerate(losses):
                 grads = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
                 rows[k] += torch.cat(
@@ -296,6 +300,7 @@ def _walk(case: Way, weights_of_steps: tuple[tuple[float, ...], ...]) -> Walk:
         result.rows.append(rows)
         result.squares.append(squares)
         result.areas.append(areas)
+        result.losses.append(contributions)
         d = torch.tensor(weights, dtype=DOUBLE) @ rows
         with torch.no_grad():
             for p, part in zip(trained, d.split([p.numel() for p in trained]), strict=True):

@@ -68,6 +68,24 @@ def test_metrics_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
     keep_until(path, 3)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
     keep_until(tmp_path / "none.jsonl", 3)
+    assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_the_line_of_the_start_is_put_where_a_file_has_lost_it(tmp_path: Path) -> None:
+    path, start = tmp_path / "metrics.jsonl", {"step": 0, "val/loss/global": 0.5}
+
+    def found() -> list[int]:
+        return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+    assert not keep_until(path, 3, start)  # the log was removed, or is another folder's
+    assert found() == [0]
+    path.write_text("".join(json.dumps({"step": i}) + "\n" for i in range(1, 6)))
+    assert not keep_until(path, 3, start)
+    assert found() == [0, 1, 2, 3]
+    assert keep_until(path, 2, start)
+    assert found() == [0, 1, 2]
+    keep_until(path, -1)  # a run from the beginning measures it again
+    assert found() == []
 
 
 def test_what_is_held_out_hangs_on_seed_and_name() -> None:

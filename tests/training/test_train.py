@@ -18,12 +18,12 @@ import torch
 from launch import PATIENCE_S, TRAIN, by_launcher, launcher, start
 from PIL import Image, ImageFilter
 from ranks import run_ranks
-from runs import CONFIG, command, metrics, repeatable, train
+from runs import CONFIG, command, metrics, repeatable, start_of, train
 from safetensors.torch import load_file, save_file
 
 from fairhuman.cli import main
 from fairhuman.common.images import open_image
-from fairhuman.config import held_out_keys
+from fairhuman.config import change_keys, held_out_keys
 from fairhuman.data.records import write_metadata
 
 # Two buckets for the photographs: 152 x 104 and 168 x 96.
@@ -84,10 +84,14 @@ def test_a_run_writes_what_it_promises(finished: tuple[Path, str]) -> None:
         "step-00000003",
         "step-00000006",
     ]
-    assert [p.name for p in (output / "samples").iterdir()] == ["step-00000006.png"]
+    drawn = [output / "samples" / f"step-{step:08d}.png" for step in (0, 6)]
+    assert sorted((output / "samples").iterdir()) == drawn
+    assert drawn[0].read_bytes() != drawn[1].read_bytes()  # of the start, and of what was trained
     records = metrics(output)
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
-    validated = {key for name in ("global", "face", "hand") for key in held_out_keys(name)}
+    names = ("global", "face", "hand")
+    losses = {key for name in names for key in held_out_keys(name)}
+    validated = losses | {key for name in names for key in change_keys(name)}
     for record in records:
         assert set(record) == (KEYS | validated if record["step"] % 3 == 0 else KEYS)
         assert record["grad_norm/update"] == pytest.approx(1.0)  # normalize: ball
@@ -95,6 +99,15 @@ def test_a_run_writes_what_it_promises(finished: tuple[Path, str]) -> None:
         assert record["skipped"] == 0
         parts = [value for key, value in record.items() if key.startswith("time/")]
         assert sum(parts) == pytest.approx(record["step_time_s"])
+    start = start_of(output)
+    assert set(start) == {"step", "epoch"} | validated
+    for name in names:
+        assert [start[key] for key in change_keys(name)] == [0.0, 0.0]
+        for record in (records[2], records[5]):
+            change, error = (record[key] for key in change_keys(name))
+            ratio = record[f"val/loss/{name}"] / start[f"val/loss/{name}"]
+            assert change == pytest.approx(100 * (ratio - 1), abs=1e-9)
+            assert 0 < error < 100
     made_with = json.loads((output / "environment.json").read_text())
     assert made_with["ranks"] == sum(made_with["devices"].values()) == 2
     assert f"train.output_dir={output.name}" in made_with["overrides"]
@@ -107,6 +120,8 @@ def test_a_run_says_where_to_look_and_nothing_of_other_libraries(
     finished: tuple[Path, str],
 ) -> None:
     output, printed = finished
+    change, error = (metrics(output)[-1][key] for key in change_keys("hand"))
+    assert f"hands {change:+.2f} ± {error:.2f} % (held out, ± standard error)" in printed
     assert f"the model       {output / 'final'}" in printed
     assert "Traceback" not in printed
     for chatter in ("[INFO]", "FutureWarning", "UserWarning", "torchvision", "get_kernel"):
@@ -393,7 +408,8 @@ def as_opened(output: str, model: str) -> tuple[dict[str, float], dict[str, torc
         drawn = draw(pipeline, settings.train.sample_prompts, seed=0, size=64)
         sheet = grid(drawn).tobytes()
         pictures[name] = torch.frombuffer(bytearray(sheet), dtype=torch.uint8).int()
-    return {key: loss for key, loss in losses.items() if loss is not None}, pictures
+    found = losses.means()
+    return {key: loss for key, loss in found.items() if loss is not None}, pictures
 
 
 @pytest.mark.slow
@@ -427,7 +443,9 @@ def test_control_methods_train_on_photographs_with_masks_and_control_images_and_
     expected, found = (load_file(run / "final" / name) for run in (whole, parts))
     assert all(torch.equal(found[key], expected[key]) for key in expected)
     assert all(record["val/loss/hand"] is not None for record in metrics(whole)[1:])
-    assert (whole / "samples" / "step-00000002.png").is_file()
+    assert start_of(whole)["val/loss/hand"] is not None
+    pictures = sorted(path.name for path in (whole / "samples").iterdir())
+    assert pictures == ["step-00000000.png", "step-00000002.png"]
 
 
 @pytest.mark.slow
@@ -487,6 +505,10 @@ def test_another_global_batch_is_told_and_the_data_go_on(
     assert "the data continue from sample 24" in printed
     records = metrics(tmp_path / "out")
     assert [record["epoch"] for record in records] == [26 / 20, 28 / 20]
+    # The checkpoint brings the start along, which this folder's log never had.
+    assert start_of(tmp_path / "out") == start_of(whole)
+    start, last = start_of(whole)["val/loss/hand"], records[-1]["val/loss/hand"]
+    assert records[-1]["val/change/hand"] == pytest.approx(100 * (last / start - 1), abs=1e-9)
     before = metrics(whole)[-1]["loss/global"]
     assert all(record["loss/global"] < 2 * before for record in records)
 

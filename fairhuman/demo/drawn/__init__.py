@@ -12,8 +12,9 @@ from fairhuman.common.errors import UserError
 from fairhuman.common.files import write_text
 from fairhuman.data.records import METADATA, write_metadata
 from fairhuman.demo.drawn.sample import DrawnSample, draw_person
+from fairhuman.demo.drawn.window import draw_zoomed
 
-__all__ = ["DrawnSample", "draw_people", "draw_person", "sample_rng"]
+__all__ = ["DrawnSample", "draw_people", "draw_person", "draw_zoomed", "sample_rng"]
 
 VERSION = 1
 STAMP = "demo-data.json"
@@ -25,19 +26,38 @@ def sample_rng(seed: int, index: int) -> random.Random:
     return random.Random(f"drawn people {seed} {index}")
 
 
-def draw_people(out: Path, count: int = 512, size: int = 128, seed: int = 0) -> dict[str, int]:
+def draw_people(
+    out: Path,
+    count: int = 512,
+    size: int = 128,
+    seed: int = 0,
+    *,
+    zoom: float = 1.0,
+    hands: float | None = None,
+) -> dict[str, int]:
     """Write `count` drawn people and their metadata.jsonl into the folder `out`.
 
     A folder that already holds exactly these is left as it is. Returns how many images, faces and
     hands there are, and how many images are without each. Raises UserError for a folder that
     holds some other data set, and for a count or a size that cannot be drawn.
+
+    Args:
+        out: the folder.
+        count: how many images.
+        size: their side, in pixels.
+        seed: of all choices.
+        zoom: how much larger than usual the people are.
+        hands: the share of the images that may show hands; None: as it comes, most of them.
     """
     out = Path(out)
     if count < 1:
         raise UserError(f"cannot draw {count} people: the count must be at least 1")
     if size < 64:
         raise UserError(f"cannot draw people at {size} px: the size must be at least 64")
-    wanted = {"version": VERSION, "count": count, "size": size, "seed": seed}
+    wanted: dict[str, Any] = {"version": VERSION, "count": count, "size": size, "seed": seed}
+    # Left out where they are as they always were, so that folders of before are kept.
+    wanted |= {"zoom": zoom} if zoom != 1 else {}
+    wanted |= {"hands": hands} if hands is not None else {}
     stamp = _read_stamp(out)
     metadata = out / METADATA
     if stamp == wanted and metadata.is_file():
@@ -53,7 +73,11 @@ def draw_people(out: Path, count: int = 512, size: int = 128, seed: int = 0) -> 
             if OWN_FILE.fullmatch(path.name):
                 path.unlink()
     write_text(out / STAMP, json.dumps(wanted) + "\n")
-    rows = [_write_sample(out, i, draw_person(sample_rng(seed, i), size)) for i in range(count)]
+    rows = []
+    for i in range(count):
+        # Evenly: of the first n images, too, about n times the share.
+        shown = hands is None or int((i + 1) * hands) > int(i * hands)
+        rows.append(_write_sample(out, i, draw_zoomed(sample_rng(seed, i), size, zoom, shown)))
     write_metadata(out, rows)
     return _count(rows)
 

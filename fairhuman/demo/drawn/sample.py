@@ -72,9 +72,14 @@ def bounds(mask: Image.Image) -> Box | None:
     return extent(np.asarray(mask) >= 128)
 
 
+def least_side(size: int) -> int:
+    """Return the least side of a region that counts as one, in pixels of a picture of this size."""
+    return max(3, round(size / 32))
+
+
 def _collect(canvas: Canvas, labels: list[int]) -> tuple[dict[int, Box], Image.Image]:
     """Return the boxes of the labels that can be seen, and one mask of them all."""
-    least = max(3, round(canvas.size / 32))
+    least = least_side(canvas.size)
     boxes: dict[int, Box] = {}
     union = Image.new("L", (canvas.size, canvas.size), 0)
     for label in labels:
@@ -130,25 +135,39 @@ def _arm_words(person: Person, any_hand: bool) -> str:
     return words
 
 
-def draw_person(rng: random.Random, size: int = 128) -> DrawnSample:
-    """Draw one picture of a person (now and then of two); the size does not change the choices."""
+def _seen(canvas: Canvas, spot: View, scale: float) -> View:
+    """Return a place in the unit frame on the canvas, smaller by `scale` and at the bottom."""
+    x, y, side = 0.5 + scale * (spot.x - 0.5), 1 + scale * (spot.y - 1), canvas.side
+    return View(x * side, y * side, scale * spot.scale * side, spot.turn)
+
+
+def draw_person(
+    rng: random.Random, size: int = 128, scale: float = 1.0, hands: bool = True
+) -> DrawnSample:
+    """Draw one picture of a person, or now and then of two.
+
+    Args:
+        rng: of all choices, which depend on neither size nor scale.
+        size: side of the picture, in pixels.
+        scale: of the people, up to 1; the place behind them stays.
+        hands: whether hands may be seen; without, there is one person.
+    """
     canvas = Canvas(size)
     place = draw_scene(canvas, rng)
-    if rng.random() < SHARE_PAIR:
-        return _draw_pair(canvas, rng, place)
+    if rng.random() < SHARE_PAIR and hands:
+        return _draw_pair(canvas, rng, place, scale)
     behind, headless = rng.random() < SHARE_BEHIND, rng.random() < SHARE_HEADLESS
-    hidden = rng.random() < SHARE_HIDDEN
+    hidden = rng.random() < SHARE_HIDDEN or not hands
     framing = rng.choice(("full", "full", "knees", "waist", "waist", "close", "close"))
     if behind:
         framing = rng.choice(("full", "knees"))
     elif headless:
         framing = "headless"
     person = choose_person(rng, _pick_pose(rng, framing, behind, hidden), behind)
-    spot = _place(rng, person, framing)
-    view = View(spot.x * canvas.side, spot.y * canvas.side, spot.scale * canvas.side, spot.turn)
+    view = _seen(canvas, _place(rng, person, framing), scale)
     tips = paint_person(canvas, view, person, 1, (2, 3))
     faces, face_mask = _collect(canvas, [1])
-    hands, hand_mask = _collect(canvas, [2, 3])
+    shown, hand_mask = _collect(canvas, [2, 3])
     words = [
         f"{FRAMING_WORDS[framing]} of "
         + describe_looks(person, framing != "headless", framing in ("full", "knees", "headless"))
@@ -159,11 +178,11 @@ def draw_person(rng: random.Random, size: int = 128) -> DrawnSample:
         words.append("the head out of the picture")
     else:
         words.append(person.mood)
-    words += [_arm_words(person, bool(hands)), place]
-    return _finish(canvas, ", ".join(words), faces, hands, face_mask, hand_mask, framing, tips)
+    words += [_arm_words(person, bool(shown)), place]
+    return _finish(canvas, ", ".join(words), faces, shown, face_mask, hand_mask, framing, tips)
 
 
-def _draw_pair(canvas: Canvas, rng: random.Random, place: str) -> DrawnSample:
+def _draw_pair(canvas: Canvas, rng: random.Random, place: str, scale: float) -> DrawnSample:
     outer = ("wave", "wave", "down")
     inner = ("down", "chest", "pocket")
     left = choose_person(rng, (rng.choice(outer), rng.choice(inner)), False)
@@ -172,7 +191,7 @@ def _draw_pair(canvas: Canvas, rng: random.Random, place: str) -> DrawnSample:
     for k, (spot, person) in enumerate(
         zip(_place_pair(rng, (left, right)), (left, right), strict=True)
     ):
-        view = View(spot.x * canvas.side, spot.y * canvas.side, spot.scale * canvas.side)
+        view = _seen(canvas, spot, scale)
         tips.update(paint_person(canvas, view, person, 1 + 3 * k, (2 + 3 * k, 3 + 3 * k)))
     faces, face_mask = _collect(canvas, [1, 4])
     hands, hand_mask = _collect(canvas, [2, 3, 5, 6])

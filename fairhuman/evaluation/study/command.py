@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -15,12 +15,13 @@ from fairhuman.common.errors import ConfigError
 from fairhuman.common.files import replacing, write_text
 from fairhuman.common.lock import FolderLock
 from fairhuman.common.quiet import quiet
+from fairhuman.evaluation.study.cases import cases_table, studies
 from fairhuman.evaluation.study.contact_sheet import opened, sheet
 from fairhuman.evaluation.study.detection import Onlooker
 from fairhuman.evaluation.study.drawn_case import DrawnCase
 from fairhuman.evaluation.study.outcome import Outcome, Result, read_result, scales
 from fairhuman.evaluation.study.page import as_tree, standalone, study_page, tradeoff
-from fairhuman.evaluation.study.plan import Study
+from fairhuman.evaluation.study.plan import Drawn, Study
 from fairhuman.evaluation.study.run_trial import PICTURES, draw
 from fairhuman.evaluation.study.runner import Runner
 from fairhuman.evaluation.study.tables import tables
@@ -43,13 +44,37 @@ def study(plan: Study, say: Callable[[str], None] = print) -> list[Path]:
     Raises:
         UserError: it cannot be run, another process runs it, or a run has failed.
     """
+    prepared = [_prepared(one) for one in studies(plan).values() or [plan]]
+    with FolderLock(Path(plan.output_dir), "study"):
+        if not plan.cases:
+            return _run(*prepared[0], say)[1]
+        found, made = {}, []
+        for name, parts in zip(plan.cases, prepared, strict=True):
+            say(f"case {name}:")
+            found[name], written = _run(*parts, say)
+            made += [path for path in written if path.name == "study.html"]
+        table = Path(plan.output_dir) / "cases.md"
+        write_text(table, f"{cases_table(found).markdown()}\n")
+        return [table, *made]
+
+
+class _Prepared(NamedTuple):
+    """A study that can be run."""
+
+    plan: Study
+    trials: list[Trial]
+    asked: list[str]
+    drawn_case: DrawnCase | None
+
+
+def _prepared(plan: Study) -> _Prepared:
+    """Check a study before anything is made."""
     output = Path(plan.output_dir)
     drawn_case = DrawnCase(output, plan.drawn, plan.pictures.count) if plan.drawn else None
-    shared = drawn_case.overrides() if drawn_case else []
-    trials = make_trials(plan, shared)  # what is wrong is told before anything is made
-    asked = _prompts(plan, drawn_case)
-    with FolderLock(output, "study"):
-        return _run(plan, trials, asked, drawn_case, say)
+    if drawn_case:
+        drawn_case.check()
+    trials = make_trials(plan, drawn_case.overrides() if drawn_case else [])
+    return _Prepared(plan, trials, _prompts(plan, drawn_case), drawn_case)
 
 
 def _run(
@@ -58,7 +83,7 @@ def _run(
     asked: list[str],
     drawn_case: DrawnCase | None,
     say: Callable[[str], None],
-) -> list[Path]:
+) -> tuple[Outcome, list[Path]]:
     started = time.monotonic()
     output = Path(plan.output_dir)
     quiet()
@@ -77,7 +102,7 @@ def _run(
     outcome = measure(plan, trials, drawn_case, say)
     made = write(plan, outcome, trials, drawn_case)
     say(f"done in {(time.monotonic() - started) / 60:.0f} min")
-    return made
+    return outcome, made
 
 
 def measure(
@@ -87,8 +112,15 @@ def measure(
     onlooker = Onlooker(drawn_case, say) if plan.pictures.count else None
     results: dict[str, list[Result]] = {name: [] for name in plan.arms}
     for trial in trials:
+        if "steps" not in trial.compared:
+            continue  # read with the arm's other run of this seed
         look = onlooker.look(opened(trial.folder / PICTURES)) if onlooker else None
-        results[trial.arm].append(read_result(trial, look))
+        runs = [one for one in trials if (one.arm, one.seed) == (trial.arm, trial.seed)]
+        results[trial.arm].append(read_result(runs, look))
+    series: dict[str, list[str]] = {}
+    for name, arm in plan.arms.items():
+        if arm.series is not None:
+            series.setdefault(arm.series, []).append(name)
     references = {}
     if onlooker:
         references = onlooker.references(opened(Path(plan.output_dir) / START_PICTURES))
@@ -101,6 +133,9 @@ def measure(
         results=results,
         variants=[name for name, arm in plan.arms.items() if arm.variant],
         reference=plan.reference,
+        compared=["steps", "compute"] if plan.same_compute else ["steps"],
+        series=series,
+        line=plan.line,
         references=references,
         scales=scales(reference, FACTORS),
     )
@@ -134,18 +169,32 @@ def setting(plan: Study, trial: Trial) -> str:
     """Return what was trained and where, in a few sentences."""
     config = trial.config
     data = (
-        f"{plan.drawn.count} drawn people at {plan.drawn.size} px, from a tiny SDXL that was "
-        "fitted to as many others"
-        if plan.drawn
-        else f"{config.data.root}, from {config.model.pretrained}"
+        _drawn(plan.drawn) if plan.drawn else f"{config.data.root}, from {config.model.pretrained}"
     )
     return (
         f"{len(plan.arms)} arms, seeds {', '.join(map(str, plan.seeds))}, trained on {data}. "
         f"{config.data.validation} images held out per seed, the same in every arm. "
         f"Batch {config.train.batch_size * config.train.gradient_accumulation * plan.ranks}, "
-        f"{config.optimizer.name}, learning rate {config.optimizer.lr:g}, constant, "
+        f"{config.optimizer.name}, learning rate {config.optimizer.lr:g}, "
+        f"{config.optimizer.schedule}, "
         f"{config.train.precision}. {_machine(trial)}, {plan.jobs} runs at a time, "
         f"{time.strftime('%Y-%m-%d')}."
+    )
+
+
+def _drawn(drawn: Drawn) -> str:
+    people = f"{drawn.count} drawn people at {drawn.size} px"
+    if drawn.zoom != 1:
+        people += f", {drawn.zoom:g} times their usual size"
+    if drawn.hands is not None:
+        people += f", {drawn.hands:.0%} of them with hands"
+    if drawn.model:
+        return f"{people}, from {drawn.model}"
+    cells = drawn.size // drawn.cell
+    blurred = " with blurred faces and hands" if drawn.blur else ""
+    return (
+        f"{people}, {cells} x {cells} latents, from a tiny SDXL that was fitted to as many "
+        f"others{blurred}"
     )
 
 
@@ -176,7 +225,7 @@ def _sheet(plan: Study, trials: list[Trial], drawn_case: DrawnCase | None) -> Im
         columns.append(("drawn (never seen)", [sample.image for sample in drawn_case.asked]))
     columns.append(("start", opened(output / START_PICTURES)))
     for trial in trials:
-        if trial.seed == plan.seeds[0]:
+        if trial.seed == plan.seeds[0] and "steps" in trial.compared:
             columns.append((trial.arm, opened(trial.folder / PICTURES)))
     return sheet(columns, min(ROWS, len(columns[0][1])))
 

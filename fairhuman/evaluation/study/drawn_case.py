@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from fairhuman.common.errors import ConfigError
 from fairhuman.common.pixels import to_model
 from fairhuman.demo.drawn import draw_people
-from fairhuman.demo.model import make_demo_model
+from fairhuman.demo.model import Recipe, make_demo_model
 from fairhuman.evaluation.study.judge import Judge, drawn, look, make_judge, truth
 from fairhuman.evaluation.study.plan import Drawn
 from fairhuman.models.drawing import decode
@@ -40,22 +41,38 @@ class DrawnCase:
     def __init__(self, output: Path, settings: Drawn, pictures: int) -> None:
         self.settings = settings
         self.people = output / "people"
-        self.model = output / "tiny-sdxl"
+        self.model = Path(settings.model) if settings.model else output / "tiny-sdxl"
         self._judge = output / "judge.safetensors"
         self.asked = drawn(ASKED, pictures, settings.size)
 
+    def check(self) -> None:
+        """Check that the model of another study is there.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        if self.settings.model and not (self.model / "model_index.json").is_file():
+            raise ConfigError(
+                f"drawn.model = {self.settings.model!r}: there is no such model; run the study "
+                "that fits it first"
+            )
+
     def make(self) -> None:
         """Draw the people and fit the model, where they are not there."""
-        size, count = self.settings.size, self.settings.count
+        settings = self.settings
+        size, count = settings.size, settings.count
+        draw_people(self.people, count, size, TRAINED, zoom=settings.zoom, hands=settings.hands)
+        if settings.model:
+            return
         fitted = self.people.with_name("people-of-the-model")
         draw_people(fitted, count, size, FITTED)
-        draw_people(self.people, count, size, TRAINED)
-        make_demo_model(
-            fitted,
-            self.model,
+        recipe = Recipe(
             vae_steps=self.settings.vae_steps,
             unet_steps=self.settings.unet_steps,
+            cell=self.settings.cell,
+            blur=self.settings.blur,
         )
+        make_demo_model(fitted, self.model, recipe)
 
     def overrides(self) -> list[str]:
         """Return what makes a training config one of this case."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from fairhuman.common.errors import UserError
 from fairhuman.evaluation.study.detection import Look
-from fairhuman.evaluation.study.run_trial import START
 from fairhuman.evaluation.study.trials import Marks, Trial
 from fairhuman.fairness.mpd import solve_mpd
 from fairhuman.fairness.solve import cosine
@@ -48,8 +46,8 @@ class Result:
     arm: str
     seed: int
     changes: dict[str, dict[str, float]]
-    """By mark, `steps` and `compute`, and by objective: 100 (held-out loss / that of the start
-    - 1), so that neither an objective's scale nor its reduction counts."""
+    """By mark, `steps` and perhaps `compute`, and by objective: 100 (held-out loss / that of the
+    start - 1), so that the reduction does not count."""
     step_s: float
     """Median time of an optimizer step, in seconds."""
     cosine: float | None
@@ -73,6 +71,12 @@ class Outcome:
     """By arm, in the order of the seeds."""
     variants: list[str]
     reference: str
+    compared: list[str]
+    """The marks at which arms are compared: `steps`, and perhaps `compute`."""
+    series: dict[str, list[str]] = field(default_factory=dict)
+    """Arms that belong together, in their order."""
+    line: str | None = None
+    """The series of fixed weights."""
     references: dict[str, Look] = field(default_factory=dict)
     """What the arms' pictures are to be held against."""
     scales: list[Scale] = field(default_factory=list)
@@ -90,8 +94,7 @@ class Outcome:
     def compute(self, arm: str, mark: str) -> float:
         """Return an arm's compute at a mark over the reference's at `steps`."""
         marks, unit = self.marks, self.forwards[self.reference]
-        steps = marks[arm].steps if mark == "steps" else marks[arm].compute
-        return steps * self.forwards[arm] / (marks[self.reference].steps * unit)
+        return marks[arm].at(mark) * self.forwards[arm] / (marks[self.reference].steps * unit)
 
 
 class Scale(NamedTuple):
@@ -110,25 +113,18 @@ class Scale(NamedTuple):
     """Largest backward error of our solver."""
 
 
-def read_result(trial: Trial, look: Look | None) -> Result:
-    """Read what a finished run has written.
+def read_result(trials: Sequence[Trial], look: Look | None) -> Result:
+    """Read what the finished runs of an arm and a seed have written, the shorter one first.
 
     Raises:
         UserError: a file is not there, or a loss was never measured.
     """
-    run = read_run(trial.folder)
-    start = json.loads((trial.folder / START).read_text(encoding="utf-8"))
     changes: dict[str, dict[str, float]] = {}
-    for mark, step in (("steps", trial.marks.steps), ("compute", trial.marks.compute)):
-        changes[mark] = {}
-        for name in run.names:
-            key = f"val/loss/{name}"
-            then = dict(run.points(key)).get(step)
-            if then is None:
-                raise UserError(
-                    f"{trial.folder}: {key} was not measured at step {step}, or was not finite"
-                )
-            changes[mark][name] = 100 * (then / start[key] - 1)
+    for one in trials:
+        finished = read_run(one.folder)
+        changes |= {mark: _changes(one, finished, one.marks.at(mark)) for mark in one.compared}
+    trial = trials[0]
+    run = read_run(trial.folder)
     known = trial.config.fairness.mode == "exact"  # the gradients of every step
     cosines = [c for record in run.records if known and (c := direction(record, run.names))]
     residuals = [value for _, value in run.points("solver/residual")]
@@ -142,6 +138,21 @@ def read_result(trial: Trial, look: Look | None) -> Result:
         skipped=int(run.records[-1]["skipped"]),
         look=look,
     )
+
+
+def _changes(trial: Trial, run: History, step: int) -> dict[str, float]:
+    """Return how far each held-out loss has changed at a step, in per cent."""
+    found = {}
+    for name in run.names:
+        key = f"val/loss/{name}"
+        losses = dict(run.points(key))
+        for wanted in (0, step):
+            if wanted not in losses:
+                raise UserError(
+                    f"{trial.folder}: {key} was not measured at step {wanted}, or was not finite"
+                )
+        found[name] = 100 * (losses[step] / losses[0] - 1)
+    return found
 
 
 def direction(record: Mapping[str, Any], names: Sequence[str]) -> float | None:

@@ -12,7 +12,7 @@ from fairhuman.evaluation.study.outcome import Outcome
 from fairhuman.evaluation.study.tables import Table
 from fairhuman.report.gallery import gallery
 from fairhuman.report.parts import Html, colour, label, page, section, table, tiles
-from fairhuman.report.scatter import Point, scatter
+from fairhuman.report.scatter import Curve, Point, scatter
 
 SAME = 0.01
 """Of the span of all points: what is nearer is at one place."""
@@ -39,27 +39,45 @@ def study_page(found: Outcome, shown: Iterable[Table], pictures: Path | None, se
 
 
 def tradeoff(found: Outcome, name: str) -> Html:
-    """Return a region's change over the whole image's, of every arm with the same compute."""
-    points: list[Point] = []
-    for index, arm in enumerate(found.results):
-        whole = found.change(arm, "compute", found.names[0])
-        region = found.change(arm, "compute", name)
-        points.append(
-            Point(
-                arm,
-                whole.mean,
-                region.mean,
-                _or_zero(whole.deviation),
-                _or_zero(region.deviation),
-                colour("", index),
-            )
+    """Return a region's change over the whole image's, of every arm at the last mark compared."""
+    mark = found.compared[-1]
+    whole, region = (
+        {arm: found.change(arm, mark, objective) for arm in found.results}
+        for objective in (found.names[0], name)
+    )
+    colours = _colours(found)
+    points = [
+        Point(
+            arm,
+            whole[arm].mean,
+            region[arm].mean,
+            _or_zero(whole[arm].deviation),
+            _or_zero(region[arm].deviation),
+            colours[arm],
         )
+        for arm in found.results
+    ]
+    curves = [
+        Curve([(whole[arm].mean, region[arm].mean) for arm in arms], colours[arms[0]])
+        for arms in found.series.values()
+    ]
     return scatter(
         _joined(points),
         f"{label(name)} against the whole image",
         "held-out loss of the whole image since the start, %",
         f"that of the {label(name)}, %: lower is better",
+        curves=curves,
     )
+
+
+def _colours(found: Outcome) -> dict[str, str]:
+    """Return each arm's colour: that of its series, and where there are such, grey for the rest."""
+    if not found.series:
+        return {arm: colour("", index) for index, arm in enumerate(found.results)}
+    colours = dict.fromkeys(found.results, "c-plain")
+    for index, arms in enumerate(found.series.values()):
+        colours |= dict.fromkeys(arms, colour("", index))
+    return colours
 
 
 def _joined(points: Sequence[Point]) -> list[Point]:

@@ -10,9 +10,10 @@ from pydantic import Field, field_validator
 
 from fairhuman.common.errors import ConfigError
 from fairhuman.common.quoting import shown, shown_key
-from fairhuman.config import Guidance, Positive, Seed
+from fairhuman.config import Factor, Guidance, Positive, Probability, Seed
 from fairhuman.config.json_schema import json_schema
 from fairhuman.config.yaml_settings import (
+    Name,
     PathText,
     Section,
     Text,
@@ -31,8 +32,17 @@ class Arm(Section):
 
     set: Annotated[list[Text], Field(max_length=1000)] = []
     """Its changes to the training config, as `section.key=value`."""
-    solver: Literal["own", "published"] = "own"
-    """`published`: weights by scipy's least_squares, called as the paper's code calls it."""
+    step: Literal["own", "published"] = "own"
+    """`published`: the step of the paper's training scripts. Weights by scipy's least_squares,
+    called as they call it on gradients that carry the loss scale; the direction times 3; clipped
+    to train.max_grad_norm. Their other settings, such as objectives.scale, are for `set`."""
+    loss_scale: Annotated[float, Field(ge=1, le=2**24)] = 65536.0
+    """For step=published: the fp16 loss scale that the scripts' gradients carry, a constant here
+    whatever train.precision is. The default is where torch's GradScaler starts; 1 is a run in
+    float32."""
+    series: Annotated[str, Field(pattern=NAME, max_length=100)] | None = None
+    """Arms of one series, such as a sweep of one setting, are joined by a line in the plot, in
+    their order."""
     variant: bool = False
     """Not a contender: it varies one choice of another arm, and has a table of its own."""
 
@@ -44,12 +54,44 @@ class Drawn(Section):
     """Side of the pictures, in pixels."""
     count: Annotated[int, Field(ge=32, le=10**6)] = 512
     """People that the arms train on; the tiny SDXL is fitted to as many others."""
+    model: PathText | None = None
+    """The tiny SDXL of another study (its OUT/tiny-sdxl), in place of fitting one."""
+    zoom: Annotated[float, Field(ge=0.25, le=4)] = 1.0
+    """How much larger than usual the people are that the arms train on; the pictures stay."""
+    hands: Probability | None = None
+    """Share of their pictures that may show hands; null: as it comes, in four of five."""
+    cell: Literal[4, 8] = 8
+    """Side of a latent cell of the tiny SDXL, in pixels. 8 is SDXL's; with 4 a hand of 16 pixels
+    covers 4 x 4 cells."""
+    blur: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Blur the faces and hands of the people that the tiny SDXL's UNet is fitted to, by this share
+    of their boxes' longer sides: it then lacks the details that the arms train. 0.1 leaves shapes
+    without eyes and fingers. 0: none."""
     vae_steps: Positive = 700
     """Steps in which the tiny SDXL's VAE is fitted, as in `fairhuman demo-model`."""
     unet_steps: Positive = 750
     """Steps in which its UNet is fitted."""
     judge_steps: Positive = 300
     """Steps in which the judge is fitted that counts faces and fingers in the pictures."""
+
+
+class Case(Section):
+    """One thing in which a case differs."""
+
+    set: Annotated[list[Text], Field(max_length=1000)] = []
+    """Changes to the training config, after those of the arm."""
+    scale: dict[Name, Factor] = {}
+    """Factors on the losses that the arm does not know of, such as {face: 10}: they multiply its
+    objectives.scale."""
+    zoom: Annotated[float, Field(ge=0.25, le=4)] = 1.0
+    """As of `drawn`."""
+    hands: Probability | None = None
+    """As of `drawn`."""
+
+    @property
+    def drawn(self) -> dict[str, float | None]:
+        """What it sets of `drawn`."""
+        return self.model_dump(include={"zoom", "hands"}, exclude_unset=True)
 
 
 class Pictures(Section):
@@ -77,6 +119,9 @@ class Study(Section):
     """The folder for runs, tables and the page."""
     arms: Annotated[dict[ArmName, Arm], Field(min_length=2, max_length=1000)]
     """The ways to train that are compared, by name; at least two."""
+    cases: Annotated[dict[ArmName, Case], Field(max_length=1000)] = {}
+    """Train all arms in each of these cases, by name, instead of once: a study each, in a folder of
+    output_dir, and a table of all."""
     reference: ArmName = "exact"
     """The arm whose compute the others are given in the second comparison."""
     steps: Positive
@@ -89,6 +134,12 @@ class Study(Section):
     """Settings of the case of drawn people; null: the config's own data and model."""
     pictures: Pictures = Pictures()
     """Settings of the pictures that are drawn with each trained model."""
+    same_compute: bool = True
+    """Also compare the arms with the reference's compute: most of them then run longer. Where the
+    learning rate decays, these are runs of their own, each with its whole schedule."""
+    line: Annotated[str, Field(pattern=NAME, max_length=100)] | None = None
+    """A series of arms with fixed weights. Every other arm's distance from the line through them is
+    measured: how much better or worse the whole image is where a region gains as much."""
     ranks: Annotated[int, Field(ge=1, le=1024)] = 1
     """Ranks of each run; more than one are started by DeepSpeed's launcher."""
     jobs: Annotated[int, Field(ge=1, le=1024)] = 1
@@ -123,6 +174,11 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         problems.append(
             f"reference = {shown(study.reference)}: is none of the arms {', '.join(study.arms)}"
         )
+    series = [arm.series for arm in study.arms.values()]
+    if study.line is not None and series.count(study.line) < 2:
+        problems.append(
+            f"line = {shown(study.line)}: needs two or more arms with `series: {study.line}`"
+        )
     if study.steps % study.measure_every:
         problems.append(
             f"steps = {study.steps}: must be a multiple of measure_every = {study.measure_every}"
@@ -131,9 +187,30 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         problems.append(
             "pictures.prompts: is missing; name a text file, or set pictures.count to 0"
         )
+    if study.drawn and study.drawn.model:
+        fitting = {"cell", "blur", "vae_steps", "unet_steps"} & study.drawn.model_fields_set
+        problems += [
+            f"drawn.{key}: is of a model to be fitted, and drawn.model names one; remove either"
+            for key in sorted(fitting)
+        ]
+    problems += _case_problems(study)
     if problems:
         raise refusal(path, problems)
     return study
+
+
+def _case_problems(study: Study) -> list[str]:
+    if study.drawn and study.cases and not study.drawn.model:
+        return [
+            "drawn.model: is missing; the cases start from one model, so name the tiny-sdxl of "
+            "another study"
+        ]
+    drawn = [name for name, case in study.cases.items() if case.drawn]
+    if drawn and not study.drawn:
+        return [
+            f"cases.{drawn[0]}: zoom and hands are of drawn people; remove them, or add `drawn`"
+        ]
+    return []
 
 
 def study_schema() -> dict[str, Any]:

@@ -6,7 +6,6 @@ python -m fairhuman.evaluation.study.run_trial --config FILE
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import signal
 import sys
@@ -14,42 +13,39 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fairhuman.common.distributed import on_rank0, rank
+from fairhuman.common.distributed import rank
 from fairhuman.common.errors import ConfigError
 from fairhuman.common.exit_code import exit_code
-from fairhuman.common.files import replacing, write_text
+from fairhuman.common.files import replacing
 from fairhuman.common.quiet import quiet
 from fairhuman.common.run_folder import FINAL
 from fairhuman.config import Config, load_config
-from fairhuman.fairness.published import PublishedSolver
+from fairhuman.fairness.published import PublishedStep
 from fairhuman.models.generate import Sampling, Source, generate
 from fairhuman.models.prompts import read_prompts
 
 if TYPE_CHECKING:
     from fairhuman.training.run import Run
 
-START = "start.json"
 PICTURES = "pictures"
 
 
-def prepare(run: Run, published: bool) -> None:
-    """Measure the start, and put the published solver in the place of ours where it is asked for.
+def prepare(run: Run, published: float | None) -> None:
+    """Check the start, and put the published step in the place of ours where it is asked for.
 
-    A collective, called when a run is built and no step is taken.
+    Called when a run is built, its start is measured and no step is taken.
 
     Raises:
         ConfigError: no held-out image shows what the study is to measure.
     """
     balancer = run.step.balancer
-    if published:
+    if published is not None:
         own = balancer.solver  # type: ignore[attr-defined]  # of an ExactBalancer
-        balancer.solver = PublishedSolver(own.alpha, own.normalize, own.max_norm)  # type: ignore[attr-defined]
-    path = run.output / START
-    if on_rank0(lambda: path.is_file() and run.progress.step > 0):
-        return
-    measured = run.measure()
+        step = PublishedStep(own.alpha, max_norm=own.max_norm, loss_scale=published)
+        balancer.solver = step  # type: ignore[attr-defined]
+    measured = run.start.means() if run.start else {}
     for name in run.names:
-        loss = measured[f"val/loss/{name}"]
+        loss = measured.get(f"val/loss/{name}")
         if loss is not None and not math.isfinite(loss):
             raise ConfigError(
                 f"model.pretrained = {run.config.model.pretrained!r}: its held-out loss of {name} "
@@ -61,7 +57,6 @@ def prepare(run: Run, published: bool) -> None:
                 f"data.validation = {run.config.data.validation}: none of the images that "
                 f"train.seed = {run.config.train.seed} holds out shows a {name}; hold out more"
             )
-    on_rank0(lambda: write_text(path, json.dumps(measured)))
 
 
 def draw(
@@ -85,7 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train and draw; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="of the run")
-    parser.add_argument("--published", action="store_true", help="use the published solver")
+    parser.add_argument(
+        "--published", type=float, metavar="SCALE", help="take the published step at a loss scale"
+    )
     parser.add_argument("--prompts", type=Path, help="draw these; default: no pictures")
     parser.add_argument("--steps", type=int, default=25, help="of the sampler")
     parser.add_argument("--guidance", type=float, default=2.0)

@@ -70,7 +70,7 @@ class Runner:
                         done += 1
                         self.say(
                             f"[{done}/{len(trials)}] {trial.arm}, seed {trial.seed}: "
-                            f"{trial.marks.last} steps, {future.result():.0f} s"
+                            f"{trial.config.train.steps} steps, {future.result():.0f} s"
                         )
             except KeyboardInterrupt:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -137,8 +137,8 @@ class Runner:
 
     def _command(self, trial: Trial, config: Path, slot: int) -> list[str]:
         program = ["fairhuman.evaluation.study.run_trial", "--config", str(config)]
-        if trial.published:
-            program.append("--published")
+        if trial.published is not None:
+            program += ["--published", str(trial.published)]
         if self.prompts:
             pictures = self.study.pictures
             program += ["--prompts", str(self.prompts), "--steps", str(pictures.steps)]
@@ -169,8 +169,9 @@ class Runner:
 
 
 def _has_steps(folder: Path) -> bool:
+    """Return whether a run has logged more than its start."""
     metrics = folder / METRICS
-    return metrics.is_file() and metrics.stat().st_size > 0
+    return metrics.is_file() and len(metrics.read_bytes().splitlines()) > 1
 
 
 def _read_stamp(path: Path) -> dict[str, Any] | None:

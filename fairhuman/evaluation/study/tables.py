@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from fairhuman.evaluation.study.detection import Look
+from fairhuman.evaluation.study.line import distance
 from fairhuman.evaluation.study.outcome import Outcome, Spread
 from fairhuman.report.parts import label
 
@@ -29,7 +30,10 @@ class Table(NamedTuple):
 def tables(found: Outcome) -> list[Table]:
     """Return the tables of an outcome."""
     seeds = len(next(iter(found.results.values())))
-    made = [_losses(found, "steps", seeds), _losses(found, "compute", seeds), _pairs(found, seeds)]
+    made = [_losses(found, mark, seeds) for mark in found.compared]
+    if found.line is not None:
+        made.append(_distances(found, seeds))
+    made.append(_pairs(found, seeds))
     if found.references:
         made.append(_pictures(found))
     if found.variants:
@@ -60,7 +64,7 @@ def _losses(found: Outcome, mark: str, seeds: int) -> Table:
     rows = []
     for arm in _contenders(found):
         marks = found.marks[arm]
-        row = [arm, str(marks.steps if mark == "steps" else marks.compute)]
+        row = [arm, str(marks.at(mark))]
         row.append(f"{found.compute(arm, mark):.2f}")
         row += [found.change(arm, mark, name).show() for name in found.names]
         if mark == "steps":
@@ -69,10 +73,34 @@ def _losses(found: Outcome, mark: str, seeds: int) -> Table:
     return Table(title, note, header, rows)
 
 
+def _distances(found: Outcome, seeds: int) -> Table:
+    regions = found.names[1:]
+    rows = []
+    for arm in found.results:
+        if arm in found.series[found.line or ""]:
+            continue
+        row = [arm]
+        for region in regions:
+            mean, error, count = distance(found, arm, region)
+            shown = "beyond its ends" if mean is None else f"{mean:+.2f}"
+            shown += f" ± {error:.2f}" if error is not None else ""
+            row.append(shown if count in (0, seeds) else f"{shown} ({count} of {seeds})")
+        rows.append(row)
+    note = (
+        "How much more the whole image's loss has changed than on the line of "
+        f"`{found.line}` where the region has changed as much, in percentage points, after the "
+        "same number of steps: below 0 the whole is better than with fixed weights. Seed by "
+        f"seed, each with its own line; mean ± standard error over {seeds} seeds, or over those "
+        "in which the arm is between the line's ends."
+    )
+    header = ["arm", *(f"at the gain of the {label(region)}" for region in regions)]
+    return Table("Distance from the line of fixed weights", note, header, rows)
+
+
 def _pairs(found: Outcome, seeds: int) -> Table:
     reference = found.reference
     rows = []
-    for mark in ("steps", "compute"):
+    for mark in found.compared:
         for arm in _contenders(found):
             if arm == reference:
                 continue

@@ -18,21 +18,22 @@ from fairhuman.evaluation.study.plan import Arm, Study
 from fairhuman.planning.plan import Plan
 
 STAMP = "trial.json"
+FORM = 2
+"""Of what a run leaves: one of another form is made again."""
 
 
 @dataclass(frozen=True)
 class Marks:
-    """After how many steps an arm is measured; both are multiples of `measure_every`."""
+    """After how many steps an arm is compared; both are multiples of `measure_every`."""
 
     steps: int
     """The same in every arm."""
     compute: int
     """Where it has had the reference arm's compute, as near as `measure_every` lets it be."""
 
-    @property
-    def last(self) -> int:
-        """Return the length of the run."""
-        return max(self.steps, self.compute)
+    def at(self, mark: str) -> int:
+        """Return the steps at `steps` or at `compute`."""
+        return self.steps if mark == "steps" else self.compute
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,11 @@ class Trial:
     arm: str
     seed: int
     config: Config
-    published: bool
-    """Weights by the published solver."""
+    published: float | None
+    """The loss scale of the published step; None: the trainer's own step."""
     marks: Marks
+    compared: tuple[str, ...]
+    """At which of the marks this run is compared; where the learning rate decays, at its end."""
     forwards: float
     """Compute of a step, in forward passes of a micro-batch."""
 
@@ -58,10 +61,11 @@ class Trial:
         settings = self.config.model_dump(mode="json", exclude_defaults=True)
         del settings["train"]["output_dir"]
         told = {
+            "form": FORM,
             "version": metadata.version("fairhuman"),
             "config": settings,
             "published": self.published,
-            "marks": [self.marks.steps, self.marks.compute],
+            "compared": {mark: self.marks.at(mark) for mark in self.compared},
             "data": _file_digest(Path(self.config.data.root) / METADATA),
             "model": _files(Path(self.config.model.pretrained)),
             **others,
@@ -89,24 +93,37 @@ def make_trials(study: Study, overrides: Sequence[str] = ()) -> list[Trial]:
         every = study.measure_every
         compute = max(1, round(study.steps * unit / forwards / every)) * every
         marks = Marks(study.steps, compute)
-        for seed in study.seeds:
-            config = _config(
-                study,
-                name,
-                overrides,
-                [
-                    f"train.output_dir={_folder(study, name) / f'seed-{seed}'}",
-                    f"train.seed={seed}",
-                    f"train.steps={marks.last}",
-                    f"train.validate_every={every}",
-                    "train.sample_every=0",
-                    "train.keep_checkpoints=1",
-                    "train.resume=auto",
-                ],
-            )
-            published = arm.solver == "published"
-            found.append(Trial(name, seed, config, published, marks, forwards))
+        published = arm.loss_scale if arm.step == "published" else None
+        for compared in _runs(study, plain, marks):
+            last = max(marks.at(mark) for mark in compared)
+            tail = "" if "steps" in compared else "-compute"
+            for seed in study.seeds:
+                folder = _folder(study, name) / f"seed-{seed}{tail}"
+                config = _config(
+                    study,
+                    name,
+                    overrides,
+                    [
+                        f"train.output_dir={folder}",
+                        f"train.seed={seed}",
+                        f"train.steps={last}",
+                        f"train.validate_every={every}",
+                        "train.sample_every=0",
+                        "train.keep_checkpoints=1",
+                        "train.resume=auto",
+                    ],
+                )
+                found.append(Trial(name, seed, config, published, marks, compared, forwards))
     return sorted(found, key=lambda trial: study.seeds.index(trial.seed))
+
+
+def _runs(study: Study, config: Config, marks: Marks) -> list[tuple[str, ...]]:
+    """Return the marks that each run of an arm serves: one run all, if its rate is constant."""
+    if not study.same_compute:
+        return [("steps",)]
+    if config.optimizer.schedule == "constant" or marks.steps == marks.compute:
+        return [("steps", "compute")]
+    return [("steps",), ("compute",)]
 
 
 def _config(study: Study, name: str, before: Sequence[str], fixed: Sequence[str] = ()) -> Config:
@@ -120,11 +137,6 @@ def _config(study: Study, name: str, before: Sequence[str], fixed: Sequence[str]
 
 def _check(study: Study, name: str, arm: Arm, config: Config) -> None:
     problems = []
-    if config.optimizer.schedule != "constant":
-        problems.append(
-            f"optimizer.schedule = {config.optimizer.schedule!r}: runs of unlike length would have "
-            "unlike rates after the same number of steps; set it to constant"
-        )
     if not config.data.validation:
         problems.append(
             "data.validation = 0: nothing is held out to measure; set a number of images"
@@ -135,9 +147,11 @@ def _check(study: Study, name: str, arm: Arm, config: Config) -> None:
             "study's pictures.count to 0"
         )
     fairness = config.fairness
-    if arm.solver == "published" and (fairness.mode != "exact" or fairness.floor or fairness.keep):
+    of_its_own = fairness.floor or fairness.keep or fairness.rule != "mpd"
+    if arm.step == "published" and (fairness.mode != "exact" or of_its_own):
         problems.append(
-            "solver = 'published': needs fairness.mode=exact, fairness.floor=0 and fairness.keep=0"
+            "step = 'published': needs fairness.mode=exact, fairness.rule=mpd, fairness.floor=0 "
+            "and fairness.keep=0"
         )
     if problems:
         raise ConfigError("\n".join(f"arm {name!r}: {problem}" for problem in problems))

@@ -20,6 +20,7 @@ from fairhuman.training.balancers.base import (
     Sensitivity,
     embed,
     not_taken,
+    of_present,
     solved,
     unmeasured,
 )
@@ -35,7 +36,7 @@ class ForecastStep:
     ranks, so that d is sum_k w_k g_k of the whole batch. Then only the first micro-batch of each
     rank has been predicted: `calibrated` takes its sensitivities, summed over the ranks, as those
     of the whole batch, in proportion to the objective's area, which is known beforehand. Without
-    accumulation that is no estimate.
+    accumulation that is no estimate. So it is with the losses, for a rule that needs them.
     """
 
     def __init__(self, gradients: Gradients, solver: Solver, forecast: Forecast) -> None:
@@ -44,6 +45,7 @@ class ForecastStep:
         self.forecast = forecast
         self.forecast_step = WeightedBackward(gradients, solver)
         self._present: list[bool] = []
+        self._micro_batches = 0
         self._found: MPDSolution | None = None
         self.gram = torch.zeros(0)
         """The matrix that was solved last, on the host."""
@@ -52,6 +54,7 @@ class ForecastStep:
     def start(self, present: Sequence[bool], micro_batches: int) -> None:
         """Begin a step."""
         self._present = list(present)
+        self._micro_batches = micro_batches
         self._found = None
         self.forecast_step.start(micro_batches)
 
@@ -61,13 +64,28 @@ class ForecastStep:
             whole = None
             if sensitivity is not None:
                 whole = _whole(sensitivity, self.device)
-            self.solve(self.forecast.predict(self._present, whole))
-        self.forecast_step.backward(losses, self._weights / self._weights.sum())
+            gram = self.forecast.predict(self._present, whole)
+            self.solve(gram, self._predicted(losses, sensitivity))
+        total = self._weights.abs().sum()
+        self.forecast_step.backward(losses, self._weights / total.where(total != 0, 1.0))
 
-    def solve(self, gram: Tensor) -> None:
-        """Fix the step's weights by the present objectives' A."""
+    def _predicted(self, losses: Tensor, sensitivity: Sensitivity | None) -> Tensor | None:
+        """Return the whole batch's losses, [K] on the host, where the solver needs them."""
+        if not self.solver.needs_losses:
+            return None
+        assert sensitivity is not None, "its share of the areas"
+        mean = losses.detach().double() / (self._micro_batches * dist.get_world_size())
+        first = torch.stack([mean, sensitivity.share]).to(self.device, torch.float64)
+        dist.all_reduce(first)
+        found, share = first.cpu()  # as the prediction is
+        # Where none of them holds the objective there is only what was measured.
+        return torch.where(share > 0, found / share, self.forecast.losses)
+
+    def solve(self, gram: Tensor, losses: Tensor | None = None) -> None:
+        """Fix the step's weights by the present objectives' A, and all K losses if needed."""
         copied = HostCopy(gram)  # there when the solve is
-        self._found = self.solver(gram, keeps=self._present[0]).cpu()
+        known = of_present(losses, self._present)
+        self._found = self.solver(gram, self._present[0], known).cpu()
         self.gram = copied.get()
         weights = self._found.weights
         if not self._found.solved:
@@ -123,7 +141,7 @@ class AmortizedBalancer(Balancer):
 
     def __init__(self, engine: Engine, solver: Solver, forecast: Forecast) -> None:
         super().__init__(engine)
-        self.measures = forecast.rule == "calibrated"
+        self.measures = forecast.rule == "calibrated" or solver.needs_losses
         self.forecast = forecast
         self.exact = ExactBalancer(engine, solver)
         self.forecast_step = ForecastStep(self.exact.gradients, solver, forecast)
@@ -163,7 +181,8 @@ class AmortizedBalancer(Balancer):
         balance = self.exact.step()
         if not balance.skipped:
             found = sensitivities.get() if sensitivities else None
-            self.forecast.learn(balance.grad_norms, balance.cosines, found)
+            losses = None if self.exact.losses is None else self.exact.losses.get()
+            self.forecast.learn(balance.grad_norms, balance.cosines, found, losses)
         return balance
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from fairhuman.common.transfer import HostCopy
+from fairhuman.common.transfer import HostCopy, to_device
 from fairhuman.fairness.mpd import MPDSolution, Status
 from fairhuman.fairness.solve import Solver
+from fairhuman.training.balancers.loss_mean import LossMean
 from fairhuman.training.balancers.weighted import weighted_sum
 from fairhuman.zero import make_gradients
 from fairhuman.zero.loss_scale import skip_at_least_scale
@@ -45,7 +46,7 @@ class Balance:
     """[K], the step's cosine to each objective's gradient, by the Gram matrix that was solved: to
     first order, a step lowers a loss where this is above 0."""
     shares: list[float | None] = field(default_factory=list)
-    """[K], w_k ||g_k|| over its sum, by the same matrix."""
+    """[K], |w_k| ||g_k|| over its sum, by the same matrix."""
 
 
 class Sensitivity(NamedTuple):
@@ -116,10 +117,10 @@ class Balancer(ABC):
 
 
 class ExactBalancer(Balancer):
-    """Alpha-fair weights from the true gradients, one backward pass per present objective.
+    """Weights from the true gradients by a rule, one backward pass per present objective.
 
     FairHuman (arXiv 2507.02714): d = sum_k w_k g_k with A w = w^(-1/alpha); alpha = 2 is the
-    Minimum Potential Delay criterion.
+    Minimum Potential Delay criterion. Other rules: `fairness.rules`.
     """
 
     def __init__(self, engine: Engine, solver: Solver) -> None:
@@ -127,6 +128,9 @@ class ExactBalancer(Balancer):
         self.gradients = make_gradients(engine)
         self.solver = solver
         self._present: list[bool] = []
+        self._losses = LossMean(engine.device)
+        self.losses: HostCopy | None = None
+        """The last step's, [K] float64; None where the solver does not need them."""
 
     @property
     def model(self) -> Callable[..., Any]:
@@ -137,6 +141,7 @@ class ExactBalancer(Balancer):
         """Begin a step; an absent objective costs no backward pass."""
         self._present = list(present)
         self.gradients.start(sum(present), micro_batches)
+        self._losses.start(micro_batches)
 
     def backward(
         self,
@@ -145,12 +150,16 @@ class ExactBalancer(Balancer):
         held: Sequence[bool] | None = None,
     ) -> None:
         """Add the gradient of each present loss to its sum."""
+        if self.solver.needs_losses:
+            self._losses.add(losses)
         self.gradients.backward(present_losses(losses, self._present, held))
 
     def step(self) -> Balance:
         """Solve for the weights and move along d; skip on all ranks if A or d is not finite."""
         gram = self.gradients.gram()
-        solution = self.solver(gram, keeps=self._present[0])
+        losses = self._losses.get() if self.solver.needs_losses else None
+        self.losses = None if losses is None else HostCopy(losses)
+        solution = self.solver(gram, self._present[0], of_present(losses, self._present))
         # All that the host needs to know, in the step's one wait for the backward passes.
         copied = HostCopy(gram)
         found, gram = solution.cpu(), copied.get()
@@ -221,6 +230,13 @@ def present_losses(
     return [losses[k] if held is None or held[k] else None for k in indices(present)]
 
 
+def of_present(losses: Tensor | None, present: Sequence[bool]) -> Tensor | None:
+    """Return the present objectives' losses of all K, on the same device."""
+    if losses is None:
+        return None
+    return losses[to_device(torch.tensor(indices(present)), losses.device)]
+
+
 def embed(values: Sequence[T], present: Sequence[bool], absent: T) -> list[T]:
     """Return one value for each of the K objectives from those of the present ones."""
     left = iter(values)
@@ -238,7 +254,7 @@ def solved(found: MPDSolution, present: Sequence[bool], gram: Tensor) -> dict[st
     status = int(found.status) | (0 if all(present) else Status.ABSENT)
     return {
         "status": status,
-        "residual": float(found.residual),
+        "residual": None if bool(found.residual.isnan()) else float(found.residual),
         "iterations": int(found.iterations),
         "progress": embed(_progress(found, present[0], gram), present, None),
         "shares": embed(_shares(found, gram), present, None),
@@ -254,7 +270,7 @@ def _progress(found: MPDSolution, anchored: bool, gram: Tensor) -> list[float | 
 
 
 def _shares(found: MPDSolution, gram: Tensor) -> list[float | None]:
-    lengths = found.weights * gram.diagonal().sqrt()
+    lengths = found.weights.abs() * gram.diagonal().sqrt()
     shares = (lengths / lengths.sum()).tolist()
     return [value if math.isfinite(value) else None for value in shares]
 

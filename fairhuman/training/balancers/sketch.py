@@ -27,6 +27,7 @@ from fairhuman.training.balancers.base import (
     of_gram,
     present_losses,
 )
+from fairhuman.training.balancers.loss_mean import LossMean
 from fairhuman.zero import Gradients, make_gradients
 from fairhuman.zero.gradients import with_more
 from fairhuman.zero.protocol import Engine
@@ -47,12 +48,15 @@ class SketchBalancer(Balancer):
     def __init__(self, engine: Engine, solver: Solver, forecast: Forecast, size: int) -> None:
         super().__init__(engine)
         # Without steps in between, nothing is to be forecast.
-        self.measures = forecast.rule == "calibrated" and forecast.every > 1
+        follows = forecast.rule == "calibrated" or solver.needs_losses
+        self.measures = follows and forecast.every > 1
         self.forecast = forecast
         self.gradients = make_gradients(engine)
         self.forecast_step = ForecastStep(self.gradients, solver, forecast)
         self.sketches = Sketches(self.gradients, size)
         self._watch = Watch(engine.device)
+        self._losses = LossMean(engine.device)
+        self._means: Tensor | None = None
         self._present: list[bool] = []
         self._measured: dict[str, Any] | None = None
         self._micro_batches = 0
@@ -75,6 +79,8 @@ class SketchBalancer(Balancer):
         self._unsketched = micro_batches if self.forecast.due(present) else 0
         self._measured = None
         self._watch.start()
+        self._losses.start(micro_batches)
+        self._means = None
         self.sketches.start(sum(present))
         self.forecast_step.start(present, micro_batches)
 
@@ -88,11 +94,14 @@ class SketchBalancer(Balancer):
         if self._unsketched:
             self._unsketched -= 1
             self._watch.add(sensitivity)
+            self._losses.add(losses)
             alone = self._micro_batches == 1
             present = present_losses(losses / self._micro_batches, self._present, held)
             self.sketches.add(present, keep_graph=alone)
             if not self._unsketched:
-                self.forecast_step.solve(self.sketches.gram())
+                if self.forecast_step.solver.needs_losses:
+                    self._means = self._losses.get()
+                self.forecast_step.solve(self.sketches.gram(), self._means)
                 self._measured = of_gram(self.forecast_step.gram, self._present)
             if not alone:
                 return
@@ -104,7 +113,8 @@ class SketchBalancer(Balancer):
         balance = self.forecast_step.step(self._measured)
         if self._measured is not None and not balance.skipped:
             found = sensitivities.get() if sensitivities else None
-            self.forecast.learn(balance.grad_norms, balance.cosines, found)
+            losses = None if self._means is None else self._means.cpu()
+            self.forecast.learn(balance.grad_norms, balance.cosines, found, losses)
         return balance
 
     def state_dict(self) -> dict[str, Any]:

@@ -20,9 +20,9 @@ def weighted_sum(losses: Tensor, weights: Tensor) -> Tensor:
 class WeightedBackward:
     """A step of one objective, the weighted sum, in the memory of one gradient.
 
-    Weights that sum to 1 keep the gradient in the range of those of the losses, for fp16. And
-    they only predict the norm of d: it is measured on the shards before the step and d is
-    scaled in place, so that `fairness.normalize` and `train.max_grad_norm` hold as in `exact`.
+    Weights whose absolute values sum to 1 keep the gradient in the range of those of the losses,
+    for fp16. And they only predict the norm of d: it is measured on the shards before the step and
+    d is scaled in place, so that `fairness.normalize` and `train.max_grad_norm` hold as in `exact`.
     """
 
     def __init__(self, gradients: Gradients, solver: Solver) -> None:
@@ -43,10 +43,11 @@ class WeightedBackward:
         None if the gradient is not finite: skipped on all ranks, the fp16 scale lowered.
 
         Args:
-            solution: on the host; what `backward` was given are its weights over their sum.
+            solution: on the host; what `backward` was given are its weights over the sum of their
+                absolute values.
         """
         norm = self.gradients.gram().cpu().diagonal().sqrt()
-        total = solution.weights.sum(0, keepdim=True)
+        total = solution.weights.abs().sum(0, keepdim=True)
         length = (norm * total).maximum(CANCELLED * solution.norm)
         factor = self.solver.factor(length, total)
         if not self.gradients.holds(total * factor, norm):  # nor where the norm is not finite

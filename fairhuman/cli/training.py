@@ -1,0 +1,92 @@
+"""The command that starts the trainer under DeepSpeed's launcher."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from fairhuman.common.errors import UserError
+
+
+def add(commands: Any) -> None:
+    """Add it to the subparsers of `fairhuman`."""
+    train = commands.add_parser(
+        "train", help="check a config and the head of its data, then train: `deepspeed …`"
+    )
+    train.add_argument("--config", type=Path, required=True, help="a YAML file; see configs/")
+    train.add_argument(
+        "--ranks",
+        type=int,
+        metavar="N",
+        help="processes, one on each GPU; default: all GPUs of this machine, or one on a CPU",
+    )
+    train.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print what the run would do and need, with its memory, and start nothing",
+    )
+    train.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="keys to set over the config's"
+    )
+    train.set_defaults(run=_train)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from fairhuman.config import load_config
+    from fairhuman.planning.look_ahead import check_head, lines
+
+    config = load_config(args.config, args.overrides)
+    ranks = _ranks(args.ranks)
+    listed = check_head(config)
+    if args.dry_run:
+        from fairhuman.common.quiet import quiet
+
+        quiet()
+        print("\n".join(lines(config, ranks, listed)))
+        return 0
+    return _start(_command(args, ranks))
+
+
+def _start(command: list[str]) -> NoReturn:
+    """Become DeepSpeed's launcher, which signals and exit codes are then those of."""
+    print(f"$ {shlex.join(command)}", flush=True)
+    os.execv(command[0], command)
+
+
+def _ranks(asked: int | None) -> int:
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if asked is None:
+        return max(1, gpus)
+    if asked < 1:
+        raise UserError(f"--ranks {asked}: must be at least 1")
+    if gpus and asked > gpus:
+        raise UserError(f"--ranks {asked}: this machine has {gpus} GPUs; each rank needs its own")
+    return asked
+
+
+def _command(args: argparse.Namespace, ranks: int) -> list[str]:
+    """Return the command line of DeepSpeed's launcher that does the same."""
+    beside = Path(sys.executable).with_name("deepspeed")
+    launcher = str(beside) if beside.exists() else shutil.which("deepspeed")
+    if launcher is None:
+        raise UserError(
+            f"deepspeed: its command is not next to {sys.executable} and not on the PATH; "
+            "install FairHuman with pip into the environment that you call it from"
+        )
+    import fairhuman
+
+    script = Path(fairhuman.__file__).with_name("train.py")
+    # Without a number, the launcher heeds CUDA_VISIBLE_DEVICES.
+    count = (
+        []
+        if args.ranks is None and os.environ.get("CUDA_VISIBLE_DEVICES")
+        else ["--num_accelerators", str(ranks)]
+    )
+    return [launcher, *count, str(script), "--config", str(args.config), *args.overrides]

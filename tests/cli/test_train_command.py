@@ -1,0 +1,89 @@
+"""`fairhuman train`: what it finds before anything is started, and what it starts."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runs import CONFIG, metrics
+
+from fairhuman.cli import main
+
+
+@pytest.fixture
+def config(tiny_model: Path, people: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG.format(model=tiny_model, people=people, output=tmp_path / "out"))
+    return path
+
+
+def test_a_dry_run_says_what_the_run_would_do_and_writes_nothing(
+    config: Path, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "--config", str(config), "--ranks", "3", "--dry-run"]
+    assert main([*words, "train.gradient_accumulation=5"]) == 0
+    said = capsys.readouterr().out
+    images = len((people / "metadata.jsonl").read_text().splitlines()) - 4  # held out
+    assert "= 3 x 2 x 5): 180 samples" in said
+    assert "6 steps of 30 samples" in said
+    assert f"{180 / images:.3g} epochs of {images} images" in said
+    assert "GiB on each of 3 GPUs" in said
+    assert re.search(r"the most: \d+\.\d GiB, in phase", said)
+    assert re.search(r"disk: \d+\.\d\d GiB for a checkpoint, 2 kept; \d+\.\d GiB are free", said)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("data.root=/nowhere", "data.root = '/nowhere': there is no such folder"),
+        ("train.stepz=3", "train.stepz: unknown key"),
+        ("data.validation=1000", "data.validation = 1000: the data set has"),
+        ("--ranks 0", "--ranks 0: must be at least 1"),
+    ],
+)
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_mistake_is_told_before_anything_is_started(
+    config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], words: str, told: str,
+    dry: list[str],
+) -> None:  # fmt: skip
+    assert main(["train", "--config", str(config), *words.split(), *dry]) == 2
+    out, err = capfd.readouterr()
+    assert not out
+    assert len(err.splitlines()) == 1
+    assert told in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_no_image_is_found_among_the_first(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "a.png").write_bytes(b"no image")
+    (data / "metadata.jsonl").write_text(
+        '{"file_name": "a.png", "text": "", "faces": [], "hands": []}\n'
+    )
+    assert main(["train", "--config", str(config), f"data.root={data}"]) == 2
+    assert "a.png" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_it_trains_under_the_launcher_with_its_exit_code(config: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "fairhuman", "train", "--config", str(config), "--ranks", "2"]
+    done = subprocess.run([*words, "train.steps=3"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.startswith("$ ")
+    assert "--num_accelerators 2" in done.stdout.splitlines()[0]
+    records = metrics(tmp_path / "out")
+    assert [record["step"] for record in records] == [1, 2, 3]
+    # A mistake that only the run itself finds.
+    failed = subprocess.run(
+        [*words, "train.steps=3", "train.resume=/nowhere"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert failed.returncode != 0
+    assert "/nowhere" in failed.stderr
