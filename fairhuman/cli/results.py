@@ -70,10 +70,13 @@ def add(commands: Any) -> None:
 
     study = commands.add_parser("study", help="train arms with several seeds, and compare them")
     study.add_argument(
-        "--config", type=Path, required=True, help="a study, such as configs/study.yaml"
+        "--config",
+        type=Path,
+        required=True,
+        help="a study, such as configs/study.yaml, or a training config of yours",
     )
     study.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="keys to set over the study's"
+        "overrides", nargs="*", metavar="key=value", help="keys to set over the config's"
     )
     study.set_defaults(run=_study)
 
@@ -123,10 +126,10 @@ def _study(args: argparse.Namespace) -> int:
         if error.name != "scipy":
             raise
         raise UserError(f"study: {error}; {install_line('study')}") from None
-    from fairhuman.evaluation.study.plan import load_study
+    from fairhuman.evaluation.study.own import load
 
     try:
-        made = study(load_study(args.config, args.overrides))
+        made = study(load(args.config, args.overrides))
     except KeyboardInterrupt:
         print("fairhuman: stopped; run the same command to continue", file=sys.stderr)
         return 130

@@ -92,7 +92,7 @@ def _run(
     prompts = output / "prompts.txt" if asked else None
     if prompts:
         write_text(prompts, "".join(f"{line}\n" for line in asked))
-    say(f"{len(trials)} runs: {len(plan.arms)} arms, {len(plan.seeds)} seeds")
+    say(f"{len(trials)} runs: arms {', '.join(plan.arms)}; seeds {', '.join(map(str, plan.seeds))}")
     Runner(plan, prompts, say).run(trials)
     start = output / START_PICTURES
     if asked and len(opened(start)) != len(asked):

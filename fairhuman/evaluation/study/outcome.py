@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fairhuman.common.errors import UserError
+from fairhuman.config import change_keys
 from fairhuman.evaluation.study.detection import Look
 from fairhuman.evaluation.study.trials import Marks, Trial
 from fairhuman.fairness.mpd import solve_mpd
@@ -57,6 +58,8 @@ class Result:
     """Largest componentwise backward error of its weights."""
     skipped: int
     look: Look | None = None
+    errors: dict[str, dict[str, float]] = field(default_factory=dict)
+    """The standard errors of `changes` over the held-out images."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,15 @@ class Outcome:
     scales: list[Scale] = field(default_factory=list)
 
     def change(self, arm: str, mark: str, name: str) -> Spread:
-        """Return how far an objective's held-out loss has changed, in per cent."""
-        return Spread.of([result.changes[mark][name] for result in self.results[arm]])
+        """Return how far an objective's held-out loss has changed, in per cent.
+
+        With the deviation over the seeds; of one seed, with the standard error over the images.
+        """
+        results = self.results[arm]
+        found = Spread.of([result.changes[mark][name] for result in results])
+        if len(results) > 1:
+            return found
+        return found._replace(deviation=results[0].errors[mark].get(name, math.nan))
 
     def difference(self, arm: str, other: str, mark: str, name: str) -> tuple[Spread, int]:
         """Return an arm's change less another's, seed by seed, and in how many it is lower."""
@@ -120,9 +130,13 @@ def read_result(trials: Sequence[Trial], look: Look | None) -> Result:
         UserError: a file is not there, or a loss was never measured.
     """
     changes: dict[str, dict[str, float]] = {}
+    errors: dict[str, dict[str, float]] = {}
     for one in trials:
         finished = read_run(one.folder)
-        changes |= {mark: _changes(one, finished, one.marks.at(mark)) for mark in one.compared}
+        for mark in one.compared:
+            step = one.marks.at(mark)
+            changes[mark] = _changes(one, finished, step)
+            errors[mark] = _errors(finished, step)
     trial = trials[0]
     run = read_run(trial.folder)
     known = trial.config.fairness.mode == "exact"  # the gradients of every step
@@ -137,6 +151,7 @@ def read_result(trials: Sequence[Trial], look: Look | None) -> Result:
         residual=max(residuals) if residuals else None,
         skipped=int(run.records[-1]["skipped"]),
         look=look,
+        errors=errors,
     )
 
 
@@ -153,6 +168,12 @@ def _changes(trial: Trial, run: History, step: int) -> dict[str, float]:
                 )
         found[name] = 100 * (losses[step] / losses[0] - 1)
     return found
+
+
+def _errors(run: History, step: int) -> dict[str, float]:
+    """Return the changes' standard errors over the held-out images, where there are enough."""
+    found = {name: dict(run.points(change_keys(name)[1])).get(step) for name in run.names}
+    return {name: error for name, error in found.items() if error is not None}
 
 
 def direction(record: Mapping[str, Any], names: Sequence[str]) -> float | None:

@@ -44,12 +44,14 @@ def tables(found: Outcome) -> list[Table]:
     return made
 
 
+_OF_IMAGES = "± its standard error over the held-out images. "
+
+
 def _losses(found: Outcome, mark: str, seeds: int) -> Table:
     steps = found.marks[found.reference].steps
     title = f"After {steps} steps of each" if mark == "steps" else "With the same compute"
-    note = (
-        "Change of the held-out loss since the start, in per cent: lower is better; mean ± "
-        f"standard deviation over {seeds} seeds. "
+    note = "Change of the held-out loss since the start, in per cent: lower is better; " + (
+        f"mean ± standard deviation over {seeds} seeds. " if seeds > 1 else _OF_IMAGES
     )
     if mark == "steps":
         note += (
