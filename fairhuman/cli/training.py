@@ -49,13 +49,15 @@ def _train(args: argparse.Namespace) -> int:
         quiet()
         print("\n".join(lines(config, ranks, listed)))
         return 0
-    return _start(_command(args, ranks))
+    return _start(_command(args, ranks), _visible(ranks))
 
 
-def _start(command: list[str]) -> NoReturn:
+def _start(command: list[str], visible: str | None) -> NoReturn:
     """Become DeepSpeed's launcher, which signals and exit codes are then those of."""
-    print(f"$ {shlex.join(command)}", flush=True)
-    os.execv(command[0], command)
+    chosen = {"CUDA_VISIBLE_DEVICES": visible} if visible else {}
+    words = [f"{name}={value}" for name, value in chosen.items()]
+    print("$", *words, shlex.join(command), flush=True)
+    os.execve(command[0], command, os.environ | chosen)
 
 
 def _ranks(asked: int | None) -> int:
@@ -83,10 +85,18 @@ def _command(args: argparse.Namespace, ranks: int) -> list[str]:
     import fairhuman
 
     script = Path(fairhuman.__file__).with_name("train.py")
-    # Without a number, the launcher heeds CUDA_VISIBLE_DEVICES.
-    count = (
-        []
-        if args.ranks is None and os.environ.get("CUDA_VISIBLE_DEVICES")
-        else ["--num_accelerators", str(ranks)]
-    )
+    count = [] if _visible(ranks) else ["--num_accelerators", str(ranks)]
     return [launcher, *count, str(script), "--config", str(args.config), *args.overrides]
+
+
+def _visible(ranks: int) -> str | None:
+    """Return what CUDA_VISIBLE_DEVICES is to be for so many of the GPUs that it names, if any.
+
+    The launcher heeds it where it is told no number of ranks, and no number alone.
+    """
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not named or not torch.cuda.device_count():
+        return None
+    return ",".join(named.split(",")[:ranks])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from runs import CONFIG, metrics
 
-from fairhuman.cli import main
+from fairhuman.cli import main, training
 
 
 @pytest.fixture
@@ -69,6 +70,35 @@ def test_a_file_that_is_no_image_is_found_among_the_first(
     )
     assert main(["train", "--config", str(config), f"data.root={data}"]) == 2
     assert "a.png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("ranks", "named", "gpus", "chosen", "count"),
+    [
+        (2, None, 4, None, ["--num_accelerators", "2"]),
+        (2, "5,6,7", 3, "5,6", []),
+        (3, "5,6,7", 3, "5,6,7", []),
+        (2, "0", 0, None, ["--num_accelerators", "2"]),  # a machine without a GPU
+    ],
+)
+def test_ranks_are_on_the_gpus_that_the_user_has_chosen(
+    monkeypatch: pytest.MonkeyPatch,
+    ranks: int,
+    named: str | None,
+    gpus: int,
+    chosen: str | None,
+    count: list[str],
+) -> None:
+    """DeepSpeed's launcher does not heed CUDA_VISIBLE_DEVICES where it is told a number."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    args = argparse.Namespace(config=Path("c.yaml"), overrides=["a.b=1"])
+    command = training._command(args, ranks)
+    assert training._visible(ranks) == chosen
+    assert command[1:-4] == count
+    assert command[-3:] == ["--config", "c.yaml", "a.b=1"]
 
 
 @pytest.mark.slow
