@@ -82,9 +82,16 @@ def _doctor_memory(args: argparse.Namespace, configs: list[Path], overrides: lis
 
     quiet()
     from fairhuman.planning.memory_plan import Sizes, plan_memory
+    from fairhuman.planning.savings import lines, savings
 
-    plan = plan_memory(config, Sizes.of(config), args.gpus)
-    print(json.dumps(plan.as_json(), indent=2) if args.json else "\n".join(plan.lines()))
+    sizes = Sizes.of(config)
+    plan = plan_memory(config, sizes, args.gpus)
+    less = savings(configs[0], overrides, sizes, args.gpus)
+    if args.json:
+        told = {" ".join(change): bytes_ for change, bytes_ in less}
+        print(json.dumps({**plan.as_json(), "savings": told}, indent=2))
+    else:
+        print("\n".join([*plan.lines(), *lines(less)]))
     return 0
 
 

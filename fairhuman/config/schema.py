@@ -144,8 +144,15 @@ class Data(Section):
     outside: Literal["error", "allow"] = "error"
     """Images, masks and control images outside data.root: absolute names, names with .., and links
     that lead out of it."""
-    crop: Literal["center", "random", "regions"] = "center"
-    """`regions` draws among the crops that keep the most faces and hands whole."""
+    crop: Literal["center", "random", "regions", "zoom"] = "center"
+    """`regions` draws among the crops that keep the most faces and hands whole. `zoom` does so too,
+    and shows a share of the samples closer, around one of their regions."""
+    zoom_share: Probability = 0.5
+    """crop=zoom: share of the draws that are shown closer, of images that have a region."""
+    zoom: Annotated[float, Field(gt=1, le=16)] = 2.0
+    """crop=zoom: how much closer at most. An image is not enlarged beyond its own pixels, and a
+    region not beyond two thirds of the training image's side, so small images and portraits stay
+    as they are."""
     region_share: Probability | None = None
     """Share of the samples that show a region, in every batch on average. To reach it, samples with
     regions are repeated or the others are left out. Null: as in the data set."""

@@ -25,7 +25,7 @@ from fairhuman.data.cache import Cache
 from fairhuman.data.order import Draw, StepSampler, generator
 from fairhuman.data.records import Record
 from fairhuman.data.regions import Box, as_tensor, cut, rasterize, to_latent, widen
-from fairhuman.data.transform import Placement, grey
+from fairhuman.data.transform import Placement, Zoom, grey
 from fairhuman.models.encoded import Posterior, Prompt
 
 
@@ -119,13 +119,16 @@ class People(Dataset[Batch]):
 
     def placement(self, record: Record, epoch: int) -> Placement:
         """Return how the record's image lies in its training image in that epoch."""
+        zooms = self.data.crop == "zoom"
+        by_regions = zooms or self.data.crop == "regions"
         return Placement.draw(
             record.size,
             frame(record.size, self.data),
             generator(self.seed, epoch, record.id, "placement"),
-            crop=self.data.crop,
+            crop="regions" if by_regions else self.data.crop,
             flip=self.data.flip,
-            keep=self._boxes(record) if self.data.crop == "regions" else (),
+            keep=self._boxes(record) if by_regions else (),
+            zoom=Zoom(self.data.zoom_share, self.data.zoom) if zooms else None,
         )
 
     def _control(self, record: Record, placement: Placement, epoch: int) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,18 @@ from fairhuman.data.regions import Box
 
 MOST_STARTS = 2**20
 """How many places of a crop are weighed along one side."""
+MOST_SHOWN = 2 / 3
+"""Of the training image's side, what a region takes that is zoomed in on."""
+
+
+@dataclass(frozen=True)
+class Zoom:
+    """What `data.crop: zoom` draws by."""
+
+    share: float
+    """Of the draws, those that are shown closer."""
+    most: float
+    """How much closer, at most."""
 
 
 @dataclass(frozen=True)
@@ -41,22 +54,29 @@ class Placement:
         crop: str = "center",
         flip: bool = False,
         keep: Sequence[Box] = (),
+        zoom: Zoom | None = None,
     ) -> Placement:
         """Draw a placement; the same numbers are drawn whatever the settings are.
 
         Args:
             stored: width and height of the stored image.
             size: width and height of the training image.
-            rng: three numbers are drawn from it.
+            rng: three numbers are drawn from it, and three more for a zoom.
             crop: "center", "random", or "regions": one of the crops with the most of `keep` whole.
             flip: whether to mirror every other sample.
             keep: boxes in pixels of the stored image, for "regions".
+            zoom: with "regions", whether to show one of the boxes closer.
         """
         width, height = stored
         scale = max(size[0] / width, size[1] / height)
+        horizontal, vertical, mirror = rng.random(3)
+        if zoom and keep:
+            chance, which, amount = rng.random(3)
+            if chance < zoom.share:
+                keep = [keep[int(which * len(keep))]]
+                scale *= _closer(keep[0], scale, size, zoom.most) ** amount
         resized = (max(size[0], round(width * scale)), max(size[1], round(height * scale)))
         spare = (resized[0] - size[0], resized[1] - size[1])
-        horizontal, vertical, mirror = rng.random(3)
         flipped = flip and bool(mirror < 0.5)
         if crop == "center":
             return cls(stored, resized, spare[0] // 2, spare[1] // 2, size, flipped)
@@ -112,6 +132,13 @@ class Placement:
         """
         width, height = self.stored
         return (height, width, self.top, self.left, self.size[1], self.size[0])
+
+
+def _closer(box: Box, scale: float, size: tuple[int, int], most: float) -> float:
+    """Return how much closer than `scale` a box may be shown, at least 1."""
+    _, _, width, height = box
+    shown = scale * max(width / size[0], height / size[1])
+    return max(1.0, min(most, 1 / scale, MOST_SHOWN / shown if shown else math.inf))
 
 
 def _offset(number: float, spare: int, size: int, spans: Sequence[tuple[float, float]]) -> int:

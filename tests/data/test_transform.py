@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from fairhuman.data.regions import Box, rasterize, to_latent, widen
-from fairhuman.data.transform import Placement, grey
+from fairhuman.data.transform import MOST_SHOWN, Placement, Zoom, grey
 
 
 def rng(seed: int) -> np.random.Generator:
@@ -87,6 +87,59 @@ def test_a_region_larger_than_the_crop_fills_it() -> None:
         (300, 64), (64, 64), rng(0), crop="regions", keep=[(100.0, 0.0, 150.0, 64.0)]
     )
     assert 100 <= placement.left <= 250 - 64
+
+
+def test_a_zoom_shows_one_region_whole_and_invents_no_pixels() -> None:
+    noise = rng(7)
+    closer = []
+    for draw in range(300):
+        stored = (int(noise.integers(70, 400)), int(noise.integers(70, 400)))
+        boxes: list[Box] = []
+        for _ in range(int(noise.integers(1, 4))):
+            w, h = (float(n) for n in noise.integers(5, 60, 2))
+            x, y = noise.uniform(0, stored[0] - w), noise.uniform(0, stored[1] - h)
+            boxes.append((float(x), float(y), w, h))
+        size = (64, 96)
+
+        def placed(zoom: Zoom | None) -> Placement:
+            return Placement.draw(
+                stored,  # noqa: B023
+                size,  # noqa: B023
+                rng(draw),  # noqa: B023
+                crop="regions",
+                flip=True,
+                keep=boxes,  # noqa: B023
+                zoom=zoom,
+            )
+
+        plain, found = placed(None), placed(Zoom(share=1.0, most=3.0))
+        factor = max(found.resized[i] / plain.resized[i] for i in (0, 1))
+        assert 1 <= factor <= 3.05
+        assert placed(Zoom(share=0.0, most=3.0)) == plain
+        if factor > 1.01:
+            closer.append(factor)
+            assert all(found.resized[i] <= stored[i] + 1 for i in (0, 1))
+            whole = [
+                max(w / size[0], h / size[1])
+                for (x, y, w, h) in found.boxes(boxes)
+                if x >= -1 and y >= -1 and x + w <= size[0] + 1 and y + h <= size[1] + 1
+            ]
+            assert min(whole) < MOST_SHOWN + 0.02
+    assert len(closer) > 100
+    assert max(closer) > 2
+
+
+def test_a_zoom_shows_some_of_the_draws_closer() -> None:
+    keep: list[Box] = [(100.0, 100.0, 20.0, 20.0), (300.0, 50.0, 40.0, 30.0)]
+    zoom = Zoom(share=0.25, most=2.0)
+    drawn = [
+        Placement.draw((512, 512), (128, 128), rng(draw), crop="regions", keep=keep, zoom=zoom)
+        for draw in range(2000)
+    ]
+    wide = [p.resized[0] for p in drawn]
+    assert sum(w > 128 for w in wide) / len(wide) == pytest.approx(0.25, abs=0.03)
+    assert max(wide) <= 256
+    assert all(whole_boxes(p, keep) >= 1 for p in drawn)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (640, 480), (33, 1000), (1000, 33), (65, 64)])

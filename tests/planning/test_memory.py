@@ -13,6 +13,7 @@ from fairhuman.cli import main
 from fairhuman.config import Config, load_config
 from fairhuman.planning.memory_plan import Memory, Sizes, plan_memory
 from fairhuman.planning.plan import FROZEN_BYTES, SDXL_PARAMETERS
+from fairhuman.planning.savings import savings
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 2**30
@@ -84,6 +85,22 @@ def test_offload_moves_to_the_host_and_an_average_is_sharded(sizes: Sizes) -> No
     on = plan_memory(full("train.ema_decay=0.999"), sizes, 2)
     assert on.phases["backward"]["EMA"] == 4 * SDXL_PARAMETERS / 2
     assert not on.host
+
+
+def test_each_change_that_is_named_needs_what_is_said(
+    sizes: Sizes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    path = ROOT / "configs" / "sdxl_full.yaml"
+    peak = plan_memory(full(), sizes, 1)
+    found = savings(path, [], sizes, 1)
+    assert len(found) == 4  # three, and all
+    for words, least in found:
+        memory = plan_memory(full(*words), sizes, 1)
+        assert memory.total(memory.peak) == least < peak.total(peak.peak)
+    assert found[-1][1] == min(least for _, least in found)
+    cached = savings(path, ["data.cache=there"], sizes, 1)
+    assert not any("data.cache=FOLDER" in words for words, _ in cached)
 
 
 @pytest.mark.parametrize("method", ["lora", "controlnet", "t2i_adapter"])

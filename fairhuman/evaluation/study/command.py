@@ -184,6 +184,8 @@ def setting(plan: Study, trial: Trial) -> str:
 
 def _drawn(drawn: Drawn) -> str:
     people = f"{drawn.count} drawn people at {drawn.size} px"
+    if drawn.detail > 1:
+        people += f" of {drawn.size * drawn.detail}"
     if drawn.zoom != 1:
         people += f", {drawn.zoom:g} times their usual size"
     if drawn.hands is not None:

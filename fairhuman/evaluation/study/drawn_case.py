@@ -61,7 +61,8 @@ class DrawnCase:
         """Draw the people and fit the model, where they are not there."""
         settings = self.settings
         size, count = settings.size, settings.count
-        draw_people(self.people, count, size, TRAINED, zoom=settings.zoom, hands=settings.hands)
+        stored = size * settings.detail
+        draw_people(self.people, count, stored, TRAINED, zoom=settings.zoom, hands=settings.hands)
         if settings.model:
             return
         fitted = self.people.with_name("people-of-the-model")

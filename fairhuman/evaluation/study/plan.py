@@ -58,6 +58,8 @@ class Drawn(Section):
     """The tiny SDXL of another study (its OUT/tiny-sdxl), in place of fitting one."""
     zoom: Annotated[float, Field(ge=0.25, le=4)] = 1.0
     """How much larger than usual the people are that the arms train on; the pictures stay."""
+    detail: Annotated[int, Field(ge=1, le=8)] = 1
+    """Draw them at this many times `size`, so that `data.crop: zoom` has something to show."""
     hands: Probability | None = None
     """Share of their pictures that may show hands; null: as it comes, in four of five."""
     cell: Literal[4, 8] = 8
