@@ -14,7 +14,7 @@ from snippets import PAGES, ROOT, commands, snippets
 
 from fairhuman import cli, train
 from fairhuman.config import load_config
-from fairhuman.data.records import load_records
+from fairhuman.data.records import Reading, load_records
 from fairhuman.evaluation.study.plan import load_study
 
 OWN_LOOP = ROOT / "docs" / "own-loop.md"
@@ -127,7 +127,7 @@ def test_lines_of_metadata_are_a_data_set(tmp_path: Path) -> None:
     for line in filter(None, lines):
         Image.new("RGB", (640, 480)).save(tmp_path / json.loads(line)["file_name"])
         (tmp_path / "metadata.jsonl").write_text(f"{line}\n", encoding="utf-8")
-        records, problems = load_records(tmp_path, ("face", "hand"))
+        records, problems = load_records(tmp_path, Reading(("face", "hand")))
         assert len(records) == 1
         assert not problems
 

@@ -30,6 +30,22 @@ def rank_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def local_rank() -> int:
+    """Return this process's rank on its machine, as the launcher set it.
+
+    Where the launcher did not set their number, every rank counts as alone on its machine.
+    """
+    return int(os.environ.get("LOCAL_RANK", "0")) if local_rank_count() > 1 else 0
+
+
+def local_rank_count() -> int:
+    """Return the number of ranks on this machine, as torchrun or DeepSpeed set it, or 1."""
+    if rank_count() == 1:
+        return 1
+    told = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
+    return int(told or "1")
+
+
 def on_rank0(work: Callable[[], T]) -> T:
     """Do some work on rank 0 and return its result on every rank; a collective.
 
@@ -69,6 +85,22 @@ def agreed(work: Callable[[], T]) -> T:
     if found:
         _fail(failed, found)
     return result  # type: ignore[return-value]  # None only if T is
+
+
+def gathered(work: Callable[[], T]) -> list[T]:
+    """Do some work on every rank and return all results, by rank, on every rank; a collective.
+
+    Without a process group, on this process alone.
+
+    Raises:
+        UserError, OutputError, PeerError: as `agreed`.
+    """
+    if not dist.is_initialized():
+        return [work()]
+    found = agreed(work)
+    results: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(results, found)
+    return results
 
 
 def peer_lost(error: BaseException) -> bool:

@@ -144,6 +144,13 @@ class Data(Section):
     outside: Literal["error", "allow"] = "error"
     """Images, masks and control images outside data.root: absolute names, names with .., and links
     that lead out of it."""
+    check: Literal["full", "header", "trust"] = "full"
+    """How the files are checked before training: `full` decodes each one, `header` reads its header
+    alone. What was found is kept in an index, and a file that has not changed since, by its size
+    and time, is not opened again. `trust` does not ask for size and time either."""
+    index: PathText | None = None
+    """The index's folder; null: `.fairhuman` in data.root or, where that cannot be written, in the
+    user's cache folder."""
     crop: Literal["center", "random", "regions", "zoom"] = "center"
     """`regions` draws among the crops that keep the most faces and hands whole. `zoom` does so too,
     and shows a share of the samples closer, around one of their regions."""

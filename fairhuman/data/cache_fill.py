@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from fairhuman.common.distributed import agreed
+from fairhuman.common.distributed import agreed, gathered
 from fairhuman.common.errors import ConfigError
 from fairhuman.common.output_folder import filling
 from fairhuman.common.units import GIB
@@ -26,6 +26,7 @@ from fairhuman.data.dataset import People
 from fairhuman.data.order import Draw
 from fairhuman.data.records import Record
 from fairhuman.data.workers import from_workers
+from fairhuman.models.captions import tokenizer_texts
 from fairhuman.models.sdxl import SDXL
 
 T = TypeVar("T")
@@ -136,7 +137,7 @@ def text_digest(sdxl: SDXL) -> str:
     pipeline = sdxl.pipeline
     tokenizers = (pipeline.tokenizer, pipeline.tokenizer_2)
     told = {
-        "tokenizers": [tokenizer.backend_tokenizer.to_str() for tokenizer in tokenizers],
+        "tokenizers": tokenizer_texts(pipeline),
         "lengths": [tokenizer.model_max_length for tokenizer in tokenizers],
         "zeros": pipeline.config.force_zeros_for_empty_prompt,
     }
@@ -157,18 +158,14 @@ def _digest(models: Sequence[nn.Module], told: Mapping[str, Any]) -> str:
 
 def _shared(work: Callable[[Sequence[Any]], Sequence[T]], items: Sequence[Any]) -> list[T]:
     """Do some work on a part of the items on each rank; return all results on every rank."""
-    parts: list[Sequence[T]] = [[] for _ in range(dist.get_world_size())]
     mine = items[dist.get_rank() :: dist.get_world_size()]
-    dist.all_gather_object(parts, agreed(lambda: work(mine)))
-    return list(chain.from_iterable(parts))
+    return list(chain.from_iterable(gathered(lambda: work(mine))))
 
 
 def _files(cache: Cache, wanted: Sequence[Wanted]) -> _Files:
     """Return all files that the draws ask for; every rank goes through a part of the draws."""
-    parts = [_Files({}, {}) for _ in range(dist.get_world_size())]
-    dist.all_gather_object(parts, agreed(lambda: _files_of_rank(cache, wanted)))
     found = _Files({}, {})
-    for other in parts:
+    for other in gathered(lambda: _files_of_rank(cache, wanted)):
         found.latents.update(other.latents)
         found.captions.update(other.captions)
     return found

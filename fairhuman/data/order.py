@@ -8,10 +8,11 @@ on without replaying anything.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator
 from itertools import chain, islice
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Sampler
 
 Draw = tuple[int, int]
@@ -45,9 +46,9 @@ class Order:
 
     def __init__(
         self,
-        samples: Sequence[int],
+        samples: NDArray[np.int64],
         seed: int,
-        shows: Sequence[bool] | None = None,
+        shows: NDArray[np.bool_] | None = None,
         share: float | None = None,
     ) -> None:
         self.seed = seed
@@ -89,9 +90,9 @@ class Stream:
     every sample comes equally often.
 
     Args:
-        buckets: the bucket of each sample.
+        buckets: the bucket of each sample, [N] integers.
         seed: of the run.
-        shows: which samples show a region; needed for `share`.
+        shows: which samples show a region, [N]; needed for `share`.
         share: of the samples that show a region, in every bucket that has both kinds.
 
     Raises:
@@ -100,22 +101,23 @@ class Stream:
 
     def __init__(
         self,
-        buckets: Sequence[Hashable],
+        buckets: ArrayLike,
         seed: int,
-        shows: Sequence[bool] | None = None,
+        shows: ArrayLike | None = None,
         share: float | None = None,
     ) -> None:
+        buckets = np.asarray(buckets)
         shown = np.zeros(len(buckets), dtype=bool) if shows is None else np.asarray(shows, bool)
         if share is not None and ((share > 0 and not shown.any()) or (share < 1 and shown.all())):
             raise ValueError(f"there is no sample {'without' if shown.any() else 'with'} a region")
-        members: dict[Hashable, list[int]] = {}
-        for index, bucket in enumerate(buckets):
-            if share not in (0, 1) or shown[index] == share:
-                members.setdefault(bucket, []).append(index)
-        self.orders = [
-            Order(samples, seed, shown[samples].tolist(), share) for samples in members.values()
-        ]
-        self._counts = np.array([len(samples) for samples in members.values()])
+        samples = np.arange(len(buckets))
+        if share in (0, 1):
+            samples = samples[shown == share]
+        # In the order in which the buckets' first samples come.
+        _, first, which = np.unique(buckets[samples], return_index=True, return_inverse=True)
+        members = [samples[which == bucket] for bucket in np.argsort(first)]
+        self.orders = [Order(part, seed, shown[part], share) for part in members]
+        self._counts = np.array([len(part) for part in members])
 
     def taken(self, seen: int, size: int) -> np.ndarray:
         """Return how many samples of each bucket are behind us after `seen` of all.

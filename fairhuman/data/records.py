@@ -7,11 +7,9 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from fairhuman.common.errors import DataError
 from fairhuman.common.files import write_text
@@ -77,36 +75,39 @@ class Entry:
     """The folder that its files must be in; None: they may be anywhere."""
 
 
-def read_entries(
-    root: Path,
-    regions: Sequence[str],
-    *,
-    unannotated: str = "error",
-    columns: Mapping[str, str] | None = None,
-    conditioned: bool = False,
-    outside: str = "error",
-) -> tuple[list[Entry], list[Problem]]:
-    """Read metadata.jsonl.
+@dataclass(frozen=True)
+class Reading:
+    """How metadata.jsonl is read."""
 
-    Args:
-        root: the data set's folder.
-        regions: the regions to read, such as "face": the keys `faces` and `face_mask`.
-        unannotated: "error", or "absent" to take a missing key as "none here".
-        columns: other names of the keys, by ours.
-        conditioned: whether every line needs `conditioning_image`, which is not read otherwise.
-        outside: "error", or "allow" for files that are not in the folder.
+    regions: Sequence[str]
+    """The regions to read, such as "face": the keys `faces` and `face_mask`."""
+    unannotated: str = "error"
+    """"error", or "absent" to take a missing key as "none here"."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Other names of the keys, by ours."""
+    conditioned: bool = False
+    """Whether every line needs `conditioning_image`, which is not read otherwise."""
+    outside: str = "error"
+    """"error", or "allow" for files that are not in the folder."""
 
-    Returns:
-        The lines that can be read, in their order, and what is wrong with the others.
+    @classmethod
+    def of(cls, config: Config) -> Reading:
+        """Return how a training config reads its data set."""
+        data = config.data
+        regions = config.objectives.regions
+        conditioned = config.model.conditioned
+        return cls(regions, data.unannotated, data.columns, conditioned, data.outside)
+
+
+def iter_entries(root: Path, reading: Reading) -> Iterator[tuple[int, Entry | Problem]]:
+    """Yield the lines of metadata.jsonl: their numbers, and what they hold or what is wrong.
 
     Raises:
         DataError: the folder or its metadata.jsonl is not there or cannot be read.
     """
-    within = root if outside == "error" else None
-    entries: list[Entry] = []
-    problems: list[Problem] = []
-    seen: dict[str, str] = {}
-    names = dict(columns or {})
+    within = root if reading.outside == "error" else None
+    seen: dict[str, int] = {}
+    names = dict(reading.columns)
     path = _metadata(root)
     for number, fields in read_lines(path):
         place = f"{path}:{number}"
@@ -115,24 +116,39 @@ def read_entries(
                 raise fields
             name = _name(fields, names.get("file_name", "file_name"))
             if name in seen:
-                raise LineError(f"{shown(name)} is listed already ({seen[name]})")
-            seen[name] = place
+                raise LineError(f"{shown(name)} is listed already ({path}:{seen[name]})")
+            seen[name] = number
             caption = _string(fields, names.get("text", "text"))
             annotations = {
-                region: _annotation(fields, region, root, unannotated, names) for region in regions
+                region: _annotation(fields, region, root, reading.unannotated, names)
+                for region in reading.regions
             }
-            control = root / _name(fields, names.get(CONTROL, CONTROL)) if conditioned else None
-            entries.append(Entry(place, name, root / name, caption, annotations, control, within))
+            control = (
+                root / _name(fields, names.get(CONTROL, CONTROL)) if reading.conditioned else None
+            )
+            entry = Entry(place, name, root / name, caption, annotations, control, within)
+            yield number, entry
         except LineError as error:
-            problems.append(Problem(place, str(error)))
-    return entries, problems
+            yield number, Problem(place, str(error))
+
+
+def read_entries(root: Path, reading: Reading) -> tuple[list[Entry], list[Problem]]:
+    """Return what `iter_entries` yields: what can be read, and what is wrong with the rest."""
+    found: list[Entry] = []
+    problems: list[Problem] = []
+    for _, entry in iter_entries(root, reading):
+        if isinstance(entry, Entry):
+            found.append(entry)
+        else:
+            problems.append(entry)
+    return found, problems
 
 
 def check_entries(entries: Sequence[Entry]) -> list[Record | Problem]:
     """Open every file that the entries name, whole; return a record or a problem for each."""
     # Decoding happens in C, outside Python's lock.
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        return list(pool.map(_check, entries))
+        return list(pool.map(check_entry, entries))
 
 
 class LineError(Exception):
@@ -237,36 +253,48 @@ def _box(key: str, box: Any) -> Box:
     return (x, y, width, height)
 
 
-def _check(entry: Entry) -> Record | Problem:
+Measure = Callable[[Path, bool], tuple[int, int]]
+"""Returns the size of a picture, given its path and whether it is a mask, or raises ImageError."""
+
+
+def check_entry(entry: Entry, measure: Measure | None = None) -> Record | Problem:
+    """Check an entry against its files; by default each is opened, whole."""
+    sizes = measure or _decoded
     try:
-        size = _opened(entry, "", entry.image, open_image).size
+        size = _measured(entry, "", entry.image, False, sizes)
         for region, annotation in entry.regions.items():
             _check_boxes(region, annotation, size)
             if annotation.mask is not None:
-                _check_like(entry, f"{region}_mask: ", annotation.mask, size, open_mask)
+                _check_like(entry, f"{region}_mask: ", annotation.mask, True, size, sizes)
         if entry.conditioning:
-            _check_like(entry, f"{CONTROL}: ", entry.conditioning, size, open_image)
+            _check_like(entry, f"{CONTROL}: ", entry.conditioning, False, size, sizes)
     except LineError as error:
         return Problem(entry.place, str(error))
     return Record(entry.id, entry.image, entry.text, entry.regions, size, entry.conditioning)
 
 
-def _opened(entry: Entry, key: str, path: Path, read: Callable[[Path], Image.Image]) -> Image.Image:
-    if entry.within is not None and not _is_within(path, entry.within):
+def is_within(path: Path, folder: Path) -> bool:
+    """Return whether a file is in a folder, links followed."""
+    real, root = os.path.realpath(path), os.path.realpath(folder)
+    return real.startswith(root.rstrip(os.sep) + os.sep)
+
+
+def _decoded(path: Path, is_mask: bool) -> tuple[int, int]:
+    return (open_mask if is_mask else open_image)(path).size
+
+
+def _measured(
+    entry: Entry, key: str, path: Path, is_mask: bool, measure: Measure
+) -> tuple[int, int]:
+    if entry.within is not None and not is_within(path, entry.within):
         raise LineError(
             f"{key}{path} is not in the data's folder: move or copy it there, or set "
             "data.outside=allow"
         )
     try:
-        return read(path)
+        return measure(path, is_mask)
     except ImageError as error:
         raise LineError(f"{key}{path}: {error}") from None
-
-
-def _is_within(path: Path, folder: Path) -> bool:
-    """Return whether a file is in a folder, links followed."""
-    real, root = os.path.realpath(path), os.path.realpath(folder)
-    return real.startswith(root.rstrip(os.sep) + os.sep)
 
 
 def _check_boxes(region: str, annotation: Annotation, size: tuple[int, int]) -> None:
@@ -286,14 +314,10 @@ def _check_boxes(region: str, annotation: Annotation, size: tuple[int, int]) -> 
 
 
 def _check_like(
-    entry: Entry,
-    key: str,
-    path: Path,
-    size: tuple[int, int],
-    read: Callable[[Path], Image.Image],
+    entry: Entry, key: str, path: Path, is_mask: bool, size: tuple[int, int], measure: Measure
 ) -> None:
     """Check a picture that belongs to an image of this size."""
-    found = _opened(entry, key, path, read).size
+    found = _measured(entry, key, path, is_mask, measure)
     if found != size:
         raise LineError(
             f"{key}{path} is {found[0]} x {found[1]} px, its image {size[0]} x {size[1]}"
@@ -301,27 +325,14 @@ def _check_like(
 
 
 def load_records(
-    root: Path,
-    regions: Sequence[str],
-    *,
-    unannotated: str = "error",
-    columns: Mapping[str, str] | None = None,
-    conditioned: bool = False,
-    outside: str = "error",
-    on_error: str = "fail",
-    check: Callable[[Sequence[Entry]], list[Record | Problem]] = check_entries,
+    root: Path, reading: Reading, *, on_error: str = "fail"
 ) -> tuple[list[Record], list[Problem]]:
-    """Read and check a data set.
+    """Read a data set and open all its files, for a command; a run reads it by `data.index`.
 
     Args:
         root: the data set's folder.
-        regions: see `read_entries`; also `unannotated` and `columns`.
-        unannotated: see `read_entries`.
-        columns: see `read_entries`.
-        conditioned: see `read_entries`.
-        outside: see `read_entries`.
+        reading: how its lines are read.
         on_error: "fail", or "skip" to leave out the samples that cannot be used.
-        check: opens the files; a trainer shares the work over its ranks.
 
     Returns:
         The records in the order of metadata.jsonl, and what was left out.
@@ -329,45 +340,31 @@ def load_records(
     Raises:
         DataError: every problem, one line each (the first 20), or a data set without a sample.
     """
-    entries, problems = read_entries(
-        root,
-        regions,
-        unannotated=unannotated,
-        columns=columns,
-        conditioned=conditioned,
-        outside=outside,
-    )
-    checked = check(entries)
+    entries, problems = read_entries(root, reading)
+    checked = check_entries(entries)
     records = [found for found in checked if isinstance(found, Record)]
-    problems = problems + [found for found in checked if isinstance(found, Problem)]
+    problems += [found for found in checked if isinstance(found, Problem)]
+    refuse_unusable(root, len(records), problems, on_error)
+    return records, problems
+
+
+def refuse_unusable(root: Path, usable: int, problems: Sequence[Problem], on_error: str) -> None:
+    """Check that a data set has something to train on and, unless told to skip, nothing wrong.
+
+    Raises:
+        DataError: every problem, one line each (the first 20), or a data set without a sample.
+    """
     if problems and on_error == "fail":
         lines = [str(problem) for problem in problems[:SHOWN]]
         if len(problems) > SHOWN:
             lines.append(f"{root}: and {len(problems) - SHOWN} more")
         lines.append(f"{root}: correct these, or set data.on_error=skip to leave them out")
         raise DataError("\n".join(lines))
-    if not records:
+    if not usable:
         lines = [str(problem) for problem in problems[:SHOWN]]
         why = f"({len(problems)} left out)" if problems else f"({METADATA} is empty)"
         lines.append(f"data.root = {str(root)!r}: holds no usable sample {why}")
         raise DataError("\n".join(lines))
-    return records, problems
-
-
-def records_of(
-    config: Config, check: Callable[[Sequence[Entry]], list[Record | Problem]]
-) -> tuple[list[Record], list[Problem]]:
-    """Read and check the data set of a training config; see `load_records`."""
-    return load_records(
-        Path(config.data.root),
-        config.objectives.regions,
-        unannotated=config.data.unannotated,
-        columns=config.data.columns,
-        conditioned=config.model.conditioned,
-        outside=config.data.outside,
-        on_error=config.data.on_error,
-        check=check,
-    )
 
 
 def check_held_out(count: int, usable: int) -> None:

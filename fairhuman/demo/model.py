@@ -13,7 +13,7 @@ from fairhuman.common.files import write_text
 from fairhuman.common.images import open_image
 from fairhuman.common.pixels import to_model
 from fairhuman.common.quiet import quiet
-from fairhuman.data.records import Record, load_records
+from fairhuman.data.records import Reading, Record, load_records
 from fairhuman.data.regions import Box
 from fairhuman.demo.blurred import blurred
 from fairhuman.demo.fit import UNET_STEPS, VAE_STEPS, fit_unet, fit_vae
@@ -47,7 +47,7 @@ def make_demo_model(data: Path, out: Path, recipe: Recipe | None = None) -> None
         DataError: `data` is no data set, or is to be blurred and is not annotated.
     """
     recipe = recipe or Recipe()
-    records, _ = load_records(data, regions=("face", "hand") if recipe.blur else ())
+    records, _ = load_records(data, Reading(("face", "hand") if recipe.blur else ()))
     wanted = {
         "images": len(records),
         "captions": [records[0].text, records[-1].text],

@@ -176,16 +176,18 @@ class SDXL:
         zeroed = [zeros and text is None for text in texts]
         return Tokens(ids, torch.tensor(zeroed))
 
-    def fit_captions(self, texts: Sequence[str]) -> list[str]:
+    def fit_captions(self, counts: Sequence[int]) -> list[str]:
         """Set `chunks` to what the longest of all captions of a run needs, as far as it may.
 
         One number for the whole run: what a caption is encoded as does not depend on its batch.
 
+        Args:
+            counts: how many tokens each has; see `captions.token_counts`.
+
         Returns:
             What is worth knowing of captions that are too long, one line each.
         """
-        counts = captions.token_counts(self.pipeline, texts)
-        needed = captions.chunks_for(self.pipeline, max(counts, default=0))
+        needed = captions.chunks_for(self.pipeline, int(max(counts, default=0)))
         self.chunks = min(needed, self.most_chunks)
         one = captions.room(self.pipeline)
         read = captions.room(self.pipeline, self.chunks)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
 
 from fairhuman.common.units import GIB
 from fairhuman.config import Config
-from fairhuman.data.records import Entry, Problem, Record, check_entries, check_held_out, records_of
+from fairhuman.data.index.load import open_listing
+from fairhuman.data.records import Problem, check_entries, check_held_out, refuse_unusable
 
 HEAD = 8
 """Samples whose files are opened; the run itself opens all of them."""
@@ -20,16 +23,13 @@ def check_head(config: Config) -> int:
     Raises:
         DataError: as the run would, for what is found so early.
     """
-    listed = 0
-
-    def check(entries: Sequence[Entry]) -> list[Record | Problem]:
-        nonlocal listed
-        listed = len(entries)
-        return check_entries(entries[:HEAD])
-
-    records_of(config, check)
-    check_held_out(config.data.validation, listed)
-    return listed
+    listing = open_listing(config)
+    rows = np.flatnonzero(np.asarray(listing.column("problem").is_null()))
+    checked = check_entries([listing.entry(int(row)) for row in rows[:HEAD]])
+    problems = [*listing.problems(), *(found for found in checked if isinstance(found, Problem))]
+    refuse_unusable(listing.root, len(rows), problems, config.data.on_error)
+    check_held_out(config.data.validation, len(rows))
+    return len(rows)
 
 
 def lines(config: Config, ranks: int, listed: int) -> Iterator[str]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from fairhuman.checkpointing.manifest import Progress
-from fairhuman.common.distributed import agreed
 from fairhuman.common.errors import ConfigError
 from fairhuman.config import Config
 from fairhuman.data import cache_fill as caching
@@ -17,8 +17,10 @@ from fairhuman.data import dataset
 from fairhuman.data.buckets import Size, frame
 from fairhuman.data.cache import Cache
 from fairhuman.data.dataset import Batch, People
+from fairhuman.data.index.load import load
+from fairhuman.data.index.records import Records
+from fairhuman.data.index.tokens import caption_tokens
 from fairhuman.data.order import StepSampler, Stream, draws
-from fairhuman.data.records import Entry, Problem, Record, check_entries, records_of
 from fairhuman.data.workers import from_workers
 from fairhuman.models.sdxl import SDXL
 from fairhuman.training.validation import EPOCH, hold_out, still
@@ -34,8 +36,10 @@ class RunData:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        records, self.left_out = records_of(config, _check_shared)
-        self.trained, self.held_out = hold_out(records, config.data.validation, config.train.seed)
+        self.usable, self.left_out = load(config)
+        held_out = hold_out(self.usable.ids(), config.data.validation, config.train.seed)
+        self.trained = self.usable.select(np.flatnonzero(~held_out))
+        self.held_out = self.usable.select(np.flatnonzero(held_out))
         _check_best(self.held_out, config)
         self.stream = _stream(self.trained, config)
         self.global_batch = (
@@ -55,11 +59,11 @@ class RunData:
             say: told what is built; None on all ranks but one.
         """
         config = self.config
-        records = [*self.trained, *self.held_out]
-        self._long_captions = sdxl.fit_captions([record.text for record in records])
+        counts = caption_tokens(self.usable, sdxl.pipeline)
+        self._long_captions = sdxl.fit_captions(counts.tolist())
         if config.data.cache is None:
             return
-        self._cache = caching.open_cache(Path(config.data.cache), records, sdxl)
+        self._cache = caching.open_cache(Path(config.data.cache), self.usable, sdxl)
         coming = draws(
             self.stream,
             seen=progress.samples_seen,
@@ -108,14 +112,14 @@ class RunData:
         return People(self.trained, regions, config.data, seed, sdxl.cell, self._cache)
 
     def _bucket_lines(self) -> Iterator[str]:
-        counts: Counter[Size] = Counter(
-            frame(record.size, self.config.data) for record in self.trained
-        )
+        frames, buckets = _buckets(self.trained, self.config)
+        counts = np.bincount(buckets).tolist()
         listed = [
-            f"{width} x {height}: {count}" for (width, height), count in sorted(counts.items())
+            f"{width} x {height}: {count}"
+            for (width, height), count in sorted(zip(frames, counts, strict=True))
         ]
         yield f"samples by bucket: {', '.join(listed)}"
-        if small := sum(count < self.global_batch for count in counts.values()):
+        if small := sum(count < self.global_batch for count in counts):
             yield (
                 f"{small} of {len(counts)} buckets have fewer samples than the global batch of "
                 f"{self.global_batch}: their steps repeat samples, with other noise; a larger "
@@ -123,19 +127,7 @@ class RunData:
             )
 
 
-def _check_shared(entries: Sequence[Entry]) -> list[Record | Problem]:
-    """Open the files of the data set, each on one rank, and tell all ranks."""
-    ranks = dist.get_world_size()
-    parts: list[list[Record | Problem]] = [[] for _ in range(ranks)]
-    mine = agreed(lambda: check_entries(entries[dist.get_rank() :: ranks]))
-    dist.all_gather_object(parts, mine)
-    merged: list[Record | Problem] = []
-    for index in range(len(entries)):
-        merged.append(parts[index % ranks][index // ranks])
-    return merged
-
-
-def _check_best(held_out: Sequence[Record], config: Config) -> None:
+def _check_best(held_out: Records, config: Config) -> None:
     """Check that some held-out image shows what train.keep_best asks for."""
     if config.train.keep_best is None:
         return
@@ -149,10 +141,18 @@ def _check_best(held_out: Sequence[Record], config: Config) -> None:
         )
 
 
-def _stream(records: Sequence[Record], config: Config) -> Stream:
-    shows = [any(a.boxes or a.mask for a in record.regions.values()) for record in records]
-    frames = [frame(record.size, config.data) for record in records]
+def _buckets(records: Records, config: Config) -> tuple[list[Size], NDArray[np.int64]]:
+    """Return the sizes in which records are trained, and the place there of each record's."""
+    stored, which = np.unique(records.sizes, axis=0, return_inverse=True)
+    frames = [frame((width, height), config.data) for width, height in stored.tolist()]
+    sizes = sorted(set(frames))
+    places = np.array([sizes.index(size) for size in frames])
+    return sizes, places[which.reshape(-1)]
+
+
+def _stream(records: Records, config: Config) -> Stream:
+    _, buckets = _buckets(records, config)
     try:
-        return Stream(frames, config.train.seed, shows, config.data.region_share)
+        return Stream(buckets, config.train.seed, records.shows(), config.data.region_share)
     except ValueError as error:
         raise ConfigError(f"data.region_share = {config.data.region_share}: {error}") from None

@@ -7,11 +7,14 @@ what it loses in composition (much) do not show in their mean.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import heapq
+from collections.abc import Collection, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fairhuman.common.distributed import agreed
@@ -28,24 +31,28 @@ from fairhuman.training.objectives import RegionObjectives
 EPOCH = -1
 
 
-def hold_out(records: Sequence[Record], count: int, seed: int) -> tuple[list[Record], list[Record]]:
-    """Split records into those to train on and `count` held out.
+def hold_out(ids: Collection[str], count: int, seed: int) -> NDArray[np.bool_]:
+    """Return which `count` of some records are held out of training, [N].
 
-    Which are held out depends on (seed, file name) alone, so adding images moves few others.
+    That depends on (seed, file name) alone, so adding images moves few others.
+
+    Args:
+        ids: the records' file names.
+        count: how many.
+        seed: of the run.
 
     Raises:
         DataError: nothing would be left to train on.
     """
-    check_held_out(count, len(records))
+    check_held_out(count, len(ids))
 
-    def key(record: Record) -> bytes:
-        return hashlib.blake2b(f"{seed}\0{record.id}".encode(), digest_size=16).digest()
+    def key(name: str) -> bytes:
+        return hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=16).digest()
 
-    held = {record.id for record in sorted(records, key=key)[:count]}
-    return (
-        [record for record in records if record.id not in held],
-        [record for record in records if record.id in held],
-    )
+    held = np.zeros(len(ids), dtype=bool)
+    first = heapq.nsmallest(count, ((key(name), place) for place, name in enumerate(ids)))
+    held[[place for _, place in first]] = True
+    return held
 
 
 def still(

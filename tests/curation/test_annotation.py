@@ -26,7 +26,7 @@ from fairhuman.curation.annotation.detector import DetectorChoice, Region
 from fairhuman.curation.annotation.journal import NAME
 from fairhuman.curation.geometry import around, draw_outlines, hull, iou, merge, windows
 from fairhuman.data.folder import find_images
-from fairhuman.data.records import load_records
+from fairhuman.data.records import Reading, load_records
 from fairhuman.data.regions import Box
 
 FACE, HAND = (10, 12, 20, 24), (50, 40, 16, 12)
@@ -83,7 +83,7 @@ def test_a_folder_becomes_a_data_set_and_a_second_run_changes_nothing(folder: Pa
     assert mask.shape == (80, 100)
     assert mask[40:52, 50:66].min() == 255
     assert mask.sum() / 255 < 2 * 16 * 12
-    records, left_out = load_records(folder, ["face", "hand"])
+    records, left_out = load_records(folder, Reading(("face", "hand")))
     assert (len(records), left_out) == (3, [])
     before = (folder / "metadata.jsonl").read_bytes()
     again = run(folder)
@@ -253,7 +253,7 @@ def test_bad_images_are_handled_or_named_and_left_out(folder: Path) -> None:
     assert len(said) == 4
     assert found["deep.png"]["faces"] == []  # read, but grey: no face in the detector's colour
     assert not list(folder.rglob("*.partial"))
-    records, _ = load_records(folder, ["face", "hand"])
+    records, _ = load_records(folder, Reading(("face", "hand")))
     assert len(records) == 10
 
 

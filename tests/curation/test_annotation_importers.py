@@ -19,7 +19,7 @@ from fairhuman.curation.importers import common
 from fairhuman.curation.importers.masks import import_masks
 from fairhuman.curation.importers.openpose import import_openpose
 from fairhuman.curation.importers.yolo import import_yolo
-from fairhuman.data.records import load_records
+from fairhuman.data.records import Reading, load_records
 
 SIZE = (200, 100)
 FACE, LEFT, RIGHT = (20.0, 10.0, 40.0, 30.0), (80.0, 50.0, 10.0, 20.0), (150.0, 60.0, 20.0, 10.0)
@@ -104,7 +104,7 @@ def test_keypoints_become_boxes_around_them(images: Path, tmp_path: Path, form: 
         grow = 0.1 * max(box[2:])
         expected = (box[0] - grow, box[1] - grow, box[2] + 2 * grow, box[3] + 2 * grow)
         np.testing.assert_allclose(found, expected, atol=0.02)
-    assert len(load_records(tmp_path / "out", ["face", "hand"])[0]) == 1
+    assert len(load_records(tmp_path / "out", Reading(("face", "hand")))[0]) == 1
 
 
 def test_unsure_keypoints_make_no_box_and_hands_nobody_looked_for_are_not_annotated(
@@ -204,7 +204,7 @@ def test_masks_are_taken_by_name_and_as_grey(images: Path, masks: Path, tmp_path
     assert row == {"file_name": "a.jpg", "text": "a caption", "hand_mask": "masks/hand/a.png"}
     mask = np.asarray(open_mask(tmp_path / "out" / row["hand_mask"]))
     assert mask.sum() == 10 * 20 * 255
-    assert len(load_records(tmp_path / "out", ["hand"])[0]) == 1
+    assert len(load_records(tmp_path / "out", Reading(("hand",)))[0]) == 1
 
 
 def test_black_regions_are_noticed_and_can_be_turned(

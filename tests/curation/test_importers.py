@@ -12,7 +12,7 @@ from PIL import Image
 from fairhuman.cli import main
 from fairhuman.common.errors import DataError
 from fairhuman.curation.importers.coco_wholebody import import_coco_wholebody
-from fairhuman.data.records import load_records
+from fairhuman.data.records import Reading, load_records
 
 
 def person(image: int, **boxes: Any) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def test_valid_boxes_are_taken_cut_to_the_image_and_crowds_left_out(coco: Path) 
         },
         {"file_name": "2.jpg", "text": "zwei ü", "faces": [], "hands": [[0.0, 3.0, 5.12, 4.0]]},
     ]
-    records, left_out = load_records(coco / "out", ["face", "hand"])
+    records, left_out = load_records(coco / "out", Reading(("face", "hand")))
     assert len(records) == 2
     assert not left_out
 

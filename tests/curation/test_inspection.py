@@ -26,7 +26,7 @@ from fairhuman.curation.inspection.page import render
 from fairhuman.curation.inspection.rows import Inspection
 from fairhuman.curation.inspection.thumbnails import SIDE
 from fairhuman.data.dataset import People
-from fairhuman.data.records import load_records
+from fairhuman.data.records import Reading, load_records
 
 CONFIG = """
 model: {pretrained: none}
@@ -230,7 +230,7 @@ def test_train_view_shows_what_the_trainer_gets(people: Path, tmp_path: Path) ->
     )
     assert len(shown) == 24
     data = Data(root=str(people), resolution=64, crop="random", flip=True, mask_margin=2)
-    records, _ = load_records(people, ["face", "hand"])
+    records, _ = load_records(people, Reading(("face", "hand")))
     trainer = People(records, ["face", "hand"], data, seed=3, cell=CELL)
     by_name = {record.id: index for index, record in enumerate(records)}
     for content, name in shown:

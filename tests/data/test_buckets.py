@@ -13,7 +13,7 @@ from PIL import Image
 from fairhuman.config import Data
 from fairhuman.data.buckets import frame, sizes
 from fairhuman.data.dataset import People, collate
-from fairhuman.data.records import load_records
+from fairhuman.data.records import Reading, load_records
 
 
 @pytest.mark.parametrize(("resolution", "step"), [(1024, 64), (1024, 8), (512, 32), (64, 8)])
@@ -59,7 +59,7 @@ def test_samples_have_their_bucket_s_shape_and_masks_that_follow(tmp_path: Path)
     data = Data(
         root=str(tmp_path), resolution=128, buckets=True, bucket_step=8, mask_margin=0, flip=True
     )
-    records, _ = load_records(tmp_path, ["face", "hand"])
+    records, _ = load_records(tmp_path, Reading(("face", "hand")))
     people = People(records, ["face", "hand"], data, seed=0, cell=8)
     batch = collate([people[epoch, index] for epoch in range(4) for index in range(2)])
     width, height = frame((300, 160), data)

@@ -18,7 +18,7 @@ from fairhuman.common.images import open_image
 from fairhuman.config import Data
 from fairhuman.data.dataset import Batch, People, collate, steps
 from fairhuman.data.order import Draw, StepSampler, Stream, generator, permutation
-from fairhuman.data.records import Record, load_records, write_metadata
+from fairhuman.data.records import Reading, Record, load_records, write_metadata
 
 REGIONS = ["face", "hand"]
 
@@ -42,9 +42,9 @@ def broken(people: Path, tmp_path: Path) -> Callable[..., Path]:
     return build
 
 
-def error(root: Path, **settings: Any) -> str:
+def error(root: Path, on_error: str = "fail", **settings: Any) -> str:
     with pytest.raises(DataError) as caught:
-        load_records(root, REGIONS, **settings)
+        load_records(root, Reading(REGIONS, **settings), on_error=on_error)
     return str(caught.value)
 
 
@@ -91,7 +91,7 @@ def test_a_mistake_names_file_and_line_and_can_be_left_out(
     message = error(root)
     assert f"{root / 'metadata.jsonl'}:2: " in message
     assert expected in message
-    records, left_out = load_records(root, REGIONS, on_error="skip")
+    records, left_out = load_records(root, Reading(REGIONS), on_error="skip")
     assert (len(records), len(left_out)) == (23, 1)
 
 
@@ -116,7 +116,7 @@ def test_an_absent_or_empty_data_set_is_named(tmp_path: Path) -> None:
 
 def test_a_missing_key_can_be_taken_as_none_here(broken: Callable[..., Path]) -> None:
     root = broken(MISTAKES["not annotated"][0])
-    records, _ = load_records(root, REGIONS, unannotated="absent")
+    records, _ = load_records(root, Reading(REGIONS, unannotated="absent"))
     assert records[1].regions["hand"].boxes == ()
     assert records[1].regions["hand"].mask is None
 
@@ -128,7 +128,7 @@ def test_columns_can_have_other_names(people: Path, tmp_path: Path) -> None:
     write_metadata(
         root, [{renamed.get(key, key): value for key, value in row.items()} for row in rows(root)]
     )
-    records, _ = load_records(root, REGIONS, columns=renamed)
+    records, _ = load_records(root, Reading(REGIONS, columns=renamed))
     assert [record.text for record in records] == [row["text"] for row in rows(people)]
     assert any(record.regions["face"].mask for record in records)
 
@@ -258,7 +258,7 @@ def test_a_share_holds_in_every_bucket_and_drops_what_it_excludes() -> None:
 
 
 def dataset(people: Path, **settings: Any) -> People:
-    records, _ = load_records(people, REGIONS)
+    records, _ = load_records(people, Reading(REGIONS))
     data = Data(root=str(people), resolution=64, mask_margin=0, **settings)
     return People(records, REGIONS, data, seed=0, cell=8)
 
@@ -317,7 +317,7 @@ def test_loading_in_workers_gives_the_same_batches(people: Path, workers: int) -
 
 
 def test_records_are_in_the_order_of_the_file(people: Path) -> None:
-    records, left_out = load_records(people, REGIONS)
+    records, left_out = load_records(people, Reading(REGIONS))
     assert not left_out
     assert [record.id for record in records] == [row["file_name"] for row in rows(people)]
     assert all(isinstance(record, Record) and record.size == (64, 64) for record in records)

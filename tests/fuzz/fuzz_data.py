@@ -27,7 +27,7 @@ from fairhuman.config import Data
 from fairhuman.curation.inspection.inspect import View, inspect
 from fairhuman.curation.inspection.page import render
 from fairhuman.data.dataset import People
-from fairhuman.data.records import load_records
+from fairhuman.data.records import Reading, load_records
 
 FOLDERS = int(os.environ.get("FUZZ_FOLDERS", "2000"))
 SEED = int(os.environ.get("FUZZ_SEED", "18"))
@@ -151,9 +151,8 @@ def folders(draw: st.DrawFn) -> Folder:
 def use(root: Path, data: Data) -> None:
     """Do with a data set what a trainer and `inspect` do; raise DataError where they refuse it."""
     regions = ["face", "hand"]
-    records, _ = load_records(
-        root, regions, unannotated=data.unannotated, on_error=data.on_error, outside=data.outside
-    )
+    reading = Reading(regions, unannotated=data.unannotated, outside=data.outside)
+    records, _ = load_records(root, reading, on_error=data.on_error)
     people = People(records, regions, data, 0, 8)
     for index in range(len(people)):
         batch = people[1, index]

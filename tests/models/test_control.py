@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fairhuman.common.errors import ConfigError, DataError, UserError
 from fairhuman.config import Data, Model
 from fairhuman.data.dataset import People, collate
-from fairhuman.data.records import load_records, write_metadata
+from fairhuman.data.records import Reading, load_records, write_metadata
 from fairhuman.models.control import load_adapter, load_controlnet
 from fairhuman.models.generate import Sampling, Source, generate
 from fairhuman.models.method import Method, make_method, save
@@ -150,7 +150,7 @@ def test_a_control_image_goes_the_way_of_its_image(conditioned: Path) -> None:
     found = [json.loads(line) for line in (conditioned / "metadata.jsonl").read_text().splitlines()]
     write_metadata(conditioned, [{**row, "conditioning_image": row["file_name"]} for row in found])
     data = Data(root=str(conditioned), resolution=48 // 8 * 8 + 16, crop="random", flip=True)
-    records, _ = load_records(conditioned, ["face", "hand"], conditioned=True)
+    records, _ = load_records(conditioned, Reading(("face", "hand"), conditioned=True))
     people = People(records, ["face", "hand"], data, seed=0, cell=8)
     batch = collate([people[epoch, index] for epoch in range(5) for index in range(6)])
     assert batch.control is not None
@@ -160,7 +160,7 @@ def test_a_control_image_goes_the_way_of_its_image(conditioned: Path) -> None:
 
 def test_control_images_are_dropped_at_the_asked_rate(conditioned: Path) -> None:
     data = Data(root=str(conditioned), resolution=64, condition_dropout=0.3)
-    records, _ = load_records(conditioned, ["face", "hand"], conditioned=True)
+    records, _ = load_records(conditioned, Reading(("face", "hand"), conditioned=True))
     people = People(records, ["face", "hand"], data, seed=0, cell=8)
     dropped = []
     for epoch in range(60):
@@ -186,8 +186,8 @@ def test_a_wrong_control_image_is_named(
     Image.new("RGB", (8, 8)).save(conditioned / "small.png")
     write_metadata(conditioned, [found[0], {**found[1], **change}])
     with pytest.raises(DataError, match=f"metadata.jsonl:2: .*{message}"):
-        load_records(conditioned, ["face", "hand"], conditioned=True)
-    assert len(load_records(conditioned, ["face", "hand"])[0]) == 2
+        load_records(conditioned, Reading(("face", "hand"), conditioned=True))
+    assert len(load_records(conditioned, Reading(("face", "hand")))[0]) == 2
 
 
 @pytest.mark.parametrize("name", METHODS)

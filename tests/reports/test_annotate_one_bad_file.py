@@ -18,7 +18,7 @@ from fairhuman.common.errors import DataError, OutputError
 from fairhuman.common.lock import FolderLock
 from fairhuman.curation.annotation.annotate import Annotated, annotate
 from fairhuman.curation.annotation.detector import Detection, DetectorChoice, Region
-from fairhuman.data.records import load_records
+from fairhuman.data.records import Reading, load_records
 
 FORMATS = {
     ".avif": "AVIF",
@@ -77,7 +77,7 @@ def test_a_bad_file_stops_only_itself(tmp_path: Path, jobs: int) -> None:
     assert "b.heic: .heic pictures are not opened: convert it to .jpg or .png" in (
         str(problem) for problem in done.left_out
     )
-    assert len(load_records(tmp_path, ["face", "hand"])[0]) == 3
+    assert len(load_records(tmp_path, Reading(("face", "hand")))[0]) == 3
 
 
 def test_a_file_that_is_deleted_meanwhile_is_left_out(

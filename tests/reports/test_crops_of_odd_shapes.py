@@ -13,7 +13,7 @@ from PIL import Image
 from fairhuman.config import Data
 from fairhuman.curation.inspection.inspect import View, inspect
 from fairhuman.data.dataset import People
-from fairhuman.data.records import load_records
+from fairhuman.data.records import Reading, load_records
 from fairhuman.data.regions import Box, cut, rasterize
 from fairhuman.data.transform import Placement, grey
 
@@ -22,7 +22,7 @@ def people(root: Path, size: tuple[int, int], data: dict[str, object], **row: ob
     Image.effect_noise(size, 80).convert("RGB").save(root / "a.png")
     fields = {"file_name": "a.png", "text": "x", "faces": [], "hands": []} | row
     (root / "metadata.jsonl").write_text(json.dumps(fields))
-    records, _ = load_records(root, ["face", "hand"])
+    records, _ = load_records(root, Reading(("face", "hand")))
     return People(records, ["face", "hand"], Data(root=str(root), **data), 0, 8)  # type: ignore[arg-type]
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from fairhuman.cli import main
 from fairhuman.common.errors import DataError
 from fairhuman.curation.inspection.inspect import View, inspect
-from fairhuman.data.records import load_records
+from fairhuman.data.records import Reading, load_records
 
 GOOD: dict[str, Any] = {"file_name": "a.png", "text": "x", "faces": [], "hands": []}
 
@@ -72,12 +72,12 @@ def test_a_bad_line_is_named_left_out_and_cut(name: str, tmp_path: Path) -> None
     good = json.dumps(GOOD).encode()
     root = data_set(tmp_path, good, bad, line(file_name="c.png"))
     with pytest.raises(DataError) as raised:
-        load_records(root, ["face", "hand"])
+        load_records(root, Reading(("face", "hand")))
     first = str(raised.value).splitlines()[0]
     assert first.startswith(f"{root}/metadata.jsonl:2: ")
     assert reason in first
     assert len(first) < 1000
-    records, problems = load_records(root, ["face", "hand"], on_error="skip")
+    records, problems = load_records(root, Reading(("face", "hand")), on_error="skip")
     assert [record.id for record in records] == ["a.png", "c.png"]
     assert len(problems) == 1
     assert inspect(root, View.plain(root, 64)).by_kind()["unusable"]
@@ -87,7 +87,7 @@ def test_a_line_ends_where_a_newline_is_and_nowhere_else(tmp_path: Path) -> None
     odd = "one\u2028two\u0085three\x0bfour\r"
     text = json.dumps(GOOD | {"text": odd}, ensure_ascii=False).encode()
     root = data_set(tmp_path, text.replace(b"\\u000b", b"\\u000b"), line())
-    records, _ = load_records(root, ["face", "hand"])
+    records, _ = load_records(root, Reading(("face", "hand")))
     assert [record.text for record in records] == [odd, "x"]
     names = {sample.name for sample in inspect(root, View.plain(root, 64)).samples}
     assert names == {"a.png", "b.png", "c.png"}
@@ -96,7 +96,7 @@ def test_a_line_ends_where_a_newline_is_and_nowhere_else(tmp_path: Path) -> None
 def test_nothing_usable_says_why(tmp_path: Path) -> None:
     root = data_set(tmp_path, raw("[[0.4, 0.2, 0.2, 0.25]]"))
     with pytest.raises(DataError, match=r"shares(.|\n)*no usable sample \(1 left out\)"):
-        load_records(root, ["face", "hand"], on_error="skip")
+        load_records(root, Reading(("face", "hand")), on_error="skip")
 
 
 def test_inspect_finds_odd_captions_and_ends_by_its_code(
@@ -119,4 +119,4 @@ def test_inspect_finds_odd_captions_and_ends_by_its_code(
 def test_a_metadata_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     for root in (tmp_path / "nothing", tmp_path / ("x" * 300), tmp_path):
         with pytest.raises(DataError, match=r"there is no such folder|cannot be read|holds no"):
-            load_records(root, ["face"])
+            load_records(root, Reading(("face",)))

@@ -11,7 +11,7 @@ from PIL import Image
 from fairhuman.common.errors import DataError
 from fairhuman.config import Data
 from fairhuman.curation.inspection.inspect import View, inspect
-from fairhuman.data.records import load_records
+from fairhuman.data.records import Reading, load_records
 
 
 @pytest.fixture
@@ -49,10 +49,10 @@ def test_a_file_outside_is_refused_unless_allowed(root: Path, key: str, way: str
     row |= {"conditioning_image": "in.png", key: name}
     (root / "metadata.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(DataError, match=r"metadata.jsonl:1: .*data.outside=allow"):
-        load_records(root, ["face", "hand"], conditioned=True)
+        load_records(root, Reading(("face", "hand"), conditioned=True))
     if way == "above":
         return  # no such file from here
-    load_records(root, ["face", "hand"], conditioned=True, outside="allow")
+    load_records(root, Reading(("face", "hand"), conditioned=True, outside="allow"))
     if key == "conditioning_image":
         return
     assert "unusable" in inspect(root, View(Data(root=str(root), resolution=64))).by_kind()
@@ -67,4 +67,4 @@ def test_a_folder_that_is_a_link_and_links_within_it_are_inside(root: Path) -> N
         for name in ("in.png", "own.png", "sub/../in.png", str(root / "in.png"))
     ]
     (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert len(load_records(root, ["face", "hand"])[0]) == 4
+    assert len(load_records(root, Reading(("face", "hand")))[0]) == 4

@@ -82,6 +82,10 @@ def test_chunks_are_kohya_s(model: Path, chunks: int, words: int) -> None:
     torch.testing.assert_close(found.pooled, pooled, rtol=1e-5, atol=1e-5)
 
 
+def fit(sdxl: SDXL, texts: list[str]) -> list[str]:
+    return sdxl.fit_captions(captions.token_counts(sdxl.pipeline, texts))
+
+
 def test_one_chunk_is_what_diffusers_does(model: Path) -> None:
     sdxl = load(model)
     for text in (SHORT, LONG):
@@ -97,12 +101,12 @@ def test_the_run_s_longest_caption_sets_the_chunks_of_all(model: Path) -> None:
     count = captions.token_counts(load(model).pipeline, [LONG])[0]
     assert 150 < count <= 225
     cut = load(model)
-    (line,) = cut.fit_captions(texts)
+    (line,) = fit(cut, texts)
     assert cut.chunks == 1
     assert line.startswith(f"1 of 2 captions are longer than 75 tokens (the longest has {count})")
     assert "model.long_captions=chunk" in line
     chunked = load(model, long_captions="chunk")
-    (line,) = chunked.fit_captions(texts)
+    (line,) = fit(chunked, texts)
     assert chunked.chunks == 3
     assert "3 chunks" in line
     both, alone = chunked.encode_captions(texts), chunked.encode_captions([SHORT])
@@ -111,18 +115,18 @@ def test_the_run_s_longest_caption_sets_the_chunks_of_all(model: Path) -> None:
     assert dropped.embeds.shape == alone.embeds.shape
     assert not dropped.embeds.any()
     limited = load(model, long_captions="chunk", caption_chunks=2)
-    lines = limited.fit_captions(texts)
+    lines = fit(limited, texts)
     assert limited.chunks == 2
     assert "longer than 150 tokens" in lines[1]
     assert "model.caption_chunks" in lines[1]
-    assert chunked.fit_captions([SHORT]) == []
+    assert fit(chunked, [SHORT]) == []
     assert chunked.chunks == 1
 
 
 def test_the_cache_of_captions_knows_the_chunks(model: Path) -> None:
     sdxl = load(model, long_captions="chunk")
     before, size = text_digest(sdxl), sdxl.prompt_bytes()
-    sdxl.fit_captions([LONG])
+    fit(sdxl, [LONG])
     assert text_digest(sdxl) != before
     prompt = sdxl.encode_captions([LONG])
     assert sdxl.prompt_bytes() == sum(t.numel() * t.itemsize for t in prompt) > size
@@ -132,7 +136,7 @@ def test_trained_text_encoders_read_the_same_chunks(model: Path) -> None:
     settings: dict[str, Any] = {"method": "lora", "lora": Lora(rank=2, text_encoders=True)}
     trained, frozen = load(model, long_captions="chunk", **settings), load(model)
     method = make_method(trained, Model(pretrained=str(model), **settings), seed=0)
-    trained.fit_captions([LONG])
+    fit(trained, [LONG])
     frozen.chunks = trained.chunks
     noisy, steps = torch.randn(2, 4, 8, 8), torch.tensor([10, 500])
     time_ids = torch.tensor([[64.0, 64, 0, 0, 64, 64]]).repeat(2, 1)

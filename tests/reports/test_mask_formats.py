@@ -19,7 +19,7 @@ from fairhuman.config import Data
 from fairhuman.curation.importers.masks import import_masks
 from fairhuman.curation.inspection.inspect import View, inspect
 from fairhuman.data.dataset import People
-from fairhuman.data.records import load_records
+from fairhuman.data.records import Reading, load_records
 
 REGION = np.zeros((64, 64), dtype=np.uint8)
 REGION[16:48, 16:48] = 1
@@ -173,7 +173,7 @@ def test_training_import_and_inspect_read_masks_the_same(tmp_path: Path) -> None
         lines.append({"file_name": file, "text": name, "face_mask": f"mask_{file}", "hands": []})
     (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
 
-    records, problems = load_records(root, ["face", "hand"], on_error="skip")
+    records, problems = load_records(root, Reading(("face", "hand")), on_error="skip")
     assert [record.text for record in records] == [name for name in cases if name != "unclear"]
     assert "face_mask" in problems[0].message
     data = Data(root=str(root), resolution=64)

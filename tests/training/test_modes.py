@@ -182,7 +182,7 @@ def real_steps(
 ) -> list[tuple[list[float | None], Balance]]:
     """Three steps of two micro-batches, measured at the first and the last."""
     from fairhuman.data.dataset import People, collate
-    from fairhuman.data.records import load_records
+    from fairhuman.data.records import Reading, load_records
     from fairhuman.models.sdxl import SDXL
     from fairhuman.training.denoising import Denoising
     from fairhuman.training.step import TrainingStep, make_balancer
@@ -197,7 +197,7 @@ def real_steps(
     engine = make_engine(config, sdxl.unet.train())
     balancer = make_balancer(config, engine)
     step = TrainingStep(engine, Denoising(sdxl, config, device), balancer)
-    records, _ = load_records(people, REGIONS)
+    records, _ = load_records(people, Reading(REGIONS))
     samples = People(records, REGIONS, config.data, 0, sdxl.cell)
     found = []
     for number in range(3):

@@ -46,14 +46,14 @@ def config_of(people: Path, model: Path, reduction: str) -> Config:
 
 
 def parts_of(people: Path, model: Path, reduction: str) -> tuple[Any, Any]:
-    from fairhuman.data.records import load_records
+    from fairhuman.data.records import Reading, load_records
     from fairhuman.models.sdxl import SDXL
     from fairhuman.training.denoising import Denoising
     from fairhuman.training.validation import Validation, still
 
     config, device = config_of(people, model, reduction), torch.device("cpu")
     sdxl = SDXL.load(config.model, torch.float32, device)
-    records, _ = load_records(people, REGIONS)
+    records, _ = load_records(people, Reading(REGIONS))
     return sdxl, Validation(
         still(records[:7], config, sdxl.cell),
         Denoising(sdxl, config, device),

@@ -20,7 +20,7 @@ from fairhuman.common.images import open_image
 from fairhuman.curation.annotation.detector import REGIONS, Detection, DetectorChoice, Region
 from fairhuman.curation.geometry import iou
 from fairhuman.curation.importers.coco_wholebody import import_coco_wholebody
-from fairhuman.data.records import load_records
+from fairhuman.data.records import Reading, load_records
 from fairhuman.data.regions import Box
 
 OVERLAPS = (0.3, 0.5)
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder) / "truth"
             import_coco_wholebody(args.annotations, args.images, root)
-            records, _ = load_records(root, REGIONS)
+            records, _ = load_records(root, Reading(REGIONS))
             images = [open_image(record.image) for record in records]
     except UserError as error:
         print(error, file=sys.stderr)

@@ -32,7 +32,7 @@ from fairhuman.data.buckets import frame
 from fairhuman.data.dataset import People
 from fairhuman.data.folder import find_images, named_files, open_photograph, scan_rows
 from fairhuman.data.order import generator
-from fairhuman.data.records import Entry, Problem, Record, check_entries, read_entries
+from fairhuman.data.records import Entry, Problem, Reading, Record, check_entries, read_entries
 from fairhuman.data.transform import Placement
 from fairhuman.models.captions import Tokenizers, room, token_counts
 
@@ -84,9 +84,8 @@ def inspect(root: Path, view: View) -> Inspection:
         DataError: the folder or its metadata.jsonl is not there, or names no image.
     """
     columns = view.data.columns
-    entries, problems = read_entries(
-        root, view.regions, unannotated="absent", columns=columns, outside=view.data.outside
-    )
+    reading = Reading(view.regions, "absent", columns, outside=view.data.outside)
+    entries, problems = read_entries(root, reading)
     if not entries and not problems:
         raise DataError(f"{root}: metadata.jsonl names no image")
     rows = {row["file_name"]: row for row in _rows(root, view)}

@@ -21,6 +21,7 @@ from fairhuman.evaluation.study.plan import Study
 from fairhuman.evaluation.study.trials import STAMP, Trial
 
 LOG = "log.txt"
+_RANKS = ("RANK", "LOCAL_RANK", "LOCAL_SIZE", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 LAST = 4
 """Lines of a failed run's log that are shown."""
 PORT = 29600
@@ -152,11 +153,7 @@ class Runner:
 
     def _environment(self) -> dict[str, str]:
         # Each rank alone: a launcher above us would have its variables inherited.
-        inherited = {
-            key: value
-            for key, value in os.environ.items()
-            if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-        }
+        inherited = {key: value for key, value in os.environ.items() if key not in _RANKS}
         share = max(1, (os.cpu_count() or 1) // (self.study.jobs * self.study.ranks))
         return {"OMP_NUM_THREADS": str(share), **inherited}
 

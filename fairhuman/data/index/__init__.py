@@ -1,0 +1,14 @@
+"""What is known of a data set's files, kept on disk, so that a run's start need not open them.
+
+In the index's folder:
+
+- `listing-KEY.arrow`: the lines of metadata.jsonl, read and checked; KEY is a digest of its bytes
+  and of how they are read;
+- `images.arrow`, `masks.arrow`: a row per file that was opened as one and found usable: its size
+  in bytes and time of change then, its width and height. A file that has changed since is opened
+  again;
+- `images-*.arrow`, `masks-*.arrow`: rows that are not in there yet, of a check that was stopped;
+- `tokens-KEY.npy`: how many tokens each caption has.
+
+All are memory-mapped: the processes of a machine share one copy in memory.
+"""

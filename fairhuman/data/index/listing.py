@@ -1,0 +1,220 @@
+"""The lines of metadata.jsonl as an Arrow table on disk, read once and memory-mapped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from fairhuman.common.errors import DataError
+from fairhuman.common.files import as_output_error, replacing
+from fairhuman.data.records import METADATA, Entry, Problem, Reading, Record, iter_entries
+from fairhuman.data.regions import Annotation, Box
+
+VERSION = 1
+"""To be raised when lines come to be read otherwise."""
+KEPT = 4
+"""Listings of a data set that are kept: of other settings, or of its metadata.jsonl before."""
+CHUNK = 2**14
+"""Lines that are in memory while a listing is written."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """Which lines are read, and how."""
+
+    digest: str
+    lines: int
+    """Of metadata.jsonl; for the progress bar alone."""
+
+
+class Listing:
+    """The lines of one metadata.jsonl as they are read by one `Reading`."""
+
+    def __init__(self, path: Path, root: Path, reading: Reading) -> None:
+        self.path, self.root, self.reading = path, root, reading
+        self.table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        # Of the table's chunks; a row is found by bisection.
+        self._starts = np.cumsum([0, *(len(batch) for batch in self.table.to_batches())])
+        self._batches = self.table.to_batches()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Listing, (self.path, self.root, self.reading)
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def column(self, name: str) -> Any:
+        """Return a column, a ChunkedArray."""
+        return self.table.column(name)
+
+    def masks(self) -> list[str]:
+        """Return the columns that name masks."""
+        return [_mask(region) for region in self.reading.regions]
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what is wrong with the lines that cannot be read."""
+        for start, batch in zip(self._starts, self._batches, strict=False):
+            messages = batch.column("problem")
+            for place in np.flatnonzero(np.asarray(messages.is_valid())):
+                yield Problem(self.place(int(start + place)), messages[int(place)].as_py())
+
+    def place(self, row: int) -> str:
+        """Return the file and line of a row."""
+        return f"{self.root / METADATA}:{self._value(row, 'line')}"
+
+    def entry(self, row: int) -> Entry:
+        """Return a row that can be read."""
+        record = self.record(row, (0, 0))
+        within = self.root if self.reading.outside == "error" else None
+        place = self.place(row)
+        regions, control = record.regions, record.conditioning
+        return Entry(place, record.id, record.image, record.text, regions, control, within)
+
+    def record(self, row: int, size: tuple[int, int]) -> Record:
+        """Return a row that can be read, and whose image has this size."""
+        name, control = self._value(row, "id"), self._value(row, "control")
+        regions = {}
+        for region in self.reading.regions:
+            mask = self._value(row, _mask(region))
+            boxes = _as_boxes(self._value(row, _boxes(region)))
+            regions[region] = Annotation(boxes, self.root / mask if mask else None)
+        image, text = self.root / name, self._value(row, "text")
+        return Record(name, image, text, regions, size, self.root / control if control else None)
+
+    def boxes(self, region: str) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+        """Yield the rows and numbers, [n] and [n, 4], of a region's boxes, chunk by chunk."""
+        for start, batch in zip(self._starts, self._batches, strict=False):
+            lists = batch.column(_boxes(region))
+            counts = np.diff(np.asarray(lists.offsets)) // 4
+            rows = start + np.repeat(np.arange(len(batch)), counts)
+            yield rows, np.asarray(lists.flatten()).reshape(-1, 4)
+
+    def shows(self) -> NDArray[np.bool_]:
+        """Return which rows have a box or a mask."""
+        found = np.zeros(len(self), dtype=bool)
+        for region in self.reading.regions:
+            for rows, _ in self.boxes(region):
+                found[rows] = True
+            found |= np.asarray(self.column(_mask(region)).is_valid())
+        return found
+
+    def _value(self, row: int, name: str) -> Any:
+        chunk = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return self._batches[chunk].column(name)[row - int(self._starts[chunk])].as_py()
+
+
+def key_of(root: Path, reading: Reading) -> Key:
+    """Return which listing is that of a data set as it is now.
+
+    Raises:
+        DataError: metadata.jsonl is not there or cannot be read.
+    """
+    told = {
+        "version": VERSION,
+        "regions": reading.regions,
+        "unannotated": reading.unannotated,
+        "columns": dict(reading.columns),
+        "conditioned": reading.conditioned,
+    }
+    digest = hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=16)
+    path, lines = root / METADATA, 0
+    try:
+        with path.open("rb") as file:
+            while part := file.read(2**22):
+                digest.update(part)
+                lines += part.count(b"\n")
+    except OSError:
+        next(iter_entries(root, reading), None)  # says what it is
+        raise DataError(f"{path}: cannot be read") from None
+    return Key(digest.hexdigest(), lines)
+
+
+def path_of(folder: Path, key: Key) -> Path:
+    """Return where a listing is, or would be."""
+    return folder / f"listing-{key.digest}.arrow"
+
+
+def write_listing(path: Path, key: Key, root: Path, reading: Reading, *, show: bool) -> None:
+    """Read metadata.jsonl and write its listing, in place of the oldest of KEPT others.
+
+    Raises:
+        DataError: metadata.jsonl cannot be read.
+        OutputError: the listing cannot be written.
+    """
+    schema = _schema(reading)
+    lines = tqdm(
+        iter_entries(root, reading),
+        total=key.lines,
+        desc=METADATA,
+        unit="lines",
+        delay=2,
+        disable=not show,
+    )
+    with replacing(path, shared=True) as aside, pa.ipc.new_file(str(aside), schema) as file:
+        chunk: list[dict[str, Any]] = []
+        for number, found in lines:
+            chunk.append(_row(number, found, root, reading))
+            if len(chunk) == CHUNK:
+                file.write_batch(pa.RecordBatch.from_pylist(chunk, schema))
+                chunk = []
+        if chunk:
+            file.write_batch(pa.RecordBatch.from_pylist(chunk, schema))
+    with as_output_error(path.parent):
+        others = sorted(path.parent.glob("listing-*.arrow"), key=lambda p: p.stat().st_mtime)
+        for old in others[:-KEPT]:
+            with suppress(FileNotFoundError):
+                old.unlink()
+
+
+def _schema(reading: Reading) -> Any:
+    fields = [
+        ("line", pa.int64()),
+        ("problem", pa.string()),
+        ("id", pa.string()),
+        ("text", pa.string()),
+        ("control", pa.string()),
+    ]
+    for region in reading.regions:
+        fields += [(_boxes(region), pa.list_(pa.float64())), (_mask(region), pa.string())]
+    return pa.schema(fields)
+
+
+def _row(number: int, found: Entry | Problem, root: Path, reading: Reading) -> dict[str, Any]:
+    if isinstance(found, Problem):
+        return {"line": number, "problem": found.message}
+    row: dict[str, Any] = {"line": number, "id": found.id, "text": found.text}
+    row["control"] = _name(found.conditioning, root)
+    for region in reading.regions:
+        annotation = found.regions[region]
+        row[_boxes(region)] = [number for box in annotation.boxes for number in box]
+        row[_mask(region)] = _name(annotation.mask, root)
+    return row
+
+
+def _name(path: Path | None, root: Path) -> str | None:
+    """Return what gives the path when it is joined to the root."""
+    if path is None:
+        return None
+    return str(path.relative_to(root) if path.is_relative_to(root) else path)
+
+
+def _boxes(region: str) -> str:
+    return f"{region} boxes"
+
+
+def _mask(region: str) -> str:
+    return f"{region} mask"
+
+
+def _as_boxes(flat: list[float]) -> tuple[Box, ...]:
+    return tuple(zip(*(iter(flat),) * 4, strict=True))

@@ -1,0 +1,120 @@
+"""From a config to the records of its data set, by way of the index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from fairhuman.common.distributed import gathered, local_rank, rank
+from fairhuman.common.errors import DataError
+from fairhuman.common.images import ImageError
+from fairhuman.config import Config
+from fairhuman.data.index.check import MASKS, Column, check_files
+from fairhuman.data.index.listing import Listing, key_of, path_of, write_listing
+from fairhuman.data.index.place import open_folder
+from fairhuman.data.index.records import Records
+from fairhuman.data.records import (
+    METADATA,
+    TOLERANCE_PX,
+    Problem,
+    Reading,
+    check_entry,
+    refuse_unusable,
+)
+
+
+def load(config: Config) -> tuple[Records, list[Problem]]:
+    """Read and check the data set of a training config; a collective.
+
+    Returns:
+        The records in the order of metadata.jsonl, and what was left out.
+
+    Raises:
+        DataError: every problem, one line each (the first 20), or a data set without a sample.
+        OutputError: the index cannot be written.
+    """
+    listing = open_listing(config)
+    columns = check_files(listing, listing.path.parent, config.data.check)
+    problems = list(listing.problems())
+    usable = np.asarray(listing.column("problem").is_null())
+    for row in np.flatnonzero(usable & _is_suspect(listing, columns)):
+        found = check_entry(listing.entry(int(row)), _measure(listing, columns, int(row)))
+        if isinstance(found, Problem):
+            problems.append(found)
+            usable[row] = False
+    rows = np.flatnonzero(usable)
+    refuse_unusable(listing.root, len(rows), problems, config.data.on_error)
+    return Records(listing, rows, columns["id"].sizes[rows]), problems
+
+
+def open_listing(config: Config) -> Listing:
+    """Return the lines of a config's data set, read if they are not; a collective.
+
+    Raises:
+        DataError: metadata.jsonl cannot be read, or is another one on another machine.
+        OutputError: the listing cannot be written.
+    """
+    root, reading = Path(config.data.root), Reading.of(config)
+    keys = gathered(lambda: key_of(root, reading))
+    if len(set(keys)) > 1:
+        raise DataError(
+            f"{root / METADATA}: is not the same file on all machines: copy one to the others"
+        )
+    folder = gathered(lambda: open_folder(root, config.data.index))[rank()]
+    path = path_of(folder, keys[0])
+
+    def write() -> None:
+        if local_rank() == 0 and not _is_whole(path):
+            write_listing(path, keys[0], root, reading, show=rank() == 0)
+
+    gathered(write)
+    return Listing(path, root, reading)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        pa.ipc.open_file(pa.memory_map(str(path)))
+    except (OSError, pa.ArrowInvalid):
+        return False
+    return True
+
+
+def _is_suspect(listing: Listing, columns: dict[str, Column]) -> NDArray[np.bool_]:
+    """Return which rows `check_entry` may find something wrong with, by the same arithmetic."""
+    sizes = columns["id"].sizes
+    suspect = sizes[:, 0] == 0
+    for name, column in columns.items():
+        if name != "id":
+            named = np.asarray(column.names.is_valid())
+            suspect |= named & (column.sizes != sizes).any(axis=1)
+    for region in listing.reading.regions:
+        for rows, boxes in listing.boxes(region):
+            if not len(rows):
+                continue
+            far = np.maximum(-boxes[:, :2], boxes[:, :2] + boxes[:, 2:] - sizes[rows])
+            suspect[rows[far.max(axis=1) > TOLERANCE_PX]] = True
+            suspect[rows[(boxes.max(axis=1) <= 1) & (sizes[rows].max(axis=1) > 1)]] = True
+    return suspect
+
+
+def _measure(
+    listing: Listing, columns: dict[str, Column], row: int
+) -> Callable[[Path, bool], tuple[int, int]]:
+    """Return what tells `check_entry` the sizes of a row's files, which have been opened."""
+
+    def measure(path: Path, is_mask: bool) -> tuple[int, int]:
+        for column in columns.values():
+            name = column.names[row].as_py()
+            if name is None or (column.kind == MASKS) != is_mask or listing.root / name != path:
+                continue
+            if row in column.messages:
+                raise ImageError(column.messages[row])
+            width, height = column.sizes[row].tolist()
+            return width, height
+        raise LookupError(path)
+
+    return measure

@@ -1,0 +1,48 @@
+"""Where a data set's index is."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from fairhuman.common.error_text import reason
+from fairhuman.common.errors import OutputError
+
+BESIDE = ".fairhuman"
+"""The index's folder in the data set's."""
+
+
+def open_folder(root: Path, chosen: str | None) -> Path:
+    """Return the folder of a data set's index, made if it is not there.
+
+    It is next to the images; where that cannot be written, in the user's cache folder.
+
+    Args:
+        root: the data set's folder.
+        chosen: `data.index`.
+
+    Raises:
+        OutputError: none can be written.
+    """
+    failures = []
+    for folder in [Path(chosen)] if chosen else _usual(root):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK | os.X_OK):
+                return folder
+            failures.append(f"{folder}: may not be written")
+        except OSError as error:
+            failures.append(f"{folder}: {reason(error)}")
+    raise OutputError(
+        f"no folder for the index of data.root ({'; '.join(failures)}): set data.index to one that "
+        "can be written"
+    )
+
+
+def _usual(root: Path) -> Iterator[Path]:
+    yield root / BESIDE
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    whose = hashlib.blake2b(os.path.realpath(root).encode(), digest_size=12).hexdigest()
+    yield Path(caches) / "fairhuman" / "index" / whose

@@ -1,0 +1,67 @@
+"""How many tokens the captions of a data set have, counted once."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from fairhuman.common.distributed import gathered, local_rank, rank, rank_count
+from fairhuman.common.files import replacing
+from fairhuman.data.index.records import Records
+from fairhuman.models.captions import token_counts, tokenizer_texts
+
+CHUNK = 2**12
+"""Captions that are counted at a time."""
+
+
+def caption_tokens(records: Records, pipeline: Any) -> NDArray[np.int32]:
+    """Return how many tokens each record's caption has, [N]; a collective.
+
+    Each rank counts a part of what is not known; see `token_counts`.
+
+    Raises:
+        OutputError: the index cannot be written.
+    """
+    listing = records.listing
+    digest = hashlib.blake2b(listing.path.name.encode(), digest_size=16)
+    for text in tokenizer_texts(pipeline):
+        digest.update(text.encode())
+    path = listing.path.with_name(f"tokens-{digest.hexdigest()}.npy")
+
+    def read() -> NDArray[np.int32] | None:
+        with suppress(OSError, ValueError):
+            found: NDArray[np.int32] = np.load(path, allow_pickle=False)
+            if found.shape == (len(listing),):
+                return found
+        return None
+
+    known = read()
+    if all(gathered(lambda: known is not None)):
+        assert known is not None  # here too
+        return known[records.rows]
+    texts = listing.column("text")
+    starts = range(0, len(listing), CHUNK)
+
+    def count() -> list[list[int]]:
+        mine = tqdm(starts[rank() :: rank_count()], "counting tokens", delay=2, disable=rank() != 0)
+        chunks = (texts.slice(start, CHUNK).fill_null("").to_pylist() for start in mine)
+        return [token_counts(pipeline, chunk) for chunk in chunks]
+
+    parts = gathered(count)
+    counts = np.zeros(len(listing), dtype=np.int32)
+    for number, part in enumerate(parts):
+        for start, chunk in zip(starts[number :: rank_count()], part, strict=True):
+            counts[start : start + len(chunk)] = chunk
+
+    def write() -> None:
+        if local_rank() == 0:
+            with replacing(path, shared=True) as aside, aside.open("wb") as file:
+                np.save(file, counts)
+
+    gathered(write)
+    return counts[records.rows]
