@@ -68,7 +68,7 @@ def test_shipped_configs_are_valid(path: Path) -> None:
     assert problems(config_schema(), read(path)) == []
 
 
-@pytest.mark.parametrize("name", ["study.yaml", "study_cases.yaml"])
+@pytest.mark.parametrize("name", ["study.yaml", "study_cases.yaml", "study_front.yaml"])
 def test_the_shipped_studies_are_valid(name: str) -> None:
     assert problems(study_schema(), read(ROOT / "configs" / name)) == []
 

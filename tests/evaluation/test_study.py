@@ -243,9 +243,25 @@ def test_the_shipped_study_can_be_run(monkeypatch: pytest.MonkeyPatch) -> None:
         assert all(scale.get(name, 1.0) == factor for name in ("face", "hand"))
         assert fairness.keep == float(told.get("keep", 0))
         modes = {"plain": "global", "fixed": "sum", "inverse": "inverse_loss"}
-        assert fairness.mode == modes.get(words[0], "exact")
+        modes |= {"measured": "amortized", "sketched": "sketch"}
+        assert fairness.mode == next((modes[word] for word in words if word in modes), "exact")
+        if "every" in words:
+            assert fairness.every == int(words[-1])
         named = trial.arm.lower().replace("-", "_").replace(" ", "_")
         assert fairness.rule == (named if named in RULES else "mpd")
+
+
+def test_the_study_of_the_front_starts_where_the_study_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    shipped, base = (load_study(Path(f"configs/study{name}.yaml")) for name in ("_front", ""))
+    assert shipped.drawn
+    assert shipped.drawn.model == f"{base.output_dir}/tiny-sdxl"
+    assert (shipped.set, shipped.steps, shipped.seeds) == (base.set, base.steps, base.seeds)
+    for name, arm in shipped.arms.items():
+        if arm.series == shipped.line:
+            assert arm == base.arms[name]
 
 
 def test_the_shipped_cases_can_be_run(monkeypatch: pytest.MonkeyPatch) -> None:
