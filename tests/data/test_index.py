@@ -62,7 +62,7 @@ def spoil(path: Path) -> None:
 @pytest.fixture
 def root(people: Path, tmp_path: Path) -> Path:
     """The people, with masks and boxes, none of them young."""
-    copied = shutil.copytree(people, tmp_path / "people")
+    copied = shutil.copytree(people, tmp_path / "people", ignore=shutil.ignore_patterns(BESIDE))
     age(copied)
     return copied
 
