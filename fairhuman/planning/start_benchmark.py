@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -26,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from PIL import Image
 
 from fairhuman.common.quiet import quiet
@@ -129,16 +129,15 @@ def _start(root: Path, model: str | None) -> dict[str, float]:
         }
     )
     tokenizers = load_tokenizers(model) if model else None
-    process = psutil.Process()
-    before = process.memory_full_info().uss
-    with _peak(process) as peak:
+    before = _own()
+    with _peak() as peak:
         began = time.perf_counter()
         data = RunData(config)
         known = time.perf_counter()
         if tokenizers:
             caption_tokens(data.usable, tokenizers)
         counted = time.perf_counter()
-    after = process.memory_full_info().uss
+    after = _own()
     with multiprocessing.get_context("fork").Pool(1) as workers:
         grown = workers.apply(_touch, (data,))
     return {
@@ -152,21 +151,26 @@ def _start(root: Path, model: str | None) -> dict[str, float]:
 
 def _touch(data: Any) -> float:
     """Read records as a worker does; return by how much this process grew, in bytes."""
-    process = psutil.Process()
-    before = process.memory_full_info().uss
+    before = _own()
     for place in np.random.default_rng(0).integers(len(data.trained), size=TOUCHED).tolist():
         data.trained[place]
-    return float(process.memory_full_info().uss - before)
+    return float(_own() - before)
+
+
+def _own() -> int:
+    """Return the bytes that this process has to itself; files that it maps are not among them."""
+    kib = re.findall(r"Private_Dirty: *([0-9]+)", Path("/proc/self/smaps_rollup").read_text())
+    return int(kib[0]) * 1024
 
 
 @contextmanager
-def _peak(process: psutil.Process) -> Iterator[list[int]]:
-    """Watch the memory that is a process's alone; the list holds the most, in bytes."""
+def _peak() -> Iterator[list[int]]:
+    """Watch the memory that is this process's own; the list holds the most, in bytes."""
     found, done = [0], threading.Event()
 
     def watch() -> None:
         while not done.wait(0.05):
-            found[0] = max(found[0], process.memory_full_info().uss)
+            found[0] = max(found[0], _own())
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

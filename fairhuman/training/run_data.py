@@ -143,11 +143,12 @@ def _check_best(held_out: Records, config: Config) -> None:
 
 def _buckets(records: Records, config: Config) -> tuple[list[Size], NDArray[np.int64]]:
     """Return the sizes in which records are trained, and the place there of each record's."""
-    stored, which = np.unique(records.sizes, axis=0, return_inverse=True)
-    frames = [frame((width, height), config.data) for width, height in stored.tolist()]
+    # A size as one number: rows of two take ten times as long to sort.
+    stored, which = np.unique(records.sizes.astype(np.int64) @ [2**32, 1], return_inverse=True)
+    frames = [frame(divmod(size, 2**32), config.data) for size in stored.tolist()]
     sizes = sorted(set(frames))
     places = np.array([sizes.index(size) for size in frames])
-    return sizes, places[which.reshape(-1)]
+    return sizes, places[which]
 
 
 def _stream(records: Records, config: Config) -> Stream:
