@@ -225,7 +225,7 @@ def test_trust_opens_what_is_not_known(root: Path) -> None:
         load(config_of(root, check="trust"))
 
 
-def test_a_stopped_check_goes_on_where_it_was(
+def test_a_stopped_check_continues_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     noise = np.random.default_rng(0)
