@@ -17,7 +17,7 @@ from fairhuman.checkpointing.manifest import (
     read_manifest,
 )
 from fairhuman.common.digests import differing, share
-from fairhuman.common.distributed import agreed
+from fairhuman.common.distributed import gathered
 from fairhuman.common.errors import ConfigError
 from fairhuman.common.quoting import shown_key
 from fairhuman.common.run_folder import (
@@ -121,9 +121,7 @@ def damage(folder: Path, rank: int = 0, ranks: int = 1) -> str | None:
 
 def damage_on_ranks(folder: Path) -> str | None:
     """Return what `damage` finds, each rank reading a share of the files; a collective."""
-    mine = agreed(lambda: damage(folder, dist.get_rank(), dist.get_world_size()))
-    found: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, mine)
+    found = gathered(lambda: damage(folder, dist.get_rank(), dist.get_world_size()))
     return next(filter(None, found), None)
 
 

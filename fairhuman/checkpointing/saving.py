@@ -24,10 +24,10 @@ from fairhuman.checkpointing.manifest import (
 from fairhuman.checkpointing.setup import setup_of_engine
 from fairhuman.checkpointing.start_losses import StartLosses
 from fairhuman.common.digests import digests
-from fairhuman.common.distributed import agreed, on_rank0
+from fairhuman.common.distributed import agreed, gathered, on_rank0
 from fairhuman.common.error_text import first_line
 from fairhuman.common.errors import OutputError
-from fairhuman.common.files import PARTIAL, remove, replacing, sync_path
+from fairhuman.common.files import PARTIAL, free_bytes, remove, replacing, sync_path
 from fairhuman.common.run_folder import (
     BALANCER,
     BEST,
@@ -129,9 +129,7 @@ def save(
         agreed(lambda: write_own(failed))
         # Only when all have written: safetensors writes to a file of a passing name first, which
         # another rank would take for its own.
-        mine = agreed(digest_own)
-        parts: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, mine)
+        parts = gathered(digest_own)
         on_rank0(lambda: finish({name: value for part in parts for name, value in part.items()}))
     except OutputError:
         shutil.rmtree(aside, ignore_errors=True)
@@ -154,9 +152,8 @@ def _writes(folder: Path) -> Iterator[None]:
 
 def _free(folder: Path) -> str:
     """Return how much room the disk has, in words; nothing where it does not tell."""
-    there = next((path for path in folder.parents if path.exists()), None)
     try:
-        return f" with {shutil.disk_usage(there or '/').free / GIB:.2f} GiB of disk free"
+        return f" with {free_bytes(folder) / GIB:.2f} GiB of disk free"
     except OSError:
         return ""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch.distributed as dist
@@ -12,6 +12,7 @@ import torch.distributed as dist
 from fairhuman.common.error_text import first_line, located
 from fairhuman.common.errors import ConfigError, DataError, OutputError, UserError
 
+S = TypeVar("S")
 T = TypeVar("T")
 _KINDS = (ConfigError, DataError, OutputError, UserError)
 
@@ -72,12 +73,15 @@ def agreed(work: Callable[[], T]) -> T:
     """Do some work on every rank and return its result; a collective.
 
     If it fails on one, all raise; none waits for another. The work itself may have no collective.
+    Without a process group, on this process alone.
 
     Raises:
         UserError: what the work raised on the first rank where it did, on every rank.
         OutputError: it met an error of the disk, likewise.
         PeerError: it raised anything else; the rank on which it did raises that itself.
     """
+    if not dist.is_initialized():
+        return work()
     result, failed = _attempt(work)
     failures: list[_Failure | None] = [None] * dist.get_world_size()
     dist.all_gather_object(failures, _told(failed))
@@ -90,17 +94,33 @@ def agreed(work: Callable[[], T]) -> T:
 def gathered(work: Callable[[], T]) -> list[T]:
     """Do some work on every rank and return all results, by rank, on every rank; a collective.
 
-    Without a process group, on this process alone.
+    Raises:
+        UserError, OutputError, PeerError: as `agreed`.
+    """
+    found = agreed(work)
+    if not dist.is_initialized():
+        return [found]
+    results: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(results, found)
+    return results
+
+
+def shared(work: Callable[[Sequence[S]], Sequence[T]], items: Sequence[S]) -> list[T]:
+    """Do some work on a share of the items on each rank; a collective.
+
+    Args:
+        work: returns a result for each item of a share.
+        items: the same on every rank.
+
+    Returns:
+        All results, in the items' order, on every rank.
 
     Raises:
         UserError, OutputError, PeerError: as `agreed`.
     """
-    if not dist.is_initialized():
-        return [work()]
-    found = agreed(work)
-    results: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(results, found)
-    return results
+    mine, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    parts = gathered(lambda: work(items[mine::ranks]))
+    return [parts[place % ranks][place // ranks] for place in range(len(items))]
 
 
 def peer_lost(error: BaseException) -> bool:

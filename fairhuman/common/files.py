@@ -107,6 +107,16 @@ def as_output_error(path: Path | str, what: str = "cannot be written") -> Iterat
         raise
 
 
+def free_bytes(path: Path) -> int:
+    """Return what is free on the disk that a path is on, or would be.
+
+    Raises:
+        OSError: the file system does not tell.
+    """
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    return shutil.disk_usage(there).free
+
+
 def remove(path: Path) -> None:
     """Remove a file, a link or a folder with all that is in it, if it is there."""
     if path.is_dir() and not path.is_symlink():

@@ -7,9 +7,9 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from fairhuman.common.distributed import agreed, gathered
+from fairhuman.common.distributed import agreed, gathered, shared
 from fairhuman.common.errors import ConfigError
 from fairhuman.common.output_folder import filling
 from fairhuman.common.units import GIB
@@ -28,8 +28,6 @@ from fairhuman.data.records import Record
 from fairhuman.data.workers import from_workers
 from fairhuman.models.captions import tokenizer_texts
 from fairhuman.models.sdxl import SDXL
-
-T = TypeVar("T")
 
 
 class Wanted(NamedTuple):
@@ -55,7 +53,7 @@ class _Files(NamedTuple):
 
 def open_cache(folder: Path, records: Sequence[Record], sdxl: SDXL) -> Cache:
     """Return the cache in a folder, of these records under this model; a collective."""
-    images = _shared(lambda part: list(digests(part).items()), records)
+    images = shared(lambda part: list(digests(part).items()), records)
     text = None if sdxl.trains_text else text_digest(sdxl)
     return Cache(folder, vae_digest(sdxl), text, dict(images))
 
@@ -109,7 +107,8 @@ def fill(
 
 
 def _lacking(files: _Files) -> set[Path]:
-    return set(_shared(_broken, sorted([*files.latents, *files.captions])))
+    paths = sorted([*files.latents, *files.captions])
+    return {path for path, whole in zip(paths, shared(_are_whole, paths), strict=True) if not whole}
 
 
 def _build(
@@ -156,12 +155,6 @@ def _digest(models: Sequence[nn.Module], told: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _shared(work: Callable[[Sequence[Any]], Sequence[T]], items: Sequence[Any]) -> list[T]:
-    """Do some work on a part of the items on each rank; return all results on every rank."""
-    mine = items[dist.get_rank() :: dist.get_world_size()]
-    return list(chain.from_iterable(gathered(lambda: work(mine))))
-
-
 def _files(cache: Cache, wanted: Sequence[Wanted]) -> _Files:
     """Return all files that the draws ask for; every rank goes through a part of the draws."""
     found = _Files({}, {})
@@ -183,9 +176,9 @@ def _files_of_rank(cache: Cache, wanted: Sequence[Wanted]) -> _Files:
     return found
 
 
-def _broken(paths: Sequence[Path]) -> list[Path]:
+def _are_whole(paths: Sequence[Path]) -> list[bool]:
     with ThreadPoolExecutor() as pool:
-        return [p for p, whole in zip(paths, pool.map(is_whole, paths), strict=True) if not whole]
+        return list(pool.map(is_whole, paths))
 
 
 class _Images(Dataset[tuple[Path, Tensor]]):

@@ -108,7 +108,7 @@ def iter_entries(root: Path, reading: Reading) -> Iterator[tuple[int, Entry | Pr
     within = root if reading.outside == "error" else None
     seen: dict[str, int] = {}
     names = dict(reading.columns)
-    path = _metadata(root)
+    path = metadata_path(root)
     for number, fields in read_lines(path):
         place = f"{path}:{number}"
         try:
@@ -170,7 +170,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | LineError]]:
             yield number, LineError("must be a JSON object")
 
 
-def _metadata(root: Path) -> Path:
+def metadata_path(root: Path) -> Path:
     """Return the path of metadata.jsonl; raise a DataError if it is not there."""
     path = root / METADATA
     try:

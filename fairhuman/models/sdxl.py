@@ -187,7 +187,7 @@ class SDXL:
         Returns:
             What is worth knowing of captions that are too long, one line each.
         """
-        needed = captions.chunks_for(self.pipeline, int(max(counts, default=0)))
+        needed = captions.chunks_for(self.pipeline, max(counts, default=0))
         self.chunks = min(needed, self.most_chunks)
         one = captions.room(self.pipeline)
         read = captions.room(self.pipeline, self.chunks)

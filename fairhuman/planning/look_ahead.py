@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from fairhuman.common.files import free_bytes
 from fairhuman.common.units import GIB
 from fairhuman.config import Config
 from fairhuman.data.index.load import open_listing
@@ -61,10 +61,5 @@ def lines(config: Config, ranks: int, listed: int) -> Iterator[str]:
     each = checkpoint_bytes(config, sizes.trained)
     yield (
         f"disk: {each / GIB:.2f} GiB for a checkpoint, {train.keep_checkpoints} kept; "
-        f"{_free(Path(train.output_dir)) / GIB:.1f} GiB are free in train.output_dir"
+        f"{free_bytes(Path(train.output_dir)) / GIB:.1f} GiB are free in train.output_dir"
     )
-
-
-def _free(folder: Path) -> int:
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    return shutil.disk_usage(there).free

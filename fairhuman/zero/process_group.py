@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import torch
 
+from fairhuman.common.distributed import local_rank_count
 from fairhuman.zero.accelerator import device_name
 
 
@@ -37,7 +38,6 @@ def init_distributed(timeout: float = 30.0) -> torch.device:
     else:
         device = torch.device("cpu")
         if "OMP_NUM_THREADS" not in os.environ:
-            ranks_here = int(os.environ.get("LOCAL_SIZE", "1"))
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks_here))
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_rank_count()))
         deepspeed.init_distributed("gloo", verbose=False, timeout=timedelta(minutes=timeout))
     return device

@@ -10,5 +10,5 @@ In the index's folder:
 - `images-*.arrow`, `masks-*.arrow`: rows that are not in there yet, of a check that was stopped;
 - `tokens-KEY.npy`: how many tokens each caption has.
 
-All are memory-mapped: the processes of a machine share one copy in memory.
+The tables are memory-mapped: the processes of a machine share one copy in memory.
 """

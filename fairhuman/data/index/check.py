@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from fairhuman.common.distributed import gathered, local_rank, local_rank_count, rank, rank_count
+from fairhuman.common.distributed import (
+    agreed,
+    gathered,
+    local_rank,
+    local_rank_count,
+    rank,
+    rank_count,
+    shared,
+)
 from fairhuman.common.images import ImageError, open_image, open_mask, upright_size
 from fairhuman.data.index.files import Files, Seen, add
 from fairhuman.data.index.listing import Listing
@@ -70,17 +78,14 @@ def check_files(listing: Listing, folder: Path, check: str) -> dict[str, Column]
         OutputError: the index cannot be written.
     """
     files = {kind: Files(folder, kind) for kind in (IMAGES, MASKS)}
-    columns = {name: _column(listing, kind, name) for kind, name in _named(listing)}
+    columns = _columns(listing)
     stale = _stale(listing, columns, files, check)
     places: dict[Item, list[tuple[str, int]]] = {}
     for name, rows in stale.items():
         for row, value in zip(rows, columns[name].names.take(rows).to_pylist(), strict=True):
             places.setdefault(Item(columns[name].kind, value), []).append((name, int(row)))
     opener = _Opener(listing, folder, whole=check == "full")
-    mine = list(places)[rank() :: rank_count()]
-    found: list[Seen | str] = [""] * len(places)
-    for number, part in enumerate(gathered(lambda: opener.open_all(mine, of=len(places)))):
-        found[number :: rank_count()] = part
+    found = shared(lambda mine: opener.open_all(mine, of=len(places)), list(places))
     for at, result in zip(places.values(), found, strict=True):
         for name, row in at:
             if isinstance(result, str):
@@ -88,22 +93,18 @@ def check_files(listing: Listing, folder: Path, check: str) -> dict[str, Column]
             else:
                 columns[name].sizes[row] = result.width, result.height
     if places:
-        gathered(lambda: _remember(listing.root, folder, list(places), found))
+        agreed(lambda: _remember(listing.root, folder, list(places), found))
     return columns
 
 
-def _named(listing: Listing) -> Iterator[tuple[str, str]]:
-    """Yield the kind and the name of each column that names files."""
-    yield IMAGES, "id"
-    if listing.reading.conditioned:
-        yield IMAGES, "control"
-    for name in listing.masks():
-        yield MASKS, name
-
-
-def _column(listing: Listing, kind: str, name: str) -> Column:
-    sizes = np.zeros((len(listing), 2), dtype=np.int32)
-    return Column(kind, listing.column(name), sizes, {})
+def _columns(listing: Listing) -> dict[str, Column]:
+    """Return the columns that name files, with no sizes yet."""
+    images = ["id", "control"] if listing.reading.conditioned else ["id"]
+    kinds = dict.fromkeys(images, IMAGES) | dict.fromkeys(listing.masks(), MASKS)
+    return {
+        name: Column(kind, listing.column(name), np.zeros((len(listing), 2), np.int32), {})
+        for name, kind in kinds.items()
+    }
 
 
 def _stale(
@@ -138,18 +139,14 @@ def _stale(
 
 def _stats(root: Path, names: Sequence[str]) -> NDArray[np.int64]:
     """Return the sizes in bytes and times of change of files, [N, 2]; -1 where there is none."""
-    told = np.full((len(names), 2), -1, dtype=np.int64)
+    told = np.empty((len(names), 2), dtype=np.int64)
     folder = os.path.join(root, "")
 
     def ask(places: Sequence[int]) -> None:
         for place in places:
-            try:
-                name = names[place]
-                # os.path.join would take as long as the call itself.
-                found = os.stat(name if name.startswith(os.sep) else folder + name)
-            except (OSError, ValueError):
-                continue
-            told[place] = found.st_size, found.st_mtime_ns
+            name = names[place]
+            # os.path.join would take as long as the call itself.
+            told[place] = _stat(name if name.startswith(os.sep) else folder + name)
 
     few = range(len(names))[:200]
     began = time.perf_counter()
@@ -161,6 +158,15 @@ def _stats(root: Path, names: Sequence[str]) -> NDArray[np.int64]:
         with ThreadPoolExecutor(32) as pool:
             list(pool.map(ask, (rest[start : start + 1000] for start in rest[::1000])))
     return told
+
+
+def _stat(path: str | Path) -> tuple[int, int]:
+    """Return a file's size in bytes and time of change; -1 where there is none."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
 
 
 class _Opener:
@@ -185,7 +191,7 @@ class _Opener:
                 if time.monotonic() - saved > SAVE_S:
                     self._save(items[written:], found[written:])
                     saved, written = time.monotonic(), len(found)
-        except BaseException:  # stopped: the next start goes on from here
+        except BaseException:  # stopped: the next start continues from here
             pool.shutdown(cancel_futures=True)
             self._save(items[written:], found[written:])
             raise
@@ -200,7 +206,7 @@ class _Opener:
         inside = is_within(path, self.root)
         if not (inside or self.outside):
             return "is not in the data's folder"
-        [(size, changed)] = _stats(self.root, [item.name]).tolist()
+        size, changed = _stat(path)
         if abs(time.time_ns() - changed) < RACY_NS:
             changed = -1
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from fairhuman.common.files import replacing
+from fairhuman.data.index.arrow import open_table
 
 VERSION = 1
 """To be raised when files that were usable come to be refused."""
@@ -124,9 +124,8 @@ def _write(path: Path, table: Any) -> None:
 
 
 def _read(path: Path) -> Any:
-    """Return a table; None where there is none, or one of another version or cut short."""
-    with suppress(OSError, pa.ArrowInvalid):
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        if table.schema.equals(_SCHEMA, check_metadata=True):
-            return table
-    return None
+    """Return a table; None where there is none that can be read, or one of another version."""
+    table = open_table(path)
+    if table is None or not table.schema.equals(_SCHEMA, check_metadata=True):
+        return None
+    return table

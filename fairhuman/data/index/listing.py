@@ -17,7 +17,16 @@ from tqdm import tqdm
 
 from fairhuman.common.errors import DataError
 from fairhuman.common.files import as_output_error, replacing
-from fairhuman.data.records import METADATA, Entry, Problem, Reading, Record, iter_entries
+from fairhuman.data.index.arrow import open_table
+from fairhuman.data.records import (
+    METADATA,
+    Entry,
+    Problem,
+    Reading,
+    Record,
+    iter_entries,
+    metadata_path,
+)
 from fairhuman.data.regions import Annotation, Box
 
 VERSION = 1
@@ -42,10 +51,10 @@ class Listing:
 
     def __init__(self, path: Path, root: Path, reading: Reading) -> None:
         self.path, self.root, self.reading = path, root, reading
-        self.table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        # Of the table's chunks; a row is found by bisection.
-        self._starts = np.cumsum([0, *(len(batch) for batch in self.table.to_batches())])
+        self.table = open_table(path)
         self._batches = self.table.to_batches()
+        # Of the table's chunks; a row is found by bisection.
+        self._starts = np.cumsum([0, *map(len, self._batches)])
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Listing, (self.path, self.root, self.reading)
@@ -70,7 +79,8 @@ class Listing:
 
     def place(self, row: int) -> str:
         """Return the file and line of a row."""
-        return f"{self.root / METADATA}:{self._value(row, 'line')}"
+        batch, at = self._at(row)
+        return f"{self.root / METADATA}:{batch.column('line')[at].as_py()}"
 
     def entry(self, row: int) -> Entry:
         """Return a row that can be read."""
@@ -82,14 +92,21 @@ class Listing:
 
     def record(self, row: int, size: tuple[int, int]) -> Record:
         """Return a row that can be read, and whose image has this size."""
-        name, control = self._value(row, "id"), self._value(row, "control")
-        regions = {}
-        for region in self.reading.regions:
-            mask = self._value(row, _mask(region))
-            boxes = _as_boxes(self._value(row, _boxes(region)))
-            regions[region] = Annotation(boxes, self.root / mask if mask else None)
-        image, text = self.root / name, self._value(row, "text")
-        return Record(name, image, text, regions, size, self.root / control if control else None)
+        batch, at = self._at(row)
+
+        def value(column: str) -> Any:
+            return batch.column(column)[at].as_py()
+
+        def path(column: str) -> Path | None:
+            name = value(column)
+            return self.root / name if name else None
+
+        regions = {
+            region: Annotation(_as_boxes(value(_boxes(region))), path(_mask(region)))
+            for region in self.reading.regions
+        }
+        name = value("id")
+        return Record(name, self.root / name, value("text"), regions, size, path("control"))
 
     def boxes(self, region: str) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
         """Yield the rows and numbers, [n] and [n, 4], of a region's boxes, chunk by chunk."""
@@ -108,9 +125,10 @@ class Listing:
             found |= np.asarray(self.column(_mask(region)).is_valid())
         return found
 
-    def _value(self, row: int, name: str) -> Any:
+    def _at(self, row: int) -> tuple[Any, int]:
+        """Return the chunk that holds a row, and the row's place there."""
         chunk = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return self._batches[chunk].column(name)[row - int(self._starts[chunk])].as_py()
+        return self._batches[chunk], row - int(self._starts[chunk])
 
 
 def key_of(root: Path, reading: Reading) -> Key:
@@ -127,15 +145,14 @@ def key_of(root: Path, reading: Reading) -> Key:
         "conditioned": reading.conditioned,
     }
     digest = hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=16)
-    path, lines = root / METADATA, 0
+    path, lines = metadata_path(root), 0
     try:
         with path.open("rb") as file:
             while part := file.read(2**22):
                 digest.update(part)
                 lines += part.count(b"\n")
-    except OSError:
-        next(iter_entries(root, reading), None)  # says what it is
-        raise DataError(f"{path}: cannot be read") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     return Key(digest.hexdigest(), lines)
 
 

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from fairhuman.common.distributed import gathered, local_rank, rank
+from fairhuman.common.distributed import agreed, gathered, local_rank, rank
 from fairhuman.common.errors import DataError
 from fairhuman.common.images import ImageError
 from fairhuman.config import Config
+from fairhuman.data.index.arrow import open_table
 from fairhuman.data.index.check import MASKS, Column, check_files
 from fairhuman.data.index.listing import Listing, key_of, path_of, write_listing
 from fairhuman.data.index.place import open_folder
@@ -64,23 +64,15 @@ def open_listing(config: Config) -> Listing:
         raise DataError(
             f"{root / METADATA}: is not the same file on all machines: copy one to the others"
         )
-    folder = gathered(lambda: open_folder(root, config.data.index))[rank()]
+    folder = agreed(lambda: open_folder(root, config.data.index))
     path = path_of(folder, keys[0])
 
     def write() -> None:
-        if local_rank() == 0 and not _is_whole(path):
+        if local_rank() == 0 and open_table(path) is None:
             write_listing(path, keys[0], root, reading, show=rank() == 0)
 
-    gathered(write)
+    agreed(write)
     return Listing(path, root, reading)
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        pa.ipc.open_file(pa.memory_map(str(path)))
-    except (OSError, pa.ArrowInvalid):
-        return False
-    return True
 
 
 def _is_suspect(listing: Listing, columns: dict[str, Column]) -> NDArray[np.bool_]:

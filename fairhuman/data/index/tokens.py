@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from fairhuman.common.distributed import gathered, local_rank, rank, rank_count
+from fairhuman.common.distributed import agreed, gathered, local_rank, rank, shared
 from fairhuman.common.files import replacing
 from fairhuman.data.index.records import Records
 from fairhuman.models.captions import token_counts, tokenizer_texts
@@ -47,21 +48,17 @@ def caption_tokens(records: Records, pipeline: Any) -> NDArray[np.int32]:
     texts = listing.column("text")
     starts = range(0, len(listing), CHUNK)
 
-    def count() -> list[list[int]]:
-        mine = tqdm(starts[rank() :: rank_count()], "counting tokens", delay=2, disable=rank() != 0)
-        chunks = (texts.slice(start, CHUNK).fill_null("").to_pylist() for start in mine)
-        return [token_counts(pipeline, chunk) for chunk in chunks]
+    def count(mine: Sequence[int]) -> list[NDArray[np.int32]]:
+        bar = tqdm(mine, "counting tokens", delay=2, disable=rank() != 0)
+        chunks = (texts.slice(start, CHUNK).fill_null("").to_pylist() for start in bar)
+        return [np.array(token_counts(pipeline, chunk), np.int32) for chunk in chunks]
 
-    parts = gathered(count)
-    counts = np.zeros(len(listing), dtype=np.int32)
-    for number, part in enumerate(parts):
-        for start, chunk in zip(starts[number :: rank_count()], part, strict=True):
-            counts[start : start + len(chunk)] = chunk
+    counts = np.concatenate(shared(count, starts))
 
     def write() -> None:
         if local_rank() == 0:
             with replacing(path, shared=True) as aside, aside.open("wb") as file:
                 np.save(file, counts)
 
-    gathered(write)
+    agreed(write)
     return counts[records.rows]
