@@ -13,10 +13,12 @@ from fairhuman.checkpointing.finding import (
     unsound,
 )
 from fairhuman.checkpointing.loading import check_base, load, resumable
-from fairhuman.checkpointing.saving import mark_best, rotate, save
+from fairhuman.checkpointing.rotation import mark_best, rotate
+from fairhuman.checkpointing.saving import Saver
 from fairhuman.checkpointing.start_losses import StartLosses, load_start
 
 __all__ = [
+    "Saver",
     "StartLosses",
     "best_kept",
     "best_target",
@@ -33,6 +35,5 @@ __all__ = [
     "newest",
     "resumable",
     "rotate",
-    "save",
     "unsound",
 ]

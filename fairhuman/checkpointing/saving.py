@@ -1,208 +1,225 @@
-"""Writes checkpoints: complete or absent, and no more than are kept."""
+"""Writes checkpoints: complete or absent, while training goes on where it may."""
 
 from __future__ import annotations
 
-import functools
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
 
 from fairhuman.checkpointing.manifest import (
-    Best,
     Manifest,
     Progress,
     installed,
 )
+from fairhuman.checkpointing.own_files import OwnFiles, writes
+from fairhuman.checkpointing.rotation import mark_best, rotate
 from fairhuman.checkpointing.setup import setup_of_engine
 from fairhuman.checkpointing.start_losses import StartLosses
-from fairhuman.common.digests import digests
 from fairhuman.common.distributed import agreed, gathered, on_rank0
-from fairhuman.common.error_text import first_line
 from fairhuman.common.errors import OutputError
-from fairhuman.common.files import PARTIAL, free_bytes, remove, replacing, sync_path
+from fairhuman.common.files import PARTIAL, remove, sync_path
 from fairhuman.common.run_folder import (
     BALANCER,
-    BEST,
     CHECKPOINTS,
     CONFIG,
     MANIFEST,
-    STEPS,
     checkpoint_folder,
 )
-from fairhuman.common.units import GIB
 from fairhuman.config import Config
-from fairhuman.zero.ema import EMA
+from fairhuman.zero.ema import EMA, average_file, write_average
+from fairhuman.zero.host_copy import HostCopies
 from fairhuman.zero.protocol import Engine
-from fairhuman.zero.shard_map import shard_map_of
-from fairhuman.zero.state_files import save_states
-
-_OF_RANK = re.compile(r"(?:zero_pp_rank|ema_rank)_([0-9]+)")
+from fairhuman.zero.shard_map import ShardMap, shard_map_of
+from fairhuman.zero.state_files import left_by_deepspeed, save_states
 
 
-def save(
-    engine: Engine,
-    output: Path,
-    progress: Progress,
-    keep: int,
-    balancer: dict[str, Any] | None = None,
-    ema: EMA | None = None,
-    base: str | None = None,
-    config: Config | None = None,
-    start: StartLosses | None = None,
-) -> Path:
-    """Write OUT/checkpoints/step-NNNNNNNN, drop the oldest but the best; all ranks together.
+class Saver:
+    """Writes a run's checkpoints, OUT/checkpoints/step-NNNNNNNN, one at a time.
 
-    Written aside, synced and renamed, so that a folder with that name is always whole. Where a
-    rank cannot write (a full disk), the checkpoints that were there stay.
+    Written aside, synced and renamed, so that a folder with that name is always whole. Where a rank
+    cannot write (a full disk), the checkpoints that were there stay. All ranks make the same calls.
 
     Args:
         engine: of DeepSpeed.
         output: the run's folder.
-        progress: where the run is.
-        keep: how many of the newest stay.
-        balancer: its state, tensors and plain values, the same on all ranks.
+        keep: how many of the newest stay, in addition to the best.
         ema: the moving average of the weights, where there is one.
         base: digest of the frozen weights, where there are such.
-        config: the run's, kept in the checkpoint to tell what a resumed run changes.
-        start: the held-out losses before the first step, where such are measured.
-
-    Raises:
-        OutputError: a rank could not write.
+        config: the run's, kept in each checkpoint to tell what a resumed run changes.
     """
-    folder = checkpoint_folder(output, progress.step)
-    aside = folder.with_name(folder.name + PARTIAL)
-    layout = shard_map_of(engine)
-    setup = setup_of_engine(engine)
-    writes = functools.partial(_writes, folder)
 
-    def begin() -> None:
-        with writes():
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
+    def __init__(
+        self,
+        engine: Engine,
+        output: Path,
+        keep: int,
+        *,
+        ema: EMA | None = None,
+        base: str | None = None,
+        config: Config | None = None,
+    ) -> None:
+        self.engine = engine
+        self.output = output
+        self.keep = keep
+        self.ema = ema
+        self.base = base
+        self.config = config
+        self._copies = HostCopies()
+        self._in_flight: _InFlight | None = None
 
-    def write_own(failed: list[Exception]) -> None:
-        with writes():
-            if failed:
-                raise failed[0]
-            if ema:
-                ema.save(aside)
-            if dist.get_rank() == 0:
-                layout.write(aside)
-                if balancer:
-                    torch.save(balancer, aside / BALANCER)
-                if config:
-                    config.save(aside / CONFIG)
-                if start:
-                    start.write(aside)
+    @property
+    def in_flight(self) -> bool:
+        """Whether a checkpoint was begun and is not published; the same on every rank."""
+        return self._in_flight is not None
 
-    def digest_own() -> dict[str, str]:
-        with writes():  # its own files, which are still in this machine's memory
-            return digests(aside, _own_files(aside, dist.get_rank()))
+    @property
+    def writing(self) -> bool:
+        """Whether this rank's thread writes."""
+        return self._in_flight is not None and self._in_flight.own.writing
 
-    def finish(found: Mapping[str, str]) -> None:
-        with writes():
-            Manifest(
-                ranks=dist.get_world_size(),
-                progress=progress,
-                files={name: (aside / name).stat().st_size for name in sorted(found)},
-                setup=setup,
-                global_batch=engine.train_batch_size(),
-                versions=installed(),
-                base=base,
-                digests={name: found[name] for name in sorted(found)},
-            ).write(aside)
-            _publish(aside, folder)
-            mark_best(output, progress.best)
-            rotate(output / CHECKPOINTS, keep, progress.best, progress.step)
+    @property
+    def crowded(self) -> bool:
+        """Whether this rank's part of the checkpoint in flight found no room for its copy."""
+        return self._in_flight is not None and self._in_flight.own.crowded
 
-    try:
-        on_rank0(begin)
-        failed = save_states(engine, aside)
-        agreed(lambda: write_own(failed))
-        # Only when all have written: safetensors writes to a file of a passing name first, which
-        # another rank would take for its own.
-        parts = gathered(digest_own)
-        on_rank0(lambda: finish({name: value for part in parts for name, value in part.items()}))
-    except OutputError:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    return folder
+    def save(
+        self,
+        progress: Progress,
+        balancer: Mapping[str, Any] | None = None,
+        start: StartLosses | None = None,
+        *,
+        background: bool = False,
+    ) -> Path:
+        """Write a checkpoint, after the one that is in flight; a collective.
+
+        Args:
+            progress: where the run is.
+            balancer: its state, tensors and plain values, the same on all ranks.
+            start: the held-out losses before the first step, where such are measured.
+            background: whether to copy the states to the host's memory and return: a thread writes
+                them, and `publish` completes the checkpoint. What finds no room there is written
+                before this returns.
+
+        Returns:
+            The checkpoint's folder, as it is called once it is published.
+
+        Raises:
+            OutputError: a rank could not write this one, or the one before.
+        """
+        self.publish()
+        folder = checkpoint_folder(self.output, progress.step)
+        aside = folder.with_name(folder.name + PARTIAL)
+        own = OwnFiles(folder, aside, self._copies if background else None)
+        layout = shard_map_of(self.engine)
+
+        def make() -> None:
+            with writes(folder):
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.mkdir(parents=True)
+
+        def write_rest(failed: list[Exception]) -> None:
+            with writes(folder):
+                if failed:
+                    raise failed[0]
+                if dist.get_rank() == 0:
+                    own.include(left_by_deepspeed(aside))
+                    own.include(_write_small(aside, layout, balancer, self.config, start))
+                if self.ema:
+                    own.add(write_average, self.ema.state(), average_file(aside))
+
+        with _dropped_if_unwritten(aside):
+            on_rank0(make)
+            failed = save_states(self.engine, aside, own.add)
+            agreed(lambda: write_rest(failed))
+        own.start()
+        self._in_flight = _InFlight(folder, aside, progress, own)
+        if not background:
+            self.publish()
+        return folder
+
+    def publish(self) -> None:
+        """Give the checkpoint in flight its name, when all ranks have written it; a collective.
+
+        Waits for that, and then drops the oldest. Does nothing where none is in flight.
+
+        Raises:
+            OutputError: a rank could not write.
+        """
+        if self._in_flight is None:
+            return
+        (folder, aside, progress, own), self._in_flight = self._in_flight, None
+
+        def complete(found: Mapping[str, str]) -> None:
+            with writes(folder):
+                Manifest(
+                    ranks=dist.get_world_size(),
+                    progress=progress,
+                    files={name: (aside / name).stat().st_size for name in sorted(found)},
+                    setup=setup_of_engine(self.engine),
+                    global_batch=self.engine.train_batch_size(),
+                    versions=installed(),
+                    base=self.base,
+                    digests={name: found[name] for name in sorted(found)},
+                ).write(aside)
+                _rename(aside, folder)
+                mark_best(self.output, progress.best)
+                rotate(self.output / CHECKPOINTS, self.keep, progress.best, progress.step)
+
+        with _dropped_if_unwritten(aside):
+            parts = gathered(own.finish)
+            on_rank0(
+                lambda: complete({name: value for part in parts for name, value in part.items()})
+            )
+
+
+class _InFlight(NamedTuple):
+    """A checkpoint that was begun."""
+
+    folder: Path
+    aside: Path
+    progress: Progress
+    own: OwnFiles
+
+
+def _write_small(
+    folder: Path,
+    layout: ShardMap,
+    balancer: Mapping[str, Any] | None,
+    config: Config | None,
+    start: StartLosses | None,
+) -> Iterator[Path]:
+    """Write what the ranks share; yield the files."""
+    yield layout.write(folder)
+    if balancer:
+        torch.save(balancer, folder / BALANCER)
+        yield folder / BALANCER
+    if config:
+        config.save(folder / CONFIG)
+        yield folder / CONFIG
+    if start:
+        yield start.write(folder)
 
 
 @contextmanager
-def _writes(folder: Path) -> Iterator[None]:
-    """Turn what a disk says into an OutputError."""
+def _dropped_if_unwritten(aside: Path) -> Iterator[None]:
+    """Remove what there is of a checkpoint where a rank cannot write it."""
     try:
         yield
-    # torch.save turns a full disk into RuntimeError, safetensors into its own.
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise OutputError(
-            f"{folder}: the checkpoint could not be written{_free(folder)} ({first_line(error)}); "
-            "the checkpoints before it are whole"
-        ) from error
+    except OutputError:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
 
 
-def _free(folder: Path) -> str:
-    """Return how much room the disk has, in words; nothing where it does not tell."""
-    try:
-        return f" with {free_bytes(folder) / GIB:.2f} GiB of disk free"
-    except OSError:
-        return ""
-
-
-def _own_files(aside: Path, rank: int) -> list[str]:
-    """Return the files that this rank wrote: those named after it, and on rank 0 the rest."""
-    names = [path.relative_to(aside).as_posix() for path in aside.rglob("*") if path.is_file()]
-
-    def writer(name: str) -> int:
-        found = _OF_RANK.search(name)
-        return int(found[1]) if found else 0
-
-    return [name for name in names if writer(name) == rank]
-
-
-def mark_best(output: Path, best: Best | None) -> None:
-    """Have OUT/checkpoints/best lead to the best one, or not be there.
-
-    It can be made again from the newest manifest, which is the record: a run that is killed
-    between the checkpoint and the link has the old link, to a checkpoint that still is there.
-    """
-    link = output / CHECKPOINTS / BEST
-    if best is None:
-        link.unlink(missing_ok=True)
-        return
-    with replacing(link, sync=False) as aside:  # to sync a link is to sync what it leads to
-        aside.symlink_to(checkpoint_folder(output, best.step).name)
-    sync_path(link.parent)
-
-
-def _publish(aside: Path, folder: Path) -> None:
+def _rename(aside: Path, folder: Path) -> None:
     """Give a checkpoint its name, now that all its files but the manifest are on the disk."""
     for path in [aside / MANIFEST, *(path for path in aside.rglob("*") if path.is_dir()), aside]:
         sync_path(path)
     remove(folder)  # the same step again, after a resume from an older checkpoint
     os.rename(aside, folder)
     sync_path(folder.parent)
-
-
-def rotate(folder: Path, keep: int, best: Best | None, step: int | None = None) -> None:
-    """Drop the oldest checkpoints up to a step.
-
-    Those after it were passed over as damaged, and must not count in place of good ones. They are
-    dropped when the run has come that far again.
-    """
-    kept = checkpoint_folder(folder.parent, best.step) if best else None
-    last = checkpoint_folder(folder.parent, step).name if step is not None else "step-99999999"
-    for old in sorted(path for path in folder.glob(STEPS) if path.name <= last)[:-keep]:
-        if old != kept:
-            remove(old)
-    for partial in folder.glob("step-*" + PARTIAL):
-        remove(partial)

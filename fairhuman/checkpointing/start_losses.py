@@ -44,10 +44,12 @@ class StartLosses:
     areas: list[list[Number]] = field(default_factory=list)
     """[N, K], in cells of the latent grid."""
 
-    def write(self, folder: Path) -> None:
-        """Write it into a checkpoint's folder."""
+    def write(self, folder: Path) -> Path:
+        """Write it into a checkpoint's folder; return the file."""
         text = json.dumps(asdict(self), allow_nan=False)
-        (folder / START_LOSSES).write_text(text + "\n", encoding="utf-8")
+        path = folder / START_LOSSES
+        path.write_text(text + "\n", encoding="utf-8")
+        return path
 
 
 _KIND = TypeAdapter(StartLosses)

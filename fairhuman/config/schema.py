@@ -354,6 +354,11 @@ class Train(Section):
     """Write a checkpoint every so many steps; 0: only at the end and when the run is stopped."""
     keep_checkpoints: Positive = 2
     """How many of the newest checkpoints are kept."""
+    async_save: bool = True
+    """Copy a checkpoint's states to the host's memory and write them while training goes on, at
+    most one at a time; where the host has no room for the copy, and for a run's last checkpoint,
+    training waits. false: it waits for each. The memory of the copy, as large as the rank's part of
+    the checkpoint, is kept until the run ends."""
     max_skips: Positive = 50
     """A step whose gradients are not finite is skipped: no parameter, optimizer moment or moving
     average changes, the learning rate's schedule waits, and the fp16 loss scale is lowered. After

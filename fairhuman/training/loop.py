@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch.distributed as dist
 
 from fairhuman.checkpointing.manifest import Progress
 from fairhuman.common.distributed import rank
-from fairhuman.common.errors import StoppedError, StuckError
+from fairhuman.common.errors import OutputError, StoppedError, StuckError, UserError
 from fairhuman.common.lock import FolderLock
 from fairhuman.common.output_folder import claim
 from fairhuman.config import Config
@@ -78,6 +79,11 @@ def _train(
             prepare(run)
         stop.steps = True
         return _loop(config, run, stop)
+    except UserError as error:
+        if error.shared:  # all ranks are here: what they have written is not lost
+            with suppress(OutputError):  # the first error is the one to show
+                run.saver.publish()
+        raise
     finally:
         run.close()
 
@@ -89,15 +95,21 @@ def _loop(config: Config, run: Run, stop: Stop) -> bool:
     coming: list[Loaded] = []
 
     def load() -> None:
-        coming.append(run.step.load(next(run.batches)))
+        """Load a step's data; what fails on this rank, all learn of when they agree next."""
+        try:
+            batches = next(run.batches)
+        except UserError as error:
+            run.failed = run.failed or error
+            run.step.join_load(config.train.gradient_accumulation)
+        else:
+            coming.append(run.step.load(batches))
 
+    load()
+    stop.agreed(device, run.failed)
     while progress.step < config.train.steps:
         started = time.perf_counter()
         timer.start()
         lr = run.lr()
-        if not coming:
-            load()
-            timer.mark("data")
         last = progress.step + 1 == config.train.steps
         losses, balance = run.step(coming.pop(), meanwhile=None if last else load)
         progress = replace(
@@ -114,10 +126,14 @@ def _loop(config: Config, run: Run, stop: Stop) -> bool:
         record = {"lr": lr, **step_record(run.names, losses, balance), **timer.seconds(seconds)}
         progress = run.write(record, progress, seconds)
         stuck = in_a_row >= config.train.max_skips
-        ending = stop.agreed(device, run.failed) or stuck
+        agreed = stop.agreed(device, run.failed, run.saver.writing)
+        if run.saver.in_flight and not agreed.writing:
+            run.saver.publish()
+        ending = agreed.stop or stuck
         best = progress.best and progress.best.step == progress.step
         if ending or best or run.due(config.train.checkpoint_every, progress.step):
-            run.save(progress)
+            goes_on = not (ending or progress.step == config.train.steps)
+            run.save(progress, background=config.train.async_save and goes_on)
         if ending:
             break
     problem = too_many_skips(config, progress) if in_a_row >= config.train.max_skips else None

@@ -70,6 +70,7 @@ class Run:
         self.first = dist.get_rank() == 0
         self.failed: Exception | None = None
         """What went wrong on this rank in a step; the step's end tells all."""
+        self._told_crowded = False
         self.measured: HeldOut | None = None
         """What was held out, when this process last measured it."""
         _check_before_loading(config)
@@ -123,6 +124,14 @@ class Run:
         self.names = self.denoising.objectives.names
         self.global_batch = self.data.global_batch
         self.step = TrainingStep(self.engine, self.denoising, make_balancer(config, self.engine))
+        self.saver = checkpointing.Saver(
+            self.engine,
+            self.output,
+            config.train.keep_checkpoints,
+            ema=self.ema,
+            base=self.base,
+            config=config,
+        )
         if folder and start.keeps_balance:
             agreed(functools.partial(_restore_balancer, self.step.balancer, folder))
 
@@ -183,15 +192,19 @@ class Run:
         """Return whether something that comes every so many steps, and at the end, is due."""
         return step == self.config.train.steps or (every > 0 and step % every == 0)
 
-    def save(self, progress: Progress) -> None:
-        """Write a checkpoint; all ranks together."""
-        keep, state = self.config.train.keep_checkpoints, self.step.balancer.state_dict()
+    def save(self, progress: Progress, *, background: bool) -> None:
+        """Write a checkpoint; all ranks together. See `checkpointing.Saver`."""
         start = None
         if self.validation:
             start = self.start.stored() if self.start else StartLosses()
-        checkpointing.save(
-            self.engine, self.output, progress, keep, state, self.ema, self.base, self.config, start
-        )
+        balancer = self.step.balancer.state_dict()
+        self.saver.save(progress, balancer, start, background=background)
+        if self.saver.crowded and not self._told_crowded:
+            self._told_crowded = True
+            _say(
+                f"rank {dist.get_rank()}: the host has no memory for a copy of the checkpoint, so "
+                "training waits while it is written (train.async_save)"
+            )
 
     def write(self, record: dict[str, Any], progress: Progress, seconds: float) -> Progress:
         """Log a step, with the validation and the samples that are due after it.

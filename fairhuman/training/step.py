@@ -59,6 +59,11 @@ class TrainingStep:
         dist.all_reduce(areas)
         return Loaded(micro_batches, areas.sum(0), HostCopy(areas))
 
+    def join_load(self, count: int) -> None:
+        """Take part in the others' `load` of so many micro-batches each, with nothing to load."""
+        shape = (count, len(self.denoising.objectives.names))
+        dist.all_reduce(torch.zeros(shape, dtype=torch.float64, device=self.denoising.device))
+
     def __call__(
         self, loaded: Loaded, meanwhile: Callable[[], None] | None = None
     ) -> tuple[list[float | None], Balance]:

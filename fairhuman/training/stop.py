@@ -10,6 +10,7 @@ import threading
 import time
 from dataclasses import dataclass
 from types import FrameType
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -19,6 +20,17 @@ from fairhuman.common import distributed
 
 # How long a rank may continue after its launcher is gone: enough for most steps' ends.
 GRACE_S = 45.0
+# Far more than there are ranks.
+_DIGIT = 1 << 20
+
+
+class Agreed(NamedTuple):
+    """What holds for one rank or more."""
+
+    stop: bool
+    """Somebody asked it to stop."""
+    writing: bool
+    """It still writes a checkpoint."""
 
 
 @dataclass
@@ -43,23 +55,27 @@ class Stop:
             threading.Thread(target=self._watch, args=(launchers,), daemon=True).start()
         return self
 
-    def agreed(self, device: torch.device, failed: Exception | None = None) -> bool:
-        """Return whether any rank was asked to stop; a collective.
+    def agreed(
+        self, device: torch.device, failed: Exception | None = None, writing: bool = False
+    ) -> Agreed:
+        """Return what holds for any of the ranks; a collective.
 
         Args:
             device: this rank's.
             failed: what went wrong on this rank since the last call.
+            writing: whether this rank writes its part of a checkpoint.
 
         Raises:
             UserError, PeerError: something did on one of them; see `distributed.agreed`.
         """
-        mine = 2 if failed else int(self.reason is not None)
-        asked = torch.full((), mine, dtype=torch.int32, device=device)  # written, not copied, there
-        dist.all_reduce(asked, op=dist.ReduceOp.MAX)
-        found = int(asked.item())
-        if found == 2:
+        # Bits, summed as digits of a number: written, not copied, to the device.
+        mine = (failed is not None) + _DIGIT * (self.reason is not None) + _DIGIT**2 * writing
+        told = torch.full((), mine, dtype=torch.int64, device=device)
+        dist.all_reduce(told)
+        found = int(told.item())
+        if found % _DIGIT:
             distributed.agreed(functools.partial(_raise, failed))
-        return bool(found)
+        return Agreed(stop=found // _DIGIT % _DIGIT > 0, writing=found // _DIGIT**2 > 0)
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
         # The launcher passes on what the process group got already: the second is the same.

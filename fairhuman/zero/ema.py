@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from fairhuman.common.errors import ConfigError
 from fairhuman.zero.protocol import Engine
@@ -51,10 +52,9 @@ class EMA:
         yield
         self._swap()
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's part into a checkpoint's folder."""
-        shards = {str(index): shard.cpu() for index, shard in enumerate(self.shards)}
-        save_file(shards, folder / _name(dist.get_rank()))
+    def state(self) -> dict[str, Tensor]:
+        """Return this rank's part of the average, as it is until the next step."""
+        return {str(index): shard for index, shard in enumerate(self.shards)}
 
     def load(self, folder: Path) -> bool:
         """Bring the average back from a checkpoint of any number of ranks and ZeRO stage.
@@ -66,7 +66,7 @@ class EMA:
             ConfigError: a file of it is missing or damaged.
         """
         layout = read_shard_map(folder)
-        if layout is None or not (folder / _name(0)).is_file():
+        if layout is None or not average_file(folder, 0).is_file():
             return False
         try:
             self._fill(folder, layout)
@@ -80,7 +80,7 @@ class EMA:
     @torch.no_grad()
     def _fill(self, folder: Path, layout: ShardMap) -> None:
         places = layout.index()
-        files = [safe_open(folder / _name(rank), "pt") for rank in range(len(layout.ranks))]
+        files = [safe_open(average_file(folder, rank), "pt") for rank in range(len(layout.ranks))]
         for shard, (buffer, _) in zip(self.shards, buffers_of(self.engine), strict=True):
             for piece in buffer.pieces:
                 for source in overlaps(places[piece.name], piece):
@@ -98,5 +98,11 @@ class EMA:
         publish(self.engine)
 
 
-def _name(rank: int) -> str:
-    return f"ema_rank_{rank}.safetensors"
+def average_file(folder: Path, rank: int | None = None) -> Path:
+    """Return a rank's file in a checkpoint's folder; None: this rank's."""
+    return folder / f"ema_rank_{dist.get_rank() if rank is None else rank}.safetensors"
+
+
+def write_average(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write a rank's part of an average, of `EMA.state`."""
+    save_file({name: shard.cpu() for name, shard in state.items()}, path)

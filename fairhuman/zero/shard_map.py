@@ -94,10 +94,12 @@ class ShardMap:
             places[piece.name].append((rank, buffer, piece))
         return places
 
-    def write(self, folder: Path) -> None:
-        """Write it into a checkpoint's folder."""
+    def write(self, folder: Path) -> Path:
+        """Write it into a checkpoint's folder; return the file."""
         tree = {"shapes": self.shapes, "ranks": self.ranks}
-        (folder / LAYOUT).write_text(json.dumps(tree), encoding="utf-8")
+        path = folder / LAYOUT
+        path.write_text(json.dumps(tree), encoding="utf-8")
+        return path
 
     def _pieces(self) -> Iterator[tuple[int, int, Piece]]:
         for rank, buffers in enumerate(self.ranks):

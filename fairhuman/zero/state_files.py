@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -13,22 +14,38 @@ from fairhuman.zero import optimizer_state
 from fairhuman.zero.protocol import Engine
 from fairhuman.zero.reshard import UNFIT
 
+Write = Callable[[Any, Path], object]
+Add = Callable[[Write, Any, Path], None]
+
 _TAG = "deepspeed"
 """The folder in a checkpoint's folder."""
+_OF_RANK = re.compile(r"zero_pp_rank_[0-9]+")
 
 
-def save_states(engine: Engine, folder: Path) -> list[Exception]:
-    """Write this rank's states; a collective.
+def save_states(engine: Engine, folder: Path, add: Add) -> list[Exception]:
+    """Have this rank's states written; a collective.
+
+    Args:
+        engine: of DeepSpeed.
+        folder: the checkpoint's, which is there.
+        add: called with what writes a tree of states, the tree, and the file in `folder` that it
+            belongs in. The next step changes the tree's tensors.
 
     Returns:
         What could not be written: raised on one rank, it would leave the others at a barrier.
     """
-    with _failures(engine) as failed:
+    with _saving(engine, add) as failed:
         # What is frozen comes from model.pretrained again.
         engine.save_checkpoint(
             str(folder), tag=_TAG, save_latest=False, exclude_frozen_parameters=True
         )
     return failed
+
+
+def left_by_deepspeed(folder: Path) -> list[Path]:
+    """Return what `save_states` has written beside the ranks' states, of all ranks."""
+    found = [*folder.glob("*.py"), *(folder / _TAG).rglob("*")]
+    return [path for path in found if path.is_file() and not _OF_RANK.search(path.name)]
 
 
 def load_states(engine: Engine, folder: Path) -> None:
@@ -55,8 +72,8 @@ def optimizer_name(engine: Engine) -> str:
 
 
 @contextmanager
-def _failures(engine: Engine) -> Iterator[list[Exception]]:
-    """Keep DeepSpeed's failures to write for later: the others wait at its next barrier."""
+def _saving(engine: Engine, add: Add) -> Iterator[list[Exception]]:
+    """Hand DeepSpeed's states to `add`; keep failures for later: others wait at a barrier."""
     failed: list[Exception] = []
 
     def keeping(work: Callable[..., Any]) -> Callable[..., None]:
@@ -69,12 +86,21 @@ def _failures(engine: Engine) -> Iterator[list[Exception]]:
         return keep
 
     writer = engine.checkpoint_engine
+    write = writer.save
+
+    def hand_over(state_dict: Any, path: str) -> None:
+        add(lambda tree, file: write(tree, str(file)), state_dict, Path(path))
+
     # The last copies DeepSpeed's own scripts into each checkpoint, on rank 0.
-    writing = [(writer, "makedirs"), (writer, "save"), (engine, "_copy_recovery_script")]
-    for owner, name in writing:
-        setattr(owner, name, keeping(getattr(owner, name)))
+    works = [
+        (writer, "makedirs", writer.makedirs),
+        (writer, "save", hand_over),
+        (engine, "_copy_recovery_script", engine._copy_recovery_script),  # type: ignore[attr-defined]
+    ]
+    for owner, name, work in works:
+        setattr(owner, name, keeping(work))
     try:
         yield failed
     finally:
-        for owner, name in writing:
+        for owner, name, _ in works:
             delattr(owner, name)  # the class's own again

@@ -165,8 +165,8 @@ def write_checkpoints(folder: Path, ranks: int) -> dict[str, Any]:
         engine = start(form)
         go(engine, range(BEFORE))
         saved = read(engine, form)
-        checkpointing.save(
-            engine, folder / str(form), Progress(BEFORE, 18, 0), 1, {"t": torch.ones(2), "n": 3}
+        checkpointing.Saver(engine, folder / str(form), 1).save(
+            Progress(BEFORE, 18, 0), {"t": torch.ones(2), "n": 3}
         )
         go(engine, range(BEFORE, BEFORE + AFTER))
         results[str(form)] = (saved, read(engine, form))

@@ -23,6 +23,7 @@ from fairhuman.evaluation.study.plan import Study, study_schema
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = [*training_configs(ROOT / "configs"), ROOT / "examples" / "lora" / "config.yaml"]
+STUDIES = sorted((ROOT / "configs").glob("study*.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +69,9 @@ def test_shipped_configs_are_valid(path: Path) -> None:
     assert problems(config_schema(), read(path)) == []
 
 
-@pytest.mark.parametrize("name", ["study.yaml", "study_cases.yaml", "study_front.yaml"])
-def test_the_shipped_studies_are_valid(name: str) -> None:
-    assert problems(study_schema(), read(ROOT / "configs" / name)) == []
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
+def test_the_shipped_studies_are_valid(path: Path) -> None:
+    assert problems(study_schema(), read(path)) == []
 
 
 @pytest.mark.parametrize(

@@ -53,25 +53,27 @@ def launch(output: Path) -> dict[str, Any]:
     class SlowEMA(EMA):
         """Whose file has a passing name for a while on rank 1, as safetensors writes it."""
 
-        def save(self, folder: Path) -> None:
-            passing = folder / ".tmpXYZ"
+        def state(self) -> dict[str, Any]:
+            passing = output / "slow/checkpoints/step-00000001.partial/.tmpXYZ"
             if dist.get_rank() == 1:
                 passing.write_bytes(b"half")
                 time.sleep(1)
                 passing.unlink()
-            super().save(folder)
+            return super().state()
 
     config = CASE.config()
     train = config.train.model_copy(update={"output_dir": str(output), "resume": "auto"})
     config = config.model_copy(update={"train": train})
     engine = make_engine(config, net())
     first, second = (
-        checkpointing.save(engine, output, Progress(step, 6 * step, 0), 9, {"n": 1}, config=config)
+        checkpointing.Saver(engine, output, 9, config=config).save(
+            Progress(step, 6 * step, 0), {"n": 1}
+        )
         for step in (1, 2)
     )
     assert find_start(config).folder == second
     ema = SlowEMA(engine, 0.9)
-    signed = checkpointing.save(engine, output / "slow", Progress(1, 6, 0), 9, ema=ema)
+    signed = checkpointing.Saver(engine, output / "slow", 9, ema=ema).save(Progress(1, 6, 0))
     listed = set(read_manifest(signed).digests or ())
     missed, loaded = [], []
     for number, where in enumerate(flips(second)):

@@ -5,21 +5,25 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import itertools
 import json
 import os
 import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 from ranks import run_ranks
 
+from fairhuman import checkpointing
 from fairhuman.common.distributed import PeerError, agreed, on_rank0
 from fairhuman.common.errors import ConfigError, DataError, OutputError, UserError
 from fairhuman.common.exit_code import exit_code
+from fairhuman.common.run_folder import checkpoint_folder
 from fairhuman.config import Config
 from fairhuman.training.loop import train
 from fairhuman.training.run import Run
@@ -141,14 +145,28 @@ def _lose_script(run: Run) -> None:
 def _lose_average(run: Run) -> None:
     """Let safetensors fail to write rank 1's part of the moving average."""
     assert run.ema
-    save = run.ema.save
+    state = run.ema.state
+    folder = checkpoint_folder(run.output, 1)
 
-    def fail(folder: Path) -> None:
+    def fail() -> dict[str, torch.Tensor]:
         if not run.first:
-            (folder / "ema_rank_1.safetensors").mkdir()
-        save(folder)
+            (folder.with_name(f"{folder.name}.partial") / "ema_rank_1.safetensors").mkdir()
+        return state()
 
-    run.ema.save = fail  # type: ignore[method-assign]
+    run.ema.state = fail  # type: ignore[method-assign]
+
+
+def _lose_data(run: Run) -> None:
+    """Let rank 1's third step have no data."""
+    if not run.first:
+        run.batches = itertools.chain(
+            itertools.islice(run.batches, 2), _raising(DataError("a.jpg: is gone"))
+        )
+
+
+def _raising(error: Exception) -> Iterator[Any]:
+    raise error
+    yield
 
 
 def _bug(run: Run) -> None:
@@ -166,6 +184,7 @@ RUNS: dict[str, tuple[dict[str, Any], Callable[[Run], None]]] = {
     "script": ({}, _lose_script),
     "average": (AVERAGED, _lose_average),
     "bug": (AVERAGED, _bug),
+    "data": ({"steps": 4, "checkpoint_every": 1}, _lose_data),
     "image": ({"validate_every": 1, **AVERAGED}, _lose_image),
 }
 
@@ -210,6 +229,7 @@ def test_a_run_that_fails_on_one_rank_ends_on_both_in_one_line(
         "image": "there is no such file",
         "script": "step-00000001: the checkpoint could not be written with",
         "average": "step-00000001: the checkpoint could not be written with",
+        "data": "a.jpg: is gone",
     }.items():
         (code, lines), (other_code, other_lines) = (of_rank[name] for of_rank in ended)
         assert (code, other_code) == (2, 2), (name, lines, other_lines)
@@ -222,6 +242,10 @@ def test_a_run_that_fails_on_one_rank_ends_on_both_in_one_line(
     assert lines[-1] == "KeyError: 'loss/none'"
     assert other_lines == ["rank 0 failed: KeyError: 'loss/none'"]
     assert not list(tmp_path.rglob("*.partial"))
+    # What was being written when the data failed is not lost.
+    kept = checkpointing.folders(tmp_path / "data")
+    assert [path.name for path in kept] == ["step-00000001"]
+    assert checkpointing.damage(kept[0]) is None
 
 
 @pytest.mark.slow
@@ -262,7 +286,6 @@ def _touch_and_fail(path: Path) -> None:
 
 
 def test_disk_errors_that_libraries_put_their_own_way_are_one_line(tmp_path: Path) -> None:
-    import torch
     from safetensors.torch import save_file
 
     from fairhuman.common.files import replacing

@@ -62,7 +62,7 @@ def launch(folder: Path) -> dict[str, Any]:
     for (old, new), name in zip(FORMS, NAMES, strict=True):
         engine = engine_of(old, old.config())
         go(engine, range(STEPS))
-        path = checkpointing.save(engine, folder / name, Progress(STEPS, 0, 0), 1)
+        path = checkpointing.Saver(engine, folder / name, 1).save(Progress(STEPS, 0, 0))
         resumed = engine_of(new, other(new.config()))
         checkpointing.load(resumed, path)
         groups = [
@@ -87,7 +87,7 @@ def loss_scales(folder: Path) -> dict[str, Any]:
 
     engine = engine_of(form, config())
     go(engine, range(STEPS))
-    path = checkpointing.save(engine, folder, Progress(STEPS, 0, 0), 1)
+    path = checkpointing.Saver(engine, folder, 1).save(Progress(STEPS, 0, 0))
     found: dict[str, Any] = {"before": engine.optimizer.loss_scaler.cur_scale}
     runs: dict[str, dict[str, Any]] = {
         "same": {},

@@ -24,6 +24,7 @@ from fake_engine import FakeEngine, install, make_gradients
 from fake_gpu import NAME, FakeGPU, Place
 from torch import Tensor
 
+from fairhuman.checkpointing import Saver
 from fairhuman.checkpointing.manifest import Progress
 from fairhuman.config import Config, load_config
 from fairhuman.data.dataset import Batch
@@ -75,11 +76,14 @@ class FakeRun:
         self.progress = Progress(0, 0, 0)
         self.global_batch = len(CAPTIONS)
         self.failed = None
+        self.saver = Saver(step.engine, Path(), 1)
         self.batches = self._batches(batches)
         self.found: list[Counter[Place]] = []
         self._left = len(batches)
 
     def lr(self) -> float:
+        """Begin a step: it is what the loop asks first."""
+        self.gpu.found.clear()
         return 1e-5
 
     def average(self, taken: int) -> None:
@@ -92,7 +96,6 @@ class FakeRun:
     def due(self, every: int, step: int) -> bool:
         """Note the end of a step: it is what the loop asks last."""
         self.found.append(self.gpu.found.copy())
-        self.gpu.found.clear()
         self._left -= 1
         if not self._left:
             raise Enough
@@ -195,7 +198,6 @@ def take_steps(gpu: FakeGPU, config: Config, modes: Sequence[str]) -> dict[str, 
         changed = config.model_copy(update={"fairness": fairness})
         step = TrainingStep(cast(Any, engine), denoising, make_balancer(changed, cast(Any, engine)))
         run = FakeRun(gpu, step, batches[: len(kinds)])
-        gpu.found.clear()
         with suppress(Enough):
             _loop(changed, cast(Run, run), Stop())
         found |= {f"{mode}, {kind}": places for kind, places in zip(kinds, run.found, strict=True)}

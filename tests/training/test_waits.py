@@ -21,9 +21,7 @@ from launch import run
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 CASES = ["full", "lora", "lora, text encoders", "controlnet", "t2i_adapter"]
 
-# Where a step may wait, once, and why. A step that is the first of its run also waits for the areas
-# of its samples, which were not loaded during a step before it.
-FIRST = {"fairhuman/training/step.py:__call__"}
+# Where a step may wait, once, and why.
 SOLVE = {"fairhuman/training/balancers/base.py:step"}  # is the step taken? with all it logs of A
 SKETCHED = {"fairhuman/training/balancers/amortized.py:solve"}  # weights, for one backward pass
 FORECAST = {
@@ -35,10 +33,10 @@ END = {
     "fairhuman/training/stop.py:agreed",  # the stop flag: does any rank end here?
 }
 ALLOWED = {
-    "exact, measured": FIRST | SOLVE | END,
-    "amortized, measured": FIRST | SOLVE | END,
+    "exact, measured": SOLVE | END,
+    "amortized, measured": SOLVE | END,
     "amortized, between": FORECAST | NORM | END,
-    "sketch, measured": FIRST | SKETCHED | NORM | END,
+    "sketch, measured": SKETCHED | NORM | END,
     "sketch, between": FORECAST | NORM | END,
 }
 

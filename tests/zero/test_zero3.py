@@ -280,7 +280,7 @@ def resume_on_ranks(folder: Path) -> dict[str, Any]:
     for name, zero in PLACES.items():
         engine = start(zero)
         go(engine, range(2))
-        path = checkpointing.save(engine, folder / name, Progress(2, 2, 0), keep=1)
+        path = checkpointing.Saver(engine, folder / name, keep=1).save(Progress(2, 2, 0))
         go(engine, range(2, 4))
         again = start(zero)
         checkpointing.load(again, path)
