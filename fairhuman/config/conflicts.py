@@ -104,7 +104,7 @@ def _fairness_conflicts(config: Config) -> list[str]:
         problems.append(
             f"fairness.keep = {fairness.keep}: bounds weights that are solved for, and "
             f"fairness.mode={fairness.mode} solves for none; set fairness.mode to exact, "
-            "amortized or sketch, or remove it"
+            "amortized or sketch, or fairness.keep to 0"
         )
     return [*problems, *_rule_conflicts(fairness)]
 

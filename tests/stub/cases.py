@@ -35,7 +35,9 @@ def _case(method: str, batch: int, count: int, *overrides: str, **limits: Any) -
     sizes = (f"train.batch_size={batch}", f"train.gradient_accumulation={count}")
     mode = next((o.partition("=")[2] for o in overrides if o.startswith("fairness.mode")), "exact")
     name = f"{method}, {mode}, {batch} x {count}"
-    return Case(name, f"configs/sdxl_{method}.yaml", mode, (*sizes, *overrides), **limits)
+    fairness = (f"fairness.mode={mode}", "fairness.keep=0", "fairness.refresh_every=1")
+    config = f"configs/sdxl_{method}.yaml"
+    return Case(name, config, mode, (*sizes, *fairness, *overrides), **limits)
 
 
 CASES = (
