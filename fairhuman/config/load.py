@@ -13,15 +13,21 @@ from fairhuman.common.text_files import read_small
 from fairhuman.common.yaml_text import NULLS, Plain
 from fairhuman.config.conflicts import conflicts
 from fairhuman.config.schema import Config
+from fairhuman.config.shipped import DEEPSPEED, config_file
 from fairhuman.config.yaml_settings import apply_override, read_yaml, refusal, validate
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML config, apply `section.key=value` overrides, and check it.
 
+    Args:
+        path: of the file, or the name of a config that comes with FairHuman, such as sdxl_lora.
+        overrides: what to set over it.
+
     Raises:
         ConfigError: every problem found, one line each.
     """
+    path = config_file(path)
     tree = read_yaml(path)
     if "arms" in tree:
         raise ConfigError(
@@ -45,7 +51,7 @@ def training_configs(folder: Path) -> list[Path]:
 
 
 def _resolve_deepspeed(tree: dict[str, Any]) -> None:
-    """Replace the path of a DeepSpeed config by its text."""
+    """Replace the path or the name of a DeepSpeed config by its text."""
     path = tree.get("deepspeed")
     if isinstance(path, str) and not (isinstance(path, Plain) and path in NULLS):
         tree["deepspeed"] = _read_deepspeed(path)
@@ -54,7 +60,7 @@ def _resolve_deepspeed(tree: dict[str, Any]) -> None:
 def _read_deepspeed(path: str) -> dict[str, Any]:
     name = f"deepspeed = {shown(str(path))}"
     try:
-        tree = parse_config(read_small(Path(path), "file"), shown_key(path))
+        tree = parse_config(read_small(config_file(path, DEEPSPEED), "file"), shown_key(path))
     except ConfigError as error:
         problem = str(error).removeprefix(f"{shown_key(path)}: ")
         raise ConfigError(f"{name}: {problem}") from None

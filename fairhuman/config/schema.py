@@ -407,8 +407,9 @@ class Config(Section):
     optimizer: Optimizer = Optimizer()
     train: Train
     deepspeed: dict[str, Any]
-    """A DeepSpeed config, or the path of one in JSON: ZeRO stage 1, 2 or 3, offload, bucket sizes.
-    Batch sizes, clipping and precision come from the section train; setting them here is an
+    """A DeepSpeed config, the path of one in JSON, or the name of one that comes with FairHuman:
+    zero1, zero2, zero2_offload, zero3 or zero3_offload. It sets the ZeRO stage, offload and bucket
+    sizes. Batch sizes, clipping and precision come from the section train; setting them here is an
     error."""
 
     def save(self, path: Path) -> None:

@@ -341,9 +341,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=1, help="samples per micro-batch")
     parser.add_argument("--accumulation", type=int, default=1, help="micro-batches per step")
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations")
-    parser.add_argument(
-        "--deepspeed", default="configs/deepspeed/zero2.json", help="the DeepSpeed config"
-    )
+    parser.add_argument("--deepspeed", default="zero2", help="the DeepSpeed config")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     return parser

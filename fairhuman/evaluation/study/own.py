@@ -9,6 +9,7 @@ import torch
 
 from fairhuman.common.errors import ConfigError
 from fairhuman.config import load_config
+from fairhuman.config.shipped import config_file
 from fairhuman.config.yaml_settings import read_yaml
 from fairhuman.evaluation.study.plan import Arm, Pictures, Study, load_study
 
@@ -23,6 +24,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Study:
     Raises:
         ConfigError: every problem found, one line each.
     """
+    path = config_file(path)
     tree = read_yaml(path)
     trains = "arms" not in tree and ("model" in tree or "data" in tree)
     return study_of(path, overrides) if trains else load_study(path, overrides)

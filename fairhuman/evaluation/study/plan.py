@@ -12,6 +12,7 @@ from fairhuman.common.errors import ConfigError
 from fairhuman.common.quoting import shown, shown_key
 from fairhuman.config import Factor, Guidance, Positive, Probability, Seed
 from fairhuman.config.json_schema import json_schema
+from fairhuman.config.shipped import config_file
 from fairhuman.config.yaml_settings import (
     Name,
     PathText,
@@ -163,6 +164,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     Raises:
         ConfigError: every problem found, one line each.
     """
+    path = config_file(path)
     tree = read_yaml(path)
     if "arms" not in tree:
         raise ConfigError(
