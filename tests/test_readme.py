@@ -122,6 +122,23 @@ def test_configs_can_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             load_config(file)
 
 
+def test_settings_of_other_trainers_have_their_names_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "docs" / "from-other-trainers.md").read_text(encoding="utf-8")
+    first_column = re.findall(
+        r"^\| (`[a-z].*?) \|", text.split("## What a setting")[1], re.MULTILINE
+    )
+    named_here = [word for cell in first_column for word in re.findall("`(.+?)`", cell)]
+    assert len(named_here) > 50
+    for word in named_here:
+        key, _, value = word.partition(": ")
+        place: Any = load_config(Path("configs/sdxl_lora.yaml"), [f"{key}={value}"] * bool(value))
+        for part in key.split("."):
+            place = getattr(place, part)
+    (targets,) = re.findall(r"`(model\.lora\.targets=.+?)`", text)
+    load_config(Path("configs/sdxl_lora.yaml"), [targets])
+
+
 def test_lines_of_metadata_are_a_data_set(tmp_path: Path) -> None:
     lines = [line for page in PAGES for code in snippets(page, "json") for line in code.split("\n")]
     for line in filter(None, lines):

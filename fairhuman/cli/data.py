@@ -1,18 +1,15 @@
-"""Commands of data sets: draw, import, annotate, look at them."""
+"""Commands of data sets: draw, annotate, look at them; see `imports` for import."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from fairhuman.cli import imports
 from fairhuman.common.errors import UserError
-
-if TYPE_CHECKING:
-    from fairhuman.data.records import Problem
 
 
 def add(commands: Any) -> None:
@@ -24,43 +21,7 @@ def add(commands: Any) -> None:
     data.add_argument("--seed", type=int, default=0, help="another seed draws other people")
     data.set_defaults(run=_demo_data)
 
-    importer = commands.add_parser("import", help="bring annotations into the data format")
-    formats = importer.add_subparsers(required=True, metavar="FORMAT")
-    coco = formats.add_parser("coco-wholebody", help="COCO-WholeBody's JSON")
-    coco.add_argument("--annotations", type=Path, required=True, help="the JSON file")
-    coco.add_argument("--images", type=Path, required=True, help="the folder of the images")
-    coco.add_argument(
-        "--captions", type=Path, help="COCO's captions JSON, or JSON lines: file_name, text"
-    )
-    coco.add_argument("--out", type=Path, required=True, help="the data set to make")
-    coco.set_defaults(run=_import_coco_wholebody)
-    openpose = _format(formats, "openpose", "OpenPose's or DWPose's keypoint JSON")
-    openpose.add_argument("--keypoints", type=Path, required=True, help="the folder of STEM.json")
-    openpose.add_argument(
-        "--confidence", type=float, default=0.3, help="least confidence of a keypoint"
-    )
-    openpose.set_defaults(run=_import_openpose)
-    yolo = _format(formats, "yolo", "YOLO's label files")
-    yolo.add_argument("--labels", type=Path, required=True, help="the folder of STEM.txt")
-    for region in ("face", "hand"):
-        yolo.add_argument(
-            f"--{region}-class",
-            type=int,
-            action="append",
-            default=[],
-            help="a class number, may be repeated",
-        )
-    yolo.set_defaults(run=_import_yolo)
-    masks = _format(formats, "masks", "mask images named like their images")
-    for region in ("face", "hand"):
-        masks.add_argument(f"--{region}-masks", type=Path, help="their folder; white = region")
-    masks.add_argument("--invert", action="store_true", help="black = region")
-    masks.add_argument(
-        "--mask-suffix",
-        help="what is appended to an image's name in its mask's, such as --mask-suffix=-mask; "
-        "default: nothing or -masklabel, and in the images' own folder -masklabel",
-    )
-    masks.set_defaults(run=_import_masks)
+    imports.add(commands)
 
     exporter = commands.add_parser("export-annotations", help="write annotations as COCO's JSON")
     exporter.add_argument("folder", type=Path, help="a data set")
@@ -120,19 +81,6 @@ def add(commands: Any) -> None:
     inspect.set_defaults(run=_inspect)
 
 
-def _format(formats: Any, name: str, title: str) -> argparse.ArgumentParser:
-    """Add an import format whose files are named like the images they belong to."""
-    parser: argparse.ArgumentParser = formats.add_parser(name, help=title)
-    parser.add_argument("--images", type=Path, required=True, help="the folder of the images")
-    parser.add_argument(
-        "--captions",
-        type=Path,
-        help="JSON lines: file_name, text; default: .txt or .caption files next to the images",
-    )
-    parser.add_argument("--out", type=Path, required=True, help="the data set to make")
-    return parser
-
-
 def _demo_data(args: argparse.Namespace) -> None:
     from fairhuman.demo.drawn import draw_people
 
@@ -142,70 +90,6 @@ def _demo_data(args: argparse.Namespace) -> None:
         f"{counts['hands']} hands; {counts['without_face']} without a face, "
         f"{counts['without_hands']} without hands"
     )
-
-
-def _import_coco_wholebody(args: argparse.Namespace) -> None:
-    from fairhuman.curation.importers.coco_wholebody import import_coco_wholebody
-
-    done = import_coco_wholebody(args.annotations, args.images, args.out, args.captions)
-    print(f"{args.out}: {done.images} images, {done.faces} faces, {done.hands} hands")
-    if done.missing:
-        print(f"{done.missing} annotated images are not in {args.images} and were left out")
-    _say_left_out(done.left_out)
-
-
-def _import_openpose(args: argparse.Namespace) -> None:
-    from fairhuman.curation.importers.openpose import import_openpose
-
-    done = import_openpose(args.keypoints, args.images, args.out, args.captions, args.confidence)
-    print(f"{args.out}: {done.images} images, {done.faces} faces, {done.hands} hands")
-    if done.unannotated:
-        print(f"{done.unannotated} images have no keypoint file and were left out")
-    _say_left_out(done.left_out)
-
-
-def _import_yolo(args: argparse.Namespace) -> None:
-    from fairhuman.curation.importers.yolo import import_yolo
-
-    done = import_yolo(
-        args.labels, args.images, args.out, args.face_class, args.hand_class, args.captions
-    )
-    print(f"{args.out}: {done.images} images, {done.faces} faces, {done.hands} hands")
-    if done.unannotated:
-        print(f"{done.unannotated} images have no label file: taken as holding none")
-    _say_left_out(done.left_out)
-
-
-def _import_masks(args: argparse.Namespace) -> None:
-    from fairhuman.curation.importers.masks import import_masks
-
-    found = import_masks(
-        args.images,
-        args.out,
-        args.face_masks,
-        args.hand_masks,
-        args.invert,
-        args.captions,
-        args.mask_suffix,
-    )
-    masks = ", ".join(f"{count} {region} masks" for region, count in found.masks.items())
-    print(f"{args.out}: {found.done.images} images, {masks}")
-    if found.done.unannotated:
-        print(f"{found.done.unannotated} images lack one of their masks: not annotated for it")
-    if found.bright:
-        print(
-            f"{len(found.bright)} masks are mostly white, such as {found.bright[0]}: if black is "
-            "the region in them, import them again with --invert"
-        )
-    _say_left_out(found.done.left_out)
-
-
-def _say_left_out(problems: Sequence[Problem]) -> None:
-    """Print what was passed over, a line for each."""
-    if problems:
-        print(f"{len(problems)} left out:")
-    for problem in problems:
-        print(f"  {problem}")
 
 
 def _export_annotations(args: argparse.Namespace) -> None:

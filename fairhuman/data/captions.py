@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fairhuman.common.errors import DataError
@@ -31,6 +32,8 @@ MARKS = {
 # A line of YOLO's label files, which have the names of caption files; or an empty line.
 YOLO = re.compile(r"\s*|\s*\d+(\s+[01](\.\d+)?){4,}\s*")
 
+LINE_END = re.compile(r"\r\n|\r|\n")
+
 
 @dataclass(frozen=True)
 class Caption:
@@ -38,10 +41,15 @@ class Caption:
 
     file: str
     """Its name, without its folder."""
-    text: str
-    """On one line."""
+    lines: tuple[str, ...]
+    """Its lines that hold words."""
     others: tuple[str, ...] = ()
     """Further caption files of the image, which say something else."""
+
+    @property
+    def text(self) -> str:
+        """All of it, on one line."""
+        return " ".join(self.lines)
 
     def passed_over(self) -> str:
         """Return a sentence about the others."""
@@ -51,13 +59,15 @@ class Caption:
 class CaptionFiles:
     """The caption files of images; every folder is listed once."""
 
-    def __init__(self) -> None:
+    def __init__(self, endings: Sequence[str] = ENDINGS) -> None:
+        """Look for files with these endings, in lower case; the first is preferred."""
+        self._endings = tuple(endings)
         self._folders: dict[Path, dict[str, list[str]]] = {}
 
     def find(self, image: Path) -> list[str]:
         """Return the names of an image's caption files, the first one to be taken."""
         listed = self._listed(image.parent)
-        names = [f"{base}{end}" for base in (image.stem, image.name) for end in ENDINGS]
+        names = [f"{base}{end}" for base in (image.stem, image.name) for end in self._endings]
         return [file for name in names for file in listed.get(_folded(name), ())]
 
     def read(self, image: Path) -> Caption | None:
@@ -66,12 +76,13 @@ class CaptionFiles:
         Raises:
             DataError: a caption file cannot be read.
         """
-        found = [(name, read_caption(image.with_name(name))) for name in self.find(image)]
-        found = [(name, text) for name, text in found if text]
+        found = [Caption(name, _lines(image.with_name(name))) for name in self.find(image)]
+        found = [caption for caption in found if caption.lines]
         if not found:
             return None
-        name, text = found[0]
-        return Caption(name, text, tuple(other for other, said in found[1:] if said != text))
+        first = found[0]
+        others = tuple(other.file for other in found[1:] if other.text != first.text)
+        return replace(first, others=others)
 
     def _listed(self, folder: Path) -> dict[str, list[str]]:
         if folder not in self._folders:
@@ -81,7 +92,7 @@ class CaptionFiles:
                 raise DataError(f"{folder}: cannot be read: {error.strerror}") from None
             listed: dict[str, list[str]] = {}
             for name in names:
-                if name.lower().endswith(ENDINGS):
+                if name.lower().endswith(self._endings):
                     listed.setdefault(_folded(name), []).append(name)
             for same in listed.values():
                 # a.txt before a.TXT.
@@ -90,8 +101,8 @@ class CaptionFiles:
         return self._folders[folder]
 
 
-def read_caption(path: Path) -> str:
-    """Return the words of a caption file, on one line.
+def _lines(path: Path) -> tuple[str, ...]:
+    """Return the lines of a caption file that hold words, single spaces between them.
 
     Raises:
         DataError: it cannot be read as text.
@@ -116,7 +127,7 @@ def read_caption(path: Path) -> str:
         raise DataError(f"{path}: holds null bytes, so not UTF-8; save it as UTF-8")
     if text.strip() and all(map(YOLO.fullmatch, text.split("\n"))):
         raise DataError(f"{path}: holds YOLO's boxes, no caption; `fairhuman import yolo` reads it")
-    return " ".join(text.split())
+    return tuple(" ".join(line.split()) for line in LINE_END.split(text) if line.strip())
 
 
 def _folded(name: str) -> str:

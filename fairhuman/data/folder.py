@@ -21,7 +21,8 @@ MASKS = "masks"
 
 # How the stems of pictures end that belong to a photograph, as OneTrainer names them.
 MASK_ENDING = "-masklabel"
-LABEL_ENDINGS = (MASK_ENDING, "-condlabel")
+CONTROL_ENDING = "-condlabel"
+LABEL_ENDINGS = (MASK_ENDING, CONTROL_ENDING)
 
 
 def find_images(root: Path, exclude: Sequence[str] = ()) -> tuple[list[str], list[Problem]]:

@@ -225,10 +225,15 @@ def _annotation(
         return Annotation()
     # An empty name is none, as tools write it.
     file = root / _name(fields, mask_key) if mask not in (None, "") else None
-    return Annotation(_boxes(boxes_key, [] if boxes is None else boxes), file)
+    return Annotation(read_boxes(boxes_key, [] if boxes is None else boxes), file)
 
 
-def _boxes(key: str, value: Any) -> tuple[Box, ...]:
+def read_boxes(key: str, value: Any) -> tuple[Box, ...]:
+    """Return what metadata.jsonl has under the key of a region's boxes.
+
+    Raises:
+        LineError: it is no list of boxes.
+    """
     if not isinstance(value, list):
         raise LineError(f"{key} = {shown(value)}: must be a list of [x, y, width, height]")
     if len(value) > MOST_BOXES:
@@ -263,7 +268,7 @@ def check_entry(entry: Entry, measure: Measure | None = None) -> Record | Proble
     try:
         size = _measured(entry, "", entry.image, False, sizes)
         for region, annotation in entry.regions.items():
-            _check_boxes(region, annotation, size)
+            check_boxes(region, annotation.boxes, size)
             if annotation.mask is not None:
                 _check_like(entry, f"{region}_mask: ", annotation.mask, True, size, sizes)
         if entry.conditioning:
@@ -297,8 +302,13 @@ def _measured(
         raise LineError(f"{key}{path}: {error}") from None
 
 
-def _check_boxes(region: str, annotation: Annotation, size: tuple[int, int]) -> None:
-    for box in annotation.boxes:
+def check_boxes(region: str, boxes: Sequence[Box], size: tuple[int, int]) -> None:
+    """Check that a region's boxes are in an image of this size.
+
+    Raises:
+        LineError: one is outside it, or given as shares of it.
+    """
+    for box in boxes:
         x, y, width, height = box
         if max(box) <= 1 < max(size):
             raise LineError(

@@ -17,7 +17,7 @@ from fairhuman.common.quoting import shown
 from fairhuman.curation.geometry import clip
 from fairhuman.data.captions import CaptionFiles
 from fairhuman.data.folder import find_images
-from fairhuman.data.records import METADATA, SHOWN, Problem, write_metadata
+from fairhuman.data.records import CONTROL, METADATA, SHOWN, Problem, write_metadata
 
 # Further from the image than this, a coordinate is no place in a picture.
 FAR = 1e7
@@ -58,18 +58,21 @@ def write_data_set(
 ) -> None:
     """Put the rows' images into `out` and write metadata.jsonl, or leave nothing there.
 
-    The images become hard links, which take no room, or copies where `out` is on another disk.
+    Images and control images become hard links, which take no room, or copies where `out` is on
+    another disk.
 
     Args:
         out: the data set's folder.
-        images: where the images are, under the rows' file names.
+        images: where both are, under the rows' file names.
         rows: of metadata.jsonl.
-        others: further files by their name in `out`, and what writes each.
+        others: what writes a file, by its name in `out`: further files, and images that are not to
+            be as they are in `images`.
 
     Raises:
         OutputError: a file cannot be written, or would lie outside `out`.
     """
     made: list[Path] = []
+    others = others or {}
 
     def place(name: str) -> Path:
         target = out / name
@@ -81,20 +84,19 @@ def write_data_set(
                 f"{target}: is a link, or in a linked folder, that leads out of {out}; choose "
                 "another --out"
             )
-        if target.exists() and not target.samefile(images / name):
+        if target.exists() and (name in others or not target.samefile(images / name)):
             raise OutputError(f"{target}: already exists; choose another --out")
         return target
 
     try:
-        for row in rows:
-            target = place(row["file_name"])
+        pictures = (row[key] for row in rows for key in ("file_name", CONTROL) if key in row)
+        for name in (name for name in pictures if name not in others):
+            target = place(name)
             if not target.exists():
                 made.append(target)
-                _link_or_copy(images / row["file_name"], target)
-        for name, write in (others or {}).items():
+                _link_or_copy(images / name, target)
+        for name, write in others.items():
             target = place(name)
-            if target.exists():
-                raise OutputError(f"{target}: already exists; choose another --out")
             made.append(target)
             write(target)
         out.mkdir(parents=True, exist_ok=True)

@@ -1,24 +1,16 @@
 """Mask images: each named like its image, in a folder of their own or next to the images.
 
 In a folder of their own, a mask of `a.jpg` is `a.png` or `a-masklabel.png`, as OneTrainer names
-them; in the images' folder it is `a-masklabel.png`, so that no photograph is its own mask. A mask
-of the upright image's size is taken as it is, one of the stored image's size is turned with it (see
-`orientation`); where its size does not show which, it is taken for one of the upright image.
+them; in the images' folder it is `a-masklabel.png`, so that no photograph is its own mask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import ImageOps
-
 from fairhuman.common.errors import DataError
-from fairhuman.common.images import ImageError, open_mask
 from fairhuman.curation.importers.common import (
     Imported,
     by_stem,
@@ -28,8 +20,9 @@ from fairhuman.curation.importers.common import (
     texts,
     write_data_set,
 )
-from fairhuman.curation.importers.orientation import Shape, Size, in_stored_pixels, read_shape
-from fairhuman.data.folder import MASK_ENDING, MASKS, find_images, find_labels
+from fairhuman.curation.importers.mask_files import Mask, checked, put
+from fairhuman.curation.importers.orientation import read_shape
+from fairhuman.data.folder import MASK_ENDING, find_images, find_labels
 from fairhuman.data.records import Problem
 
 
@@ -42,24 +35,6 @@ class ImportedMasks:
     """Their number, by region."""
     bright: list[str]
     """Masks that are mostly white, which hardly any face or hand is."""
-
-
-@dataclass(frozen=True)
-class _Mask:
-    """A mask that fits its image."""
-
-    path: Path
-    image: str
-    region: str
-    shape: Shape
-    """The image's; without orientation where EXIF says of the mask itself how it is turned."""
-    size: Size
-    mean: float
-
-    def write(self, invert: bool, turn: bool, target: Path) -> None:
-        mask = open_mask(self.path)
-        mask = ImageOps.invert(mask) if invert else mask
-        (self.shape.turned_picture(mask) if turn else mask).save(target, "png")
 
 
 def import_masks(
@@ -102,32 +77,24 @@ def import_masks(
             "would be both; give two folders, or one of the two"
         )
     stems, left_out = images_by_stem(images)
-    found: list[_Mask] = []
+    found: list[Mask] = []
     for region, folder in given.items():
         masks = _masks(folder, images, suffix, left_out)
         shapes = {
             stem: read_shape(images / stems[stem], whole=True) for stem in stems if stem in masks
         }
         found += [
-            _checked(folder / masks[stem], images / stems[stem], stems[stem], region, shape, invert)
+            checked(folder / masks[stem], images / stems[stem], stems[stem], region, shape, invert)
             for stem, shape in shapes.items()
         ]
     if not found:
         raise DataError(f"{images}: no image has the name of a mask")
-    turned = in_stored_pixels(
-        [mask.shape for mask in found], [mask.size for mask in found], habit=False
-    )
     names = [name for name in stems.values() if name in {mask.image for mask in found}]
     captioned = texts(captions, names, images, left_out)
     rows: dict[str, dict[str, Any]] = {
         name: {"file_name": name, "text": captioned[name]} for name in names
     }
-    files: dict[str, Callable[[Path], None]] = {}
-    for mask, turn in zip(found, turned, strict=True):
-        target = f"{MASKS}/{mask.region}/{mask.image.rpartition('.')[0]}.png"
-        files[target] = partial(mask.write, invert, turn)
-        rows[mask.image][f"{mask.region}_mask"] = target
-    write_data_set(out, images, list(rows.values()), files)
+    write_data_set(out, images, list(rows.values()), put(found, rows, invert))
     total = {region: sum(mask.region == region for mask in found) for region in given}
     lacking = sum(any(f"{region}_mask" not in row for region in given) for row in rows.values())
     done = counts(list(rows.values()), unannotated=lacking, left_out=left_out)
@@ -160,22 +127,3 @@ def _masks(
             "folder, or the end of their names as --mask-suffix"
         )
     return plain | ended
-
-
-def _checked(path: Path, image: Path, name: str, region: str, shape: Shape, invert: bool) -> _Mask:
-    """Return a mask; refuse it where it does not fit its image."""
-    try:
-        mask = open_mask(path)
-    except ImageError as error:
-        raise DataError(f"{path}: {error}") from None
-    if path.samefile(image):
-        raise DataError(f"{path}: is the image itself, not its mask")
-    own = read_shape(path).orientation != 1
-    if mask.size != shape.upright and (own or mask.size != shape.stored):
-        raise DataError(
-            f"{path}: is {mask.size[0]} x {mask.size[1]} px, its image {image} is "
-            f"{shape.upright[0]} x {shape.upright[1]}"
-        )
-    mean = float(np.asarray(mask).mean()) / 255
-    lies = Shape(shape.upright) if own else shape
-    return _Mask(path, name, region, lies, mask.size, 1 - mean if invert else mean)
