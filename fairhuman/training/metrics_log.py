@@ -138,13 +138,13 @@ class Log:
             tracker.close()
 
     def _summary(self, record: dict[str, Any]) -> str:
-        def joined(kind: str, form: str) -> str:
-            values = [record[f"{kind}/{name}"] for name in self.names]
-            return " ".join("absent" if v is None else format(v, form) for v in values)
+        def told(name: str) -> str:
+            loss, weight = record[f"loss/{name}"], record[f"weight/{name}"]
+            return f"{name} absent" if loss is None else f"{name} {loss:.4f} ({weight:.3g})"
 
         skipped = f"{record['skipped']} skipped | " if record["skipped"] else ""
         return (
-            f"loss {joined('loss', '.4f')} | weight {joined('weight', '.3g')} | {skipped}"
+            f"loss (weight): {', '.join(map(told, self.names))} | {skipped}"
             f"{record['samples_per_s']:.1f} samples/s"
         )
 

@@ -189,10 +189,15 @@ def test_the_log_tells_absent_from_not_finite_and_writes_no_nan(tmp_path: Path) 
             log.write({"step": step, **record, **rest, "skipped": skipped})
         log._bar.refresh()
         log.close()
-    assert "loss 0.4000 absent 0.2000" in bar.getvalue()
+    first, _, last = NAMES
+    weights = dict(zip(NAMES, good.weights, strict=True))
+    named = f"{first} 0.4000 ({weights[first]:.3g}), {NAMES[1]} absent, {last} 0.2000"
+    assert f"loss (weight): {named} ({weights[last]:.3g})" in bar.getvalue()
     assert "1 skipped" in bar.getvalue()
     spoilt = step_record(NAMES, [math.nan, None, -math.inf], bad)
-    assert "nan absent -inf" in log._summary({**spoilt, **rest, "skipped": 1})
+    shown = log._summary({**spoilt, **rest, "skipped": 1})
+    assert f"{first} nan" in shown
+    assert f"{last} -inf" in shown
     records = [json.loads(line, parse_constant=refuse) for line in lines_of(tmp_path)]
     assert records[1][NOT_FINITE] == [
         "loss/global", "loss/hand", "grad_norm/global", "grad_norm/hand", "val/loss/global",
