@@ -14,8 +14,11 @@ from ranks import run_ranks
 from small_unet import TINY
 
 from fairhuman.common.units import GIB
+from fairhuman.data.cache import write
+from fairhuman.models.encoded import Posterior, Prompt
 from fairhuman.models.formats.pipeline_folder import COMPONENTS, PipelineFolder
 from fairhuman.planning.__main__ import tables
+from fairhuman.planning.data_costs import DataCosts, table
 from fairhuman.planning.plan import FROZEN_BYTES, SDXL_PARAMETERS, Plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -179,6 +182,36 @@ def test_the_page_has_the_figures_that_its_command_prints() -> None:
         (offload.host_bytes(), "on the host"),
     ):
         assert f" {size / GIB:.1f} GiB {place}" in page
+
+
+def test_the_page_has_the_costs_of_data_that_its_command_prints() -> None:
+    page = (ROOT / "docs" / "planning.md").read_text(encoding="utf-8")
+    assert table([DataCosts(images) for images in (1e6, 1e7, 1e9)]) in page
+
+
+def test_a_cached_image_takes_what_its_files_take(tmp_path: Path) -> None:
+    """But for their headers, at SDXL's sizes."""
+    side = 1024 // 8
+    latents = Posterior(torch.zeros(1, 4, side, side), torch.ones(1, 4, side, side))
+    text = Prompt(
+        torch.zeros(1, 77, 2048, dtype=torch.bfloat16), torch.zeros(1, 1280, dtype=torch.bfloat16)
+    )
+    for name, tensors, expected in (
+        ("latents", latents, DataCosts.latent_bytes()),
+        ("text", text, DataCosts.text_bytes()),
+    ):
+        write(tmp_path / name, tensors)
+        assert (tmp_path / name).stat().st_size == pytest.approx(expected, abs=512)
+
+
+def test_costs_grow_with_the_images_and_checkpoints_do_not() -> None:
+    few, many = DataCosts(1e3), DataCosts(1e6)
+    for cost in ("cache_bytes", "check_s", "start_s"):
+        assert getattr(many, cost)() == pytest.approx(1000 * getattr(few, cost)(), rel=1e-12)
+    assert few.checkpoint_bytes() == many.checkpoint_bytes()
+    # 2 bytes of weights, 4 of master weights and 2 of moments, with their scales.
+    assert few.checkpoint_bytes() / SDXL_PARAMETERS == pytest.approx(8, abs=0.1)
+    assert DataCosts(1e3, ranks=1).checkpoint_bytes() == pytest.approx(few.checkpoint_bytes())
 
 
 def test_the_sizes_are_those_of_the_true_sdxl() -> None:
