@@ -126,7 +126,7 @@ def test_settings_of_other_trainers_have_their_names_here(monkeypatch: pytest.Mo
     monkeypatch.chdir(ROOT)
     text = (ROOT / "docs" / "from-other-trainers.md").read_text(encoding="utf-8")
     first_column = re.findall(
-        r"^\| (`[a-z].*?) \|", text.split("## What a setting")[1], re.MULTILINE
+        r"^\| (`[a-z].*?) \|", text.split("## Setting names")[1], re.MULTILINE
     )
     named_here = [word for cell in first_column for word in re.findall("`(.+?)`", cell)]
     assert len(named_here) > 50
