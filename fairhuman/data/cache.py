@@ -7,9 +7,7 @@ is placed, the text, and the models. So what is stale is never found, and runs m
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -93,17 +91,6 @@ def is_whole(path: Path) -> bool:
             return True
     except (OSError, SafetensorError):
         return False
-
-
-def digests(records: Sequence[Record]) -> dict[str, str]:
-    """Return a digest of every record's image file, by the record's id."""
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        found = pool.map(lambda record: _digest(record.image), records)
-        return dict(zip((record.id for record in records), found, strict=True))
-
-
-def _digest(path: Path) -> str:
-    return hashlib.blake2b(path.read_bytes(), digest_size=20).hexdigest()
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -21,10 +21,11 @@ from fairhuman.common.distributed import agreed, gathered, shared
 from fairhuman.common.errors import ConfigError
 from fairhuman.common.output_folder import filling
 from fairhuman.common.units import GIB
-from fairhuman.data.cache import Cache, digests, is_whole, write
+from fairhuman.data.cache import Cache, is_whole, write
 from fairhuman.data.dataset import People
+from fairhuman.data.index.digests import image_digests
+from fairhuman.data.index.records import Records
 from fairhuman.data.order import Draw
-from fairhuman.data.records import Record
 from fairhuman.data.workers import from_workers
 from fairhuman.models.captions import tokenizer_texts
 from fairhuman.models.sdxl import SDXL
@@ -51,11 +52,18 @@ class _Files(NamedTuple):
     captions: dict[Path, str | None]
 
 
-def open_cache(folder: Path, records: Sequence[Record], sdxl: SDXL) -> Cache:
-    """Return the cache in a folder, of these records under this model; a collective."""
-    images = shared(lambda part: list(digests(part).items()), records)
+def open_cache(folder: Path, records: Records, sdxl: SDXL, check: str) -> Cache:
+    """Return the cache in a folder, of these records under this model; a collective.
+
+    Args:
+        folder: `data.cache`.
+        records: of the run.
+        sdxl: its frozen models.
+        check: `data.check`, of files that were read before.
+    """
+    images = image_digests(records, check)
     text = None if sdxl.trains_text else text_digest(sdxl)
-    return Cache(folder, vae_digest(sdxl), text, dict(images))
+    return Cache(folder, vae_digest(sdxl), text, images)
 
 
 def fill(

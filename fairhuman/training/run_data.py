@@ -63,7 +63,9 @@ class RunData:
         self._long_captions = sdxl.fit_captions(counts.tolist())
         if config.data.cache is None:
             return
-        self._cache = caching.open_cache(Path(config.data.cache), self.usable, sdxl)
+        self._cache = caching.open_cache(
+            Path(config.data.cache), self.usable, sdxl, config.data.check
+        )
         coming = draws(
             self.stream,
             seen=progress.samples_seen,

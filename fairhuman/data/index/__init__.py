@@ -8,6 +8,7 @@ In the index's folder:
   in bytes and time of change then, its width and height. A file that has changed since is opened
   again;
 - `images-*.arrow`, `masks-*.arrow`: rows that are not in there yet, of a check that was stopped;
+- `digests.arrow`: digests of the image files, where `data.cache` asks for them;
 - `tokens-KEY.npy`: how many tokens each caption has.
 
 The tables are memory-mapped: the processes of a machine share one copy in memory.

@@ -26,16 +26,12 @@ from fairhuman.common.distributed import (
 from fairhuman.common.images import ImageError, open_image, open_mask, upright_size
 from fairhuman.data.index.files import Files, Seen, add
 from fairhuman.data.index.listing import Listing
+from fairhuman.data.index.stats import settled, stats
 from fairhuman.data.records import is_within
 
 IMAGES, MASKS = "images", "masks"
 SAVE_S = 10.0
 """How often what was found is written while files are opened: what a kill can lose, in seconds."""
-RACY_NS = 10**9
-"""A file that changed so shortly before it was opened is opened again at the next start: the clock
-of its file system may be too coarse to tell another change."""
-FAR_S = 5e-5
-"""A file system that takes longer than this to describe a file is asked by many threads."""
 
 
 class Item(NamedTuple):
@@ -122,7 +118,7 @@ def _stale(
             if check != "trust":
                 # Each rank of a machine asks for its share of the files.
                 asked = np.flatnonzero(usable)[local_rank() :: local_rank_count()]
-                told = _stats(listing.root, column.names.take(asked).to_pylist())
+                told = stats(listing.root, column.names.take(asked).to_pylist())
                 usable[asked] = (told[:, 0] == known.bytes[asked]) & (
                     told[:, 1] == known.changed[asked]
                 )
@@ -135,38 +131,6 @@ def _stale(
     for name, column in columns.items():
         column.sizes[stale[name]] = 0
     return stale
-
-
-def _stats(root: Path, names: Sequence[str]) -> NDArray[np.int64]:
-    """Return the sizes in bytes and times of change of files, [N, 2]; -1 where there is none."""
-    told = np.empty((len(names), 2), dtype=np.int64)
-    folder = os.path.join(root, "")
-
-    def ask(places: Sequence[int]) -> None:
-        for place in places:
-            name = names[place]
-            # os.path.join would take as long as the call itself.
-            told[place] = _stat(name if name.startswith(os.sep) else folder + name)
-
-    few = range(len(names))[:200]
-    began = time.perf_counter()
-    ask(few)
-    rest = range(len(names))[len(few) :]
-    if time.perf_counter() - began < FAR_S * len(few):
-        ask(rest)
-    else:
-        with ThreadPoolExecutor(32) as pool:
-            list(pool.map(ask, (rest[start : start + 1000] for start in rest[::1000])))
-    return told
-
-
-def _stat(path: str | Path) -> tuple[int, int]:
-    """Return a file's size in bytes and time of change; -1 where there is none."""
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError):
-        return -1, -1
-    return found.st_size, found.st_mtime_ns
 
 
 class _Opener:
@@ -206,9 +170,7 @@ class _Opener:
         inside = is_within(path, self.root)
         if not (inside or self.outside):
             return "is not in the data's folder"
-        size, changed = _stat(path)
-        if abs(time.time_ns() - changed) < RACY_NS:
-            changed = -1
+        size, changed = settled(path)
         try:
             if self.whole:
                 width, height = (open_mask if is_mask else open_image)(path).size
@@ -240,7 +202,7 @@ def _remember(root: Path, folder: Path, items: Sequence[Item], found: Sequence[S
     for kind in (IMAGES, MASKS):
         seen = _sound(kind, items, found)
         # On another machine, that opened it, a copy may have another time of change.
-        told = _stats(root, [row.name for row in seen])
+        told = stats(root, [row.name for row in seen])
         rows = [
             row._replace(changed=int(changed) if row.changed >= 0 else -1)
             for row, (size, changed) in zip(seen, told, strict=True)
