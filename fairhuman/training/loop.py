@@ -105,7 +105,7 @@ def _loop(config: Config, run: Run, stop: Stop) -> bool:
             coming.append(run.step.load(batches))
 
     load()
-    stop.agreed(device, run.failed)
+    stop.agreed(device, run.failed)  # no step is taken where a rank has no data
     while progress.step < config.train.steps:
         started = time.perf_counter()
         timer.start()
