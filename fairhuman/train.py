@@ -17,8 +17,8 @@ from fairhuman.config import load_config
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the command line and train; returns the exit code.
 
-    0: at the end, or stopped by a signal; 2: a mistake to be corrected; 3: `train.max_skips`;
-    130: stopped before the first step.
+    0: at the end; `train.stopped_exit_code`: stopped by a signal; 2: a mistake to be corrected;
+    3: `train.max_skips`; 130: stopped before the first step.
     """
     args = make_parser().parse_args(argv)
 
@@ -29,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             train,  # what it imports takes seconds; a mistake shows before
         )
 
-        train(config, args.overrides)
-        return 0
+        ended = train(config, args.overrides)
+        return 0 if ended else config.train.stopped_exit_code
 
     return exit_code(work, "train.output_dir")
 

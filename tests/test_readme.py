@@ -26,6 +26,9 @@ def named(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
+OTHERS = ("git", "cd", ".", "pdsh", "scontrol", "scancel", "kubectl")
+"""Commands that are not ours."""
+
 PYTHON = [
     pytest.param(code, id=f"{named(page)}-{number}")
     for page in PAGES
@@ -87,7 +90,7 @@ def check(words: list[str]) -> None:
         if ">" in arguments:
             arguments = arguments[: arguments.index(">")]
         cli.make_parser().parse_args(arguments)
-    elif program == "deepspeed" and "fairhuman/train.py" in arguments:
+    elif program in ("deepspeed", "torchrun") and "fairhuman/train.py" in arguments:
         start = arguments.index("fairhuman/train.py") + 1
         given = train.make_parser().parse_args(arguments[start:])
         load_config(given.config, given.overrides)
@@ -106,7 +109,7 @@ def check(words: list[str]) -> None:
         for asked in re.findall(r"\[([\w,]+)\]", " ".join(arguments)):
             assert set(asked.split(",")) <= extras
     else:
-        assert program in ("git", "cd", "."), f"{program}: nothing here knows this command"
+        assert program in OTHERS, f"{program}: nothing here knows this command"
 
 
 def test_configs_can_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

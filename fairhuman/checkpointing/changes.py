@@ -16,7 +16,12 @@ from fairhuman.common.quoting import cut
 from fairhuman.config import Config
 
 # They say where a run is, and how it is started.
-_OF_THE_START = ("train.output_dir", "train.resume", "train.verify_checkpoints")
+_OF_THE_START = (
+    "train.output_dir",
+    "train.resume",
+    "train.stopped_exit_code",
+    "train.verify_checkpoints",
+)
 # What the trained weights are of; without it they mean nothing.
 _FIXED = (
     "model.method",

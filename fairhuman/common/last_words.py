@@ -58,7 +58,8 @@ def _store(patience: timedelta) -> dist.TCPStore | None:
     host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     if rank_count() == 1 or host is None or port is None:
         return None
-    hosts = rank() == 0 and not dist.is_initialized()
+    by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    hosts = rank() == 0 and not dist.is_initialized() and not by_torchrun
     try:
         return dist.TCPStore(
             host,

@@ -366,6 +366,10 @@ class Train(Section):
     timeout: Annotated[float, Field(gt=0, le=10_000)] = 120.0
     """Minutes that ranks wait for each other: for what takes one of them long, such as encoding the
     images of data.cache, a download, or a checkpoint on a slow disk."""
+    stopped_exit_code: Annotated[int, Field(ge=0, le=125)] = 0
+    """The exit code of a run that a signal has stopped, once its checkpoint is written. 0 is a
+    success to whatever started it; another, such as 75, has it started again where failures are,
+    as under Kubernetes."""
     resume: PathText = "none"
     """`auto` continues from the newest complete checkpoint in output_dir, or starts a new run if
     there is none; `none` starts a new run; anything else is a checkpoint's folder."""

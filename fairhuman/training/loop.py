@@ -16,7 +16,9 @@ from fairhuman.common.distributed import rank
 from fairhuman.common.errors import OutputError, StoppedError, StuckError, UserError
 from fairhuman.common.lock import FolderLock
 from fairhuman.common.output_folder import claim
+from fairhuman.common.unread import outliving_readers
 from fairhuman.config import Config
+from fairhuman.training.alike import check_alike
 from fairhuman.training.metrics_log import step_record
 from fairhuman.training.resume import find_start
 from fairhuman.training.run import Run
@@ -49,9 +51,11 @@ def train(
     stop = Stop().install()
     lock: FolderLock | None = None
     try:
-        device = init_distributed(config.train.timeout)
-        lock = claim(Path(config.train.output_dir), "train.output_dir", "training")
-        return _train(config, device, stop, overrides, prepare)
+        with outliving_readers(stop.unread):
+            device = init_distributed(config.train.timeout)
+            check_alike(config)
+            lock = claim(Path(config.train.output_dir), "train.output_dir", "training")
+            return _train(config, device, stop, overrides, prepare)
     except KeyboardInterrupt:
         raise StoppedError(f"Stopped before the first step ({stop.reason})") from None
     finally:

@@ -1,4 +1,4 @@
-"""Whether a run was asked to stop: by a signal, or because its launcher is gone."""
+"""Whether a run was asked to stop: by a signal, or because its launcher or its reader is gone."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ from fairhuman.common import distributed
 
 # How long a rank may continue after its launcher is gone: enough for most steps' ends.
 GRACE_S = 45.0
+_MODULES = ("deepspeed.launcher.launch", "torch.distributed.run")
+_SCRIPTS = ("deepspeed", "ds", "torchrun")
+"""By these a launcher is known among the processes above a rank."""
 # Far more than there are ranks.
 _DIGIT = 1 << 20
 
@@ -35,7 +38,7 @@ class Agreed(NamedTuple):
 
 @dataclass
 class Stop:
-    """Whether someone asked the run to end: SIGTERM, SIGINT, or the launcher is gone.
+    """Whether the run is to end: SIGTERM or SIGINT, or the launcher or the output's reader is gone.
 
     During the steps the handlers only take note, since a rank that entered a collective on its own
     would hang; the ranks agree at the end of a step. Before, while models load and caches fill, the
@@ -83,6 +86,10 @@ class Stop:
         if first and not self.steps:
             raise KeyboardInterrupt
 
+    def unread(self) -> None:
+        """Take note that nobody reads what this process prints: whoever started it is gone."""
+        self.reason = self.reason or "nobody reads the output"
+
     def _watch(self, launchers: list[psutil.Process]) -> None:
         while all(launcher.is_running() and not _zombie(launcher) for launcher in launchers):
             time.sleep(2.0)
@@ -107,17 +114,13 @@ def _zombie(process: psutil.Process) -> bool:
 
 
 def _launchers() -> list[psutil.Process]:
-    """Return the processes above this one that belong to DeepSpeed's launcher."""
+    """Return the processes above this one that belong to DeepSpeed's launcher or to torchrun."""
     found = []
     for parent in psutil.Process().parents():
         try:
             words = parent.cmdline()
         except psutil.Error:
             continue
-        if any(word == "deepspeed.launcher.launch" or _is_runner(word) for word in words[:4]):
+        if any(word in _MODULES or os.path.basename(word) in _SCRIPTS for word in words[:4]):
             found.append(parent)
     return found
-
-
-def _is_runner(word: str) -> bool:
-    return os.path.basename(word) in ("deepspeed", "ds")

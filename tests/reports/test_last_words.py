@@ -1,6 +1,6 @@
 """A run that ends says why, whichever of its ranks is the first to end.
 
-With DeepSpeed's own launcher, which kills all ranks within a second of the first one's end.
+With launchers, which kill all ranks within a second of the first one's end.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from launch import launcher
+from launch import launcher, torchrun
 
 SCRIPT = """
 import os, sys, time
@@ -80,3 +80,26 @@ def test_a_run_says_once_why_it_ends(tmp_path: Path, name: str) -> None:
     assert done.stderr.count(said) == 1, done.stderr
     assert never not in done.stderr
     assert done.returncode == code if code is not None else done.returncode != 0
+
+
+@pytest.mark.slow
+def test_nor_does_torchrun_add_to_what_was_said(tmp_path: Path) -> None:
+    """Its agent has the store on which ranks tell each other: rank 0 must not make another."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        SCRIPT.format(
+            patience=30, group=False, waits=False, seconds=(4, 0), errors=f"[{USER}, {USER}]"
+        )
+    )
+    done = subprocess.run(
+        [*torchrun(2), str(script)],
+        env={**os.environ, "DS_ACCELERATOR": "cpu"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stderr.count("the reason") == 1, done.stderr
+    assert "bind" not in done.stderr
+    assert done.returncode == 1

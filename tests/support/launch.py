@@ -187,6 +187,12 @@ def launcher(ranks: int) -> list[str]:
     return [str(binary), "-q", "--num_accelerators", str(ranks), "--master_port", str(free_port())]
 
 
+def torchrun(ranks: int) -> list[str]:
+    """Return the command of torchrun, to be followed by the script's."""
+    binary = Path(sys.executable).with_name("torchrun")
+    return [str(binary), "--nproc-per-node", str(ranks), "--master-port", str(free_port())]
+
+
 def by_launcher(words: Sequence[str], ranks: int, **variables: str) -> Done:
     """Run `deepspeed fairhuman/train.py words…` as a user types it."""
     done = subprocess.run(

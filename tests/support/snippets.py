@@ -23,6 +23,13 @@ def snippets(page: Path, language: str) -> list[str]:
     return [str(code) for code in found]
 
 
+def files(page: Path) -> dict[str, str]:
+    """Return a page's snippets that have a title, which is the name of a file, by that name."""
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r'^```\w+ title="(.+?)"\n(.*?)^```', text, re.DOTALL | re.MULTILINE)
+    return {str(name): str(content) for name, content in found}
+
+
 def commands(page: Path) -> list[list[str]]:
     """Return the words of each command in a page's `console` snippets, without comments.
 

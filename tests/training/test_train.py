@@ -15,7 +15,7 @@ import launch
 import psutil
 import pytest
 import torch
-from launch import PATIENCE_S, TRAIN, by_launcher, launcher, start
+from launch import PATIENCE_S, TRAIN, by_launcher, launcher, start, torchrun
 from PIL import Image, ImageFilter
 from ranks import run_ranks
 from runs import command, metrics, repeatable, start_of, train, write_config
@@ -658,10 +658,11 @@ def test_a_signal_to_the_group_writes_a_checkpoint_and_exits_0(
 def test_no_rank_outlives_a_killed_launcher_and_a_killed_rank_ends_the_job(
     config: Path, tmp_path: Path
 ) -> None:
-    for victim in ("launcher", "rank"):
-        output = tmp_path / victim
+    launchers = {"deepspeed": launcher, "torchrun": torchrun}
+    for by, victim in (("deepspeed", "launcher"), ("deepspeed", "rank"), ("torchrun", "launcher")):
+        output = tmp_path / f"{by} {victim}"
         job = subprocess.Popen(
-            [*launcher(2), str(TRAIN), *command(config, output, ["train.steps=5000"])],
+            [*launchers[by](2), str(TRAIN), *command(config, output, ["train.steps=5000"])],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
