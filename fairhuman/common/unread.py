@@ -31,6 +31,13 @@ class _Stream:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
+    # tqdm looks for the progress bars of a stream, and this is the same stream.
+    def __eq__(self, other: object) -> bool:
+        return bool(self._stream == getattr(other, "_stream", other))
+
+    def __hash__(self) -> int:
+        return hash(self._stream)
+
     def write(self, text: str) -> int:
         try:
             return self._stream.write(text)
