@@ -18,10 +18,11 @@ from fairhuman.checkpointing.manifest import (
     installed,
 )
 from fairhuman.checkpointing.own_files import OwnFiles, writes
-from fairhuman.checkpointing.rotation import mark_best, rotate
+from fairhuman.checkpointing.rotation import Dropping, mark_best, rotate
 from fairhuman.checkpointing.setup import setup_of_engine
 from fairhuman.checkpointing.start_losses import StartLosses
 from fairhuman.common.distributed import agreed, gathered, on_rank0
+from fairhuman.common.error_text import first_line
 from fairhuman.common.errors import OutputError
 from fairhuman.common.files import PARTIAL, remove, sync_path
 from fairhuman.common.run_folder import (
@@ -72,6 +73,7 @@ class Saver:
         self.config = config
         self._copies = HostCopies()
         self._in_flight: _InFlight | None = None
+        self._dropping = Dropping()
 
     @property
     def in_flight(self) -> bool:
@@ -119,6 +121,7 @@ class Saver:
         layout = shard_map_of(self.engine)
 
         def make() -> None:
+            self._finish_dropping()  # of what is aside too
             with writes(folder):
                 shutil.rmtree(aside, ignore_errors=True)
                 aside.mkdir(parents=True)
@@ -141,12 +144,13 @@ class Saver:
         self._in_flight = _InFlight(folder, aside, progress, own)
         if not background:
             self.publish()
+            on_rank0(self._finish_dropping)
         return folder
 
     def publish(self) -> None:
         """Give the checkpoint in flight its name, when all ranks have written it; a collective.
 
-        Waits for that, and then drops the oldest. Does nothing where none is in flight.
+        Waits for that, and has the oldest dropped meanwhile. Does nothing where none is in flight.
 
         Raises:
             OutputError: a rank could not write.
@@ -169,13 +173,24 @@ class Saver:
                 ).write(aside)
                 _rename(aside, folder)
                 mark_best(self.output, progress.best)
-                rotate(self.output / CHECKPOINTS, self.keep, progress.best, progress.step)
+            self._finish_dropping()
+            folders = self.output / CHECKPOINTS
+            self._dropping.start(lambda: rotate(folders, self.keep, progress.best, progress.step))
 
         with _dropped_if_unwritten(aside):
             parts = gathered(own.finish)
             on_rank0(
                 lambda: complete({name: value for part in parts for name, value in part.items()})
             )
+
+    def _finish_dropping(self) -> None:
+        try:
+            self._dropping.finish()
+        except OSError as error:
+            raise OutputError(
+                f"{self.output / CHECKPOINTS}: an old checkpoint could not be removed "
+                f"({first_line(error)})"
+            ) from error
 
 
 class _InFlight(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import psutil
@@ -29,6 +30,15 @@ def available_bytes() -> int:
         if left is not None:
             found = min(found, left)
     return found
+
+
+def wanted_again_bytes() -> int:
+    """Return how much less memory this process holds than at most so far, in bytes.
+
+    What a step takes and frees on the host, the next one takes again.
+    """
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return max(0, most - int(psutil.Process().memory_info().rss))
 
 
 def _left(folder: Path, limit: str, used: str, cached: str) -> int | None:

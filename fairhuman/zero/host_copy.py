@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fairhuman.common.distributed import local_rank_count
-from fairhuman.common.host_memory import available_bytes
+from fairhuman.common.host_memory import available_bytes, wanted_again_bytes
 
 _ALIGNED = 64
 """Bytes: a tensor begins at a multiple, as torch's own do."""
@@ -38,7 +38,8 @@ class HostCopies:
             tree: tensors and plain values in dicts, lists and tuples.
 
         Raises:
-            MemoryError: the machine has no room for it, once for each of its ranks.
+            MemoryError: the machine has no room for it and for the steps to come, once for each of
+                its ranks.
         """
         memory = self._memory(name, sum(map(_room, _tensors(tree))))
         at = 0
@@ -62,7 +63,7 @@ class HostCopies:
             return kept
         self._kept.pop(name, None)
         del kept  # its pages are free before others are asked for
-        if size * local_rank_count() > available_bytes():
+        if (size + wanted_again_bytes()) * local_rank_count() > available_bytes():
             raise MemoryError(f"{size} bytes")
         made = mmap.mmap(-1, max(1, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
