@@ -130,7 +130,7 @@ def _inspect(args: argparse.Namespace) -> int:
     from fairhuman.config import load_config
     from fairhuman.curation.inspection.findings import KINDS
     from fairhuman.curation.inspection.inspect import View, inspect, write_page
-    from fairhuman.models.captions import load_tokenizers
+    from fairhuman.models.families.sdxl.captions import load_tokenizers
 
     for kind in args.allow:
         if kind not in KINDS:

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
@@ -19,7 +20,7 @@ from fairhuman.common.errors import OutputError
 from fairhuman.common.files import as_output_error, replacing
 from fairhuman.data.records import Record
 from fairhuman.data.transform import Placement
-from fairhuman.models.encoded import Posterior, Prompt
+from fairhuman.models.encoded import Posterior
 
 # To be raised when the same inputs come to give other tensors.
 VERSION = 2
@@ -34,6 +35,8 @@ class Cache:
     """Digest of the VAE."""
     text: str | None
     """Digest of the tokenizers and text encoders; None: they are trained, and captions not kept."""
+    prompt_type: type[Any]
+    """The class of encoded captions, a NamedTuple."""
     images: Mapping[str, str]
     """Digest of each record's image file, by the record's id."""
 
@@ -56,13 +59,13 @@ class Cache:
         """
         return Posterior(**_read(self.posterior_path(record, placement)))
 
-    def prompt(self, caption: str | None) -> Prompt | None:
+    def prompt(self, caption: str | None) -> Any:
         """Read an encoded caption, as a batch of one; None where captions are not kept.
 
         Raises:
             OutputError: it is not there, or damaged.
         """
-        return Prompt(**_read(self.prompt_path(caption))) if self.text else None
+        return self.prompt_type(**_read(self.prompt_path(caption))) if self.text else None
 
     def _path(self, kind: str, *parts: str) -> Path:
         text = "\0".join((str(VERSION), *parts))
@@ -70,8 +73,8 @@ class Cache:
         return self.folder / kind / name[:2] / f"{name}.safetensors"
 
 
-def write(path: Path, tensors: Posterior | Prompt) -> None:
-    """Write a file of the cache, whole or not at all.
+def write(path: Path, tensors: Any) -> None:
+    """Write a NamedTuple of tensors as a file of the cache, whole or not at all.
 
     Raises:
         OutputError: it cannot be written.

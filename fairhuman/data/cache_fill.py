@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -27,8 +27,7 @@ from fairhuman.data.index.digests import image_digests
 from fairhuman.data.index.records import Records
 from fairhuman.data.order import Draw
 from fairhuman.data.workers import from_workers
-from fairhuman.models.captions import tokenizer_texts
-from fairhuman.models.sdxl import SDXL
+from fairhuman.models.families.protocol import Family, Frozen
 
 
 class Wanted(NamedTuple):
@@ -52,24 +51,24 @@ class _Files(NamedTuple):
     captions: dict[Path, str | None]
 
 
-def open_cache(folder: Path, records: Records, sdxl: SDXL, check: str) -> Cache:
+def open_cache(folder: Path, records: Records, family: Family, check: str) -> Cache:
     """Return the cache in a folder, of these records under this model; a collective.
 
     Args:
         folder: `data.cache`.
         records: of the run.
-        sdxl: its frozen models.
+        family: its frozen models.
         check: `data.check`, of files that were read before.
     """
     images = image_digests(records, check)
-    text = None if sdxl.trains_text else text_digest(sdxl)
-    return Cache(folder, vae_digest(sdxl), text, images)
+    text = None if family.trains_text else digest_of(family.frozen_text)
+    return Cache(folder, digest_of(family.frozen_vae), text, family.prompt_type, images)
 
 
 def fill(
     cache: Cache,
     wanted: Sequence[Wanted],
-    sdxl: SDXL,
+    family: Family,
     *,
     workers: int,
     say: Callable[[str], None] | None,
@@ -79,7 +78,7 @@ def fill(
     Args:
         cache: of the records that the draws are of.
         wanted: the same on all ranks.
-        sdxl: its frozen models, on this rank's device.
+        family: its frozen models, on this rank's device.
         workers: processes per rank that read images.
         say: told what there is and what is built; None on all ranks but one.
 
@@ -103,15 +102,15 @@ def fill(
         lacking = _lacking(files)  # again: another run may have built them meanwhile
         latents = {path: made for path, made in files.latents.items() if path in lacking}
         captions = {path: caption for path, caption in files.captions.items() if path in lacking}
-        needed = sum(sdxl.moments_bytes(made.size) for made in latents.values())
-        needed += sdxl.prompt_bytes() * len(captions)
+        needed = sum(family.moments_bytes(made.size) for made in latents.values())
+        needed += family.prompt_bytes() * len(captions)
         agreed(lambda: _check_room(cache.folder, needed))
         if say:
             say(f"{said}, {len(lacking)} of them to build ({needed / GIB:.2f} GiB)")
         mine = slice(dist.get_rank(), None, dist.get_world_size())
         texts = {path: captions[path] for path in sorted(captions)[mine]}
         images = _Images(wanted, {path: latents[path] for path in sorted(latents)[mine]})
-        agreed(lambda: _build(texts, images, sdxl, workers, show=say is not None))
+        agreed(lambda: _build(texts, images, family, workers, show=say is not None))
 
 
 def _lacking(files: _Files) -> set[Path]:
@@ -120,42 +119,24 @@ def _lacking(files: _Files) -> set[Path]:
 
 
 def _build(
-    texts: Mapping[Path, str | None], images: _Images, sdxl: SDXL, workers: int, show: bool
+    texts: Mapping[Path, str | None], images: _Images, family: Family, workers: int, show: bool
 ) -> None:
     """Build this rank's part."""
     with tqdm(total=len(texts) + len(images), desc="data.cache", disable=not show) as bar:
         for path, caption in texts.items():
-            write(path, sdxl.encode_captions([caption]))
+            write(path, family.encode_captions([caption]))
             bar.update()
         loader = DataLoader(images, batch_size=None, num_workers=workers)
         for path, pixels in from_workers(loader):
-            write(path, sdxl.posterior(pixels))
+            write(path, family.posterior(pixels))
             bar.update()
 
 
-def vae_digest(sdxl: SDXL) -> str:
-    """Return a digest of all that a posterior depends on besides the image."""
-    lower = sdxl.encodes_in != torch.float32  # float32 is what all caches held before
-    return _digest([sdxl.vae], {"encoding": str(sdxl.encodes_in)} if lower else {})
-
-
-def text_digest(sdxl: SDXL) -> str:
-    """Return a digest of all that an encoded caption depends on besides the text."""
-    pipeline = sdxl.pipeline
-    tokenizers = (pipeline.tokenizer, pipeline.tokenizer_2)
-    told = {
-        "tokenizers": tokenizer_texts(pipeline),
-        "lengths": [tokenizer.model_max_length for tokenizer in tokenizers],
-        "zeros": pipeline.config.force_zeros_for_empty_prompt,
-    }
-    if sdxl.chunks > 1:  # one chunk is what caches held before there were more
-        told["chunks"] = sdxl.chunks
-    return _digest([pipeline.text_encoder, pipeline.text_encoder_2], told)
-
-
-def _digest(models: Sequence[nn.Module], told: Mapping[str, Any]) -> str:
-    digest = hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=20)
-    for model in models:
+def digest_of(frozen: Frozen) -> str:
+    """Return a digest of all that an encoder's results depend on besides its input."""
+    text = json.dumps(dict(frozen.settings), sort_keys=True)
+    digest = hashlib.blake2b(text.encode(), digest_size=20)
+    for model in frozen.models:
         digest.update(repr(model).encode())  # its layers and their settings
         for name, tensor in sorted(model.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -26,7 +26,7 @@ from fairhuman.data.order import Draw, StepSampler, generator
 from fairhuman.data.records import Record
 from fairhuman.data.regions import Box, as_tensor, cut, rasterize, to_latent, widen
 from fairhuman.data.transform import Placement, Zoom, grey
-from fairhuman.models.encoded import Posterior, Prompt
+from fairhuman.models.encoded import Posterior
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Batch:
     data set has none."""
     posterior: Posterior | None = None
     """From a cache."""
-    prompt: Prompt | None = None
+    prompt: Any = None
     """From a cache: the captions, encoded."""
 
     def split(self, size: int) -> list[Batch]:

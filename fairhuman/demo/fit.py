@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
-from fairhuman.models.sdxl import SDXL
-from fairhuman.training.objectives import snr_weight
+from fairhuman.models.families.sdxl.model import SDXL
 
 Progress = Callable[[str, int, int, float], None]
 """Called with stage, step, steps and loss."""
@@ -95,7 +94,7 @@ def fit_unet(
         batch: samples per step.
     """
     rng = torch.Generator().manual_seed(seed)
-    unet = sdxl.unet
+    unet = sdxl.denoiser
     latents = _encode(sdxl.vae, pixels) * sdxl.vae.config.scaling_factor
     prompts = sdxl.encode_captions(list(captions))
     dropped = sdxl.encode_captions([None])
@@ -103,16 +102,16 @@ def fit_unet(
     unet.train()
     for step in range(1, steps + 1):
         index = torch.randint(len(latents), (batch,), generator=rng)
-        times = torch.randint(len(sdxl.alphas_cumprod), (batch,), generator=rng)
+        times = torch.randint(sdxl.noising.count, (batch,), generator=rng)
         noise = torch.randn(batch, *latents.shape[1:], generator=rng)
         keep = torch.rand(batch, generator=rng) >= 0.1
         prompt = type(prompts)(
             torch.where(keep[:, None, None], prompts.embeds[index], dropped.embeds),
             torch.where(keep[:, None], prompts.pooled[index], dropped.pooled),
         )
-        noisy = sdxl.add_noise(latents[index], noise, times)
+        noisy = sdxl.noising.add_noise(latents[index], noise, times)
         pred = sdxl.predict(unet, noisy, times, prompt, time_ids.expand(batch, -1))
-        weight = snr_weight(sdxl.prediction_type, sdxl.alphas_cumprod, times, gamma=5.0)
+        weight = sdxl.noising.sample_weight(times, gamma=5.0)
         assert weight is not None
         loss = ((pred - noise).square().mean(dim=(1, 2, 3)) * weight).mean()
         _step(unet, loss, optimizers)

@@ -18,8 +18,8 @@ from fairhuman.data.regions import Box
 from fairhuman.demo.blurred import blurred
 from fairhuman.demo.fit import UNET_STEPS, VAE_STEPS, fit_unet, fit_vae
 from fairhuman.demo.tiny import tiny_sdxl
+from fairhuman.models.families.sdxl.model import SDXL
 from fairhuman.models.method import Full, save
-from fairhuman.models.sdxl import SDXL
 
 STAMP = "demo-model.json"
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from fairhuman.common.pixels import to_image
-from fairhuman.models import captions
+from fairhuman.models.families.sdxl import captions
 
 DRAWN = 4
 """Pictures that are drawn together, if nothing else is said."""

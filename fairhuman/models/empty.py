@@ -10,10 +10,10 @@ import torch
 
 from fairhuman.common.errors import ConfigError, UserError
 from fairhuman.config import Model
+from fairhuman.models.families.sdxl.model import SDXL
 from fairhuman.models.formats.base import BASE
 from fairhuman.models.formats.pipeline_folder import PipelineFolder, read_json
 from fairhuman.models.method import Method, make_method
-from fairhuman.models.sdxl import SDXL
 
 
 class Empty(NamedTuple):

@@ -23,18 +23,18 @@ from fairhuman.common.images import open_image, upright_size
 from fairhuman.common.quiet import quiet
 from fairhuman.config import Model
 from fairhuman.config.yaml_settings import explain
-from fairhuman.models import captions
 from fairhuman.models.check import Keys, check_control, check_model
-from fairhuman.models.control import (
+from fairhuman.models.drawing import drawn, grid
+from fairhuman.models.families.sdxl import captions
+from fairhuman.models.families.sdxl.control import (
     load_adapter,
     load_controlnet,
     with_adapter,
     with_controlnet,
 )
-from fairhuman.models.drawing import drawn, grid
+from fairhuman.models.families.sdxl.model import SDXL
 from fairhuman.models.lora_file import check_lora, find_lora, load_lora
 from fairhuman.models.prompts import check_texts, long_lines
-from fairhuman.models.sdxl import SDXL
 
 KEYS = Keys("--model", "--config")
 GRID = "grid.png"
@@ -169,12 +169,12 @@ def _load(source: Source) -> tuple[SDXL, Any]:
         load_lora(sdxl, lora, source.lora_scale)
     pipeline = sdxl.pipeline
     if source.controlnet:
-        control = load_controlnet(source.controlnet, sdxl.unet, "--controlnet")
+        control = load_controlnet(source.controlnet, sdxl.denoiser, "--controlnet")
         pipeline = with_controlnet(pipeline, control.eval())
     elif source.adapter:
-        adapter = load_adapter(source.adapter, sdxl.unet, "--adapter")
+        adapter = load_adapter(source.adapter, sdxl.denoiser, "--adapter")
         pipeline = with_adapter(pipeline, adapter.eval())
-    sdxl.unet.eval()
+    sdxl.denoiser.eval()
     return sdxl, pipeline
 
 

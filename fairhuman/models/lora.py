@@ -10,8 +10,8 @@ from torch import nn
 
 from fairhuman.common.errors import ConfigError
 from fairhuman.config import Lora
-from fairhuman.models.sdxl import SDXL
-from fairhuman.models.text import CaptionedUNet, checkpoint_blocks
+from fairhuman.models.families.sdxl.model import SDXL
+from fairhuman.models.families.sdxl.text import CaptionedUNet, checkpoint_blocks
 
 ADAPTER = "default"
 _TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -33,7 +33,7 @@ class LoRA:
     """
 
     def __init__(self, sdxl: SDXL, settings: Lora, seed: int, checkpointing: bool) -> None:
-        unet: Any = sdxl.unet
+        unet: Any = sdxl.denoiser
         _check_targets(unet, settings.targets)
         unet.requires_grad_(False)
         self.adapted: dict[str, Any] = {"unet": unet}

@@ -8,10 +8,10 @@ from typing import Any
 
 from fairhuman.common.error_text import first_line
 from fairhuman.common.errors import UserError
+from fairhuman.models.families.sdxl.model import SDXL, UNUSABLE
 from fairhuman.models.formats.kinds import LORA, file_kind, folder_kind
 from fairhuman.models.formats.lora import WEIGHTS_NAME, lora_file
 from fairhuman.models.formats.weights import open_weights
-from fairhuman.models.sdxl import SDXL, UNUSABLE
 
 
 def find_lora(lora: Path) -> Path:

@@ -11,9 +11,9 @@ from torch import nn
 
 from fairhuman.common.files import replacing
 from fairhuman.config import Model
-from fairhuman.models.control import ControlNet, T2IAdapter
+from fairhuman.models.families.sdxl.control import ControlNet, T2IAdapter
+from fairhuman.models.families.sdxl.model import SDXL
 from fairhuman.models.lora import LoRA
-from fairhuman.models.sdxl import SDXL
 
 
 class Method(Protocol):
@@ -33,7 +33,7 @@ class Full:
 
     def __init__(self, sdxl: SDXL) -> None:
         self.sdxl = sdxl
-        self.module = sdxl.unet
+        self.module = sdxl.denoiser
         self.pipeline = sdxl.pipeline
         self.module.requires_grad_(True)
 

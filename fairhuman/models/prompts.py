@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fairhuman.common.errors import UserError
-from fairhuman.models import captions
+from fairhuman.models.families.sdxl import captions
 
 
 def read_prompts(path: Path) -> list[str]:

@@ -12,9 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fairhuman.config import Config
 from fairhuman.models.drawing import DRAWN
 from fairhuman.models.encoded import Prompt
+from fairhuman.models.families.sdxl.model import SDXL
+from fairhuman.models.families.sdxl.text import Tokens
 from fairhuman.models.method import Method
-from fairhuman.models.sdxl import SDXL
-from fairhuman.models.text import Tokens
 from fairhuman.planning.fake_memory import FakeMemory, make_fake
 from fairhuman.training.objectives import RegionObjectives
 

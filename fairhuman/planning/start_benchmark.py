@@ -115,7 +115,7 @@ def _start(root: Path, model: str | None) -> dict[str, float]:
     quiet()
     from fairhuman.config import Config
     from fairhuman.data.index.tokens import caption_tokens
-    from fairhuman.models.captions import load_tokenizers
+    from fairhuman.models.families.sdxl.captions import load_tokenizers
     from fairhuman.training.run_data import RunData
     from fairhuman.zero.process_group import init_distributed
 

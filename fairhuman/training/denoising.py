@@ -13,10 +13,7 @@ from fairhuman.common.transfer import to_device
 from fairhuman.config import QUARTERS, Config
 from fairhuman.data.dataset import Batch
 from fairhuman.data.order import generator
-from fairhuman.models.encoded import Prompt
-from fairhuman.models.sdxl import SDXL
-from fairhuman.models.text import Tokens
-from fairhuman.training import objectives
+from fairhuman.models.families.protocol import Family
 from fairhuman.training.noise import Timesteps, offset, quarter_steps
 from fairhuman.training.objectives import RegionObjectives
 
@@ -25,7 +22,7 @@ class DenoisingTarget(NamedTuple):
     """What `RegionObjectives.losses` compares a prediction with."""
 
     values: Tensor
-    """[B, C, H, W]: the noise, or the velocity."""
+    """[B, C, H, W]."""
     masks: Tensor
     """[B, R, H, W] in [0, 1]."""
     sample_weight: Tensor | None
@@ -53,11 +50,12 @@ class MicroBatch(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A micro-batch as the UNet takes it: about a MiB per sample at 1024 px."""
+    """A micro-batch as the denoiser takes it: about a MiB per sample at 1024 px."""
 
     noisy: Tensor
     steps: Tensor
-    prompt: Prompt | Tokens
+    prompt: Any
+    """The captions, encoded or for text encoders that are trained."""
     time_ids: Tensor
     control: Tensor | None
     target: DenoisingTarget
@@ -66,21 +64,21 @@ class Prepared(NamedTuple):
 class Denoising:
     """The K denoising losses of a batch, with the random numbers of its samples."""
 
-    def __init__(self, sdxl: SDXL, config: Config, device: torch.device) -> None:
-        self.sdxl = sdxl
+    def __init__(self, family: Family, config: Config, device: torch.device) -> None:
+        self.family = family
         self.device = device
-        sdxl.alphas_cumprod = sdxl.alphas_cumprod.to(device)
+        family.noising.to(device)
         self.seed = config.train.seed
         self.gamma = config.objectives.snr_gamma
         self.offset = config.noise.offset
-        self.timesteps = Timesteps(config.noise, len(sdxl.alphas_cumprod))
+        self.timesteps = Timesteps(config.noise, family.noising.count)
         self.objectives = RegionObjectives(
             config.objectives.regions, config.objectives.reduction, config.objectives.scale
         )
 
-    def losses_of_images(self, unet: Any, ready: Prepared) -> Tensor:
+    def losses_of_images(self, model: Any, ready: Prepared) -> Tensor:
         """Return the K losses of each image, [B, K]; see `RegionObjectives.of_images`."""
-        return self.objectives.of_images(self.predict(unet, ready), *ready.target)
+        return self.objectives.of_images(self.predict(model, ready), *ready.target)
 
     def load(self, batch: Batch) -> MicroBatch:
         """Draw a micro-batch's noise and move all of it to the device, without waiting for it."""
@@ -88,7 +86,7 @@ class Denoising:
         return MicroBatch(batch.to(self.device), self._draw(batch), to_device(area, self.device))
 
     def prepare(self, loaded: MicroBatch) -> Prepared:
-        """Encode a micro-batch and add its noise: all that comes before the UNet."""
+        """Encode a micro-batch and add its noise: all that comes before the denoiser."""
         batch, (steps, posterior, noise), _ = loaded
         latents, prompt = self._encoded(batch, posterior)
         return self._noised(batch, latents, prompt, noise, steps)
@@ -105,7 +103,7 @@ class Denoising:
             steps = quarter_steps(draws.steps, self.timesteps.count, quarter)
             yield self._noised(batch, latents, prompt, draws.noise, steps)
 
-    def _encoded(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Prompt | Tokens]:
+    def _encoded(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Any]:
         """Return latents and encoded captions, from the batch's cache where it has them.
 
         Text encoders that are trained encode within the step, so that gradients reach them.
@@ -113,36 +111,36 @@ class Denoising:
         posterior, prompt = batch.posterior, self._prompt(batch)
         if posterior is None:
             assert batch.pixels is not None
-            posterior = self.sdxl.posterior(batch.pixels)
+            posterior = self.family.posterior(batch.pixels)
         prompt = type(prompt)(*(to_device(part, self.device) for part in prompt))
-        return self.sdxl.latents(posterior, noise), prompt
+        return self.family.latents(posterior, noise), prompt
 
-    def _prompt(self, batch: Batch) -> Prompt | Tokens:
-        if self.sdxl.trains_text:
-            return self.sdxl.tokenize(batch.captions)
-        return batch.prompt or self.sdxl.encode_captions(batch.captions)
+    def _prompt(self, batch: Batch) -> Any:
+        if self.family.trains_text:
+            return self.family.tokenize(batch.captions)
+        return batch.prompt or self.family.encode_captions(batch.captions)
 
     def _noised(
-        self, batch: Batch, latents: Tensor, prompt: Prompt | Tokens, noise: Tensor, steps: Tensor
+        self, batch: Batch, latents: Tensor, prompt: Any, noise: Tensor, steps: Tensor
     ) -> Prepared:
-        sdxl, alphas, noise = self.sdxl, self.sdxl.alphas_cumprod, noise.to(latents)
+        noising, noise = self.family.noising, noise.to(latents)
         return Prepared(
-            noisy=sdxl.add_noise(latents, noise, steps),
+            noisy=noising.add_noise(latents, noise, steps),
             steps=steps,
             prompt=prompt,
             time_ids=batch.time_ids,
             control=batch.control,
             target=DenoisingTarget(
-                objectives.target(sdxl.prediction_type, latents, noise, alphas, steps),
+                noising.target(latents, noise, steps),
                 batch.masks,
-                objectives.snr_weight(sdxl.prediction_type, alphas, steps, self.gamma),
+                noising.sample_weight(steps, self.gamma),
             ),
         )
 
-    def predict(self, unet: Any, ready: Prepared) -> Tensor:
-        """Return the UNet's prediction for a micro-batch, [B, C, H, W]."""
-        return self.sdxl.predict(
-            unet, ready.noisy, ready.steps, ready.prompt, ready.time_ids, ready.control
+    def predict(self, model: Any, ready: Prepared) -> Tensor:
+        """Return the prediction for a micro-batch, [B, C, H, W]."""
+        return self.family.predict(
+            model, ready.noisy, ready.steps, ready.prompt, ready.time_ids, ready.control
         )
 
     def _draw(self, batch: Batch, plain: bool = False) -> Draws:
@@ -152,7 +150,7 @@ class Denoising:
             batch: the samples.
             plain: take any timestep, and no offset, whatever the section `noise` says.
         """
-        shape = (self.sdxl.vae.config.latent_channels, *batch.masks.shape[2:])
+        shape = (self.family.channels, *batch.masks.shape[2:])
         steps, posterior, noise = [], [], []
         for epoch, name in zip(batch.epochs, batch.ids, strict=True):
             rng = generator(self.seed, epoch, name, "noise")

@@ -1,4 +1,4 @@
-"""What is trained: the target, the weight of a sample, and the K losses of a batch."""
+"""The K losses of a batch: of the whole image and of each region."""
 
 from __future__ import annotations
 
@@ -11,39 +11,6 @@ from fairhuman.common.transfer import to_device
 from fairhuman.fairness.ops import region_mse
 
 GLOBAL = "global"
-
-
-def target(
-    prediction_type: str, latents: Tensor, noise: Tensor, alphas_cumprod: Tensor, steps: Tensor
-) -> Tensor:
-    """Return what the model must predict, [B, C, H, W]: the noise, or the velocity v.
-
-    v = sqrt(a_t) noise - sqrt(1 - a_t) x_0 (Salimans & Ho 2022, eq. 8).
-    """
-    if prediction_type == "epsilon":
-        return noise
-    alpha = alphas_cumprod.to(latents)[steps][:, None, None, None]
-    return alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
-
-
-def snr_weight(
-    prediction_type: str, alphas_cumprod: Tensor, steps: Tensor, gamma: float | None
-) -> Tensor | None:
-    """Return the min-SNR weight of each sample, [B] float32, or None for equal weights.
-
-    min(SNR, gamma) / SNR for the noise, min(SNR, gamma) / (SNR + 1) for v (Hang et al. 2023,
-    arXiv 2303.09556), with SNR = a_t / (1 - a_t). At zero SNR the weight of v is 0: there all of
-    v is the image, and min-SNR gives the image's error the weight min(SNR, gamma).
-    """
-    if gamma is None:
-        return None
-    alpha = alphas_cumprod.float()[steps]
-    snr = alpha / (1 - alpha)
-    clipped = snr.clamp(max=gamma)
-    if prediction_type == "v_prediction":
-        return clipped / (snr + 1)
-    # At zero terminal SNR the noise cannot be told from the input: the ratio's limit is 1.
-    return torch.where(snr > 0, clipped / snr.clamp(min=1e-20), torch.ones_like(snr))
 
 
 class RegionObjectives:

@@ -27,9 +27,9 @@ from fairhuman.common.units import DTYPES, GIB
 from fairhuman.config import Config
 from fairhuman.data.dataset import Batch
 from fairhuman.models.check import check_model
+from fairhuman.models.families.sdxl.model import SDXL
+from fairhuman.models.families.sdxl.zero_snr import zero_terminal_snr
 from fairhuman.models.method import frozen_digest, make_method, save
-from fairhuman.models.schedule import zero_terminal_snr
-from fairhuman.models.sdxl import SDXL
 from fairhuman.models.speed import check_speed, set_up
 from fairhuman.report import write_report
 from fairhuman.training.balancers.base import Balancer

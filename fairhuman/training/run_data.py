@@ -22,7 +22,7 @@ from fairhuman.data.index.records import Records
 from fairhuman.data.index.tokens import caption_tokens
 from fairhuman.data.order import StepSampler, Stream, draws
 from fairhuman.data.workers import from_workers
-from fairhuman.models.sdxl import SDXL
+from fairhuman.models.families.protocol import Family
 from fairhuman.training.validation import EPOCH, hold_out, still
 
 
@@ -48,23 +48,23 @@ class RunData:
         self._cache: Cache | None = None
         self._long_captions: list[str] = []
 
-    def encode(self, sdxl: SDXL, progress: Progress, say: Callable[[str], None] | None) -> None:
+    def encode(self, family: Family, progress: Progress, say: Callable[[str], None] | None) -> None:
         """Have all that the run will ask for in `data.cache`, if there is one; a collective.
 
-        Before that, `sdxl` learns how long the captions are.
+        Before that, `family` learns how long the captions are.
 
         Args:
-            sdxl: loaded.
+            family: loaded.
             progress: where the run starts.
             say: told what is built; None on all ranks but one.
         """
         config = self.config
-        counts = caption_tokens(self.usable, sdxl.pipeline)
-        self._long_captions = sdxl.fit_captions(counts.tolist())
+        counts = caption_tokens(self.usable, family)
+        self._long_captions = family.fit_captions(counts.tolist())
         if config.data.cache is None:
             return
         self._cache = caching.open_cache(
-            Path(config.data.cache), self.usable, sdxl, config.data.check
+            Path(config.data.cache), self.usable, family, config.data.check
         )
         coming = draws(
             self.stream,
@@ -72,19 +72,19 @@ class RunData:
             until=progress.samples_seen + (config.train.steps - progress.step) * self.global_batch,
             size=self.global_batch,
         )
-        wanted = [caching.Wanted(self._people(sdxl), coming)]
+        wanted = [caching.Wanted(self._people(family), coming)]
         if config.train.validate_every:
-            measured = self.measured(sdxl)
+            measured = self.measured(family)
             wanted.append(
                 caching.Wanted(measured, [(EPOCH, index) for index in range(len(measured))])
             )
-        caching.fill(self._cache, wanted, sdxl, workers=config.data.workers, say=say)
+        caching.fill(self._cache, wanted, family, workers=config.data.workers, say=say)
 
-    def measured(self, sdxl: SDXL) -> People:
+    def measured(self, family: Family) -> People:
         """Return what is held out, as it is measured."""
-        return still(self.held_out, self.config, sdxl.cell, self._cache)
+        return still(self.held_out, self.config, family.cell, self._cache)
 
-    def steps(self, sdxl: SDXL, progress: Progress) -> Generator[list[Batch], None, None]:
+    def steps(self, family: Family, progress: Progress) -> Generator[list[Batch], None, None]:
         """Yield this rank's micro-batches of each step to come, without end, as `dataset.steps`."""
         train, data = self.config.train, self.config.data
         sampler = StepSampler(
@@ -95,7 +95,7 @@ class RunData:
             ranks=dist.get_world_size(),
             seen=progress.samples_seen,
         )
-        steps = dataset.steps(self._people(sdxl), sampler, data.workers, data.prefetch)
+        steps = dataset.steps(self._people(family), sampler, data.workers, data.prefetch)
         return from_workers(steps)
 
     def lines(self) -> Iterator[str]:
@@ -108,10 +108,10 @@ class RunData:
         if self.config.data.buckets:
             yield from self._bucket_lines()
 
-    def _people(self, sdxl: SDXL) -> People:
+    def _people(self, family: Family) -> People:
         config = self.config
         regions, seed = config.objectives.regions, config.train.seed
-        return People(self.trained, regions, config.data, seed, sdxl.cell, self._cache)
+        return People(self.trained, regions, config.data, seed, family.cell, self._cache)
 
     def _bucket_lines(self) -> Iterator[str]:
         frames, buckets = _buckets(self.trained, self.config)

@@ -18,9 +18,9 @@ from fairhuman.common.run_folder import samples_sheet
 from fairhuman.config import Config
 from fairhuman.data.records import Record
 from fairhuman.data.transform import Placement
-from fairhuman.models.drawing import draw, grid
+from fairhuman.models.drawing import grid
+from fairhuman.models.families.protocol import Family
 from fairhuman.models.method import Method
-from fairhuman.models.sdxl import SDXL
 
 
 class SamplePictures:
@@ -28,7 +28,7 @@ class SamplePictures:
 
     Args:
         config: the run's.
-        sdxl: the base model, whose text encoders may be away from the device.
+        family: the base model, whose text encoders may be away from the device.
         method: what is trained.
         records: the data: captions and control images are taken from it.
 
@@ -37,25 +37,23 @@ class SamplePictures:
     """
 
     def __init__(
-        self, config: Config, sdxl: SDXL, method: Method, records: Sequence[Record]
+        self, config: Config, family: Family, method: Method, records: Sequence[Record]
     ) -> None:
         self.config = config
-        self.sdxl = sdxl
+        self.family = family
         self.method = method
         self.examples = agreed(functools.partial(_examples, records, config))
 
     def write(self, output: Path, step: int, device: torch.device) -> Image.Image:
         """Draw one sheet of all pictures, write it under OUT/samples and return it."""
-        with self.sdxl.encoders_on(device):
-            pictures = draw(
+        with self.family.encoders_on(device):
+            pictures = self.family.draw(
                 self.method.pipeline,
                 [example.prompt for example in self.examples],
                 controls=[example.control for example in self.examples if example.control],
                 seed=self.config.train.seed,
                 size=self.config.data.resolution,
                 guidance=self.config.train.sample_guidance,
-                least_chunks=self.sdxl.chunks,
-                most_chunks=self.sdxl.most_chunks,
             )
         sheet = grid(pictures)
         with replacing(samples_sheet(output, step), sync=False) as aside:

@@ -73,10 +73,10 @@ class Validation:
         self.batch_size = batch_size
 
     @torch.no_grad()
-    def __call__(self, unet: Any) -> HeldOut:
+    def __call__(self, model: Any) -> HeldOut:
         """Return every image's losses; a collective. To the bit the same on every rank."""
         # An image that one rank cannot read any more must not leave the others in the sum.
-        measured = agreed(lambda: self._measured(unet))
+        measured = agreed(lambda: self._measured(model))
         dist.all_reduce(measured)  # each image is on one rank, and 0 on the others
         objectives = self.denoising.objectives
         *quarters, areas = measured.cpu()
@@ -95,14 +95,14 @@ class Validation:
         mine = (list(objectives.names), images, objectives.reduction)
         return mine == (found.names, found.images, found.reduction)
 
-    def _measured(self, unet: Any) -> Tensor:
+    def _measured(self, model: Any) -> Tensor:
         """Return [QUARTERS + 1, N, K] float64: losses by quarter, areas; 0 for others' images."""
         count, names = len(self.people), self.denoising.objectives.names
         found = torch.zeros(QUARTERS + 1, count, len(names), dtype=torch.float64)
         for indices in self._batches():
             batch: Batch = collate([self.people[EPOCH, index] for index in indices])
             for quarter, ready in enumerate(self.denoising.quarters(batch)):
-                losses = self.denoising.losses_of_images(unet, ready)
+                losses = self.denoising.losses_of_images(model, ready)
                 found[quarter, indices] = losses.double().cpu()
             for index, masks in zip(indices, batch.masks, strict=True):
                 found[-1, index] = RegionObjectives.areas(masks[None])

@@ -41,7 +41,7 @@ def prepared(config: Config, said: list[str] | None = None) -> list[torch.Tensor
     """Return all that the UNet would get of a run's first nine steps and of its validation."""
     from fairhuman.checkpointing.manifest import Progress
     from fairhuman.data.dataset import collate
-    from fairhuman.models.sdxl import SDXL
+    from fairhuman.models.families.sdxl.model import SDXL
     from fairhuman.training.denoising import Denoising
     from fairhuman.training.run_data import RunData
     from fairhuman.training.validation import EPOCH
@@ -144,23 +144,23 @@ def test_what_is_stale_or_damaged_is_built_anew_and_nothing_else(
 
 def test_another_vae_or_text_encoder_has_another_digest(tiny_model: Path) -> None:
     from fairhuman.config import Model
-    from fairhuman.data.cache_fill import text_digest, vae_digest
-    from fairhuman.models.sdxl import SDXL
+    from fairhuman.data.cache_fill import digest_of
+    from fairhuman.models.families.sdxl.model import SDXL
 
     sdxl, other = (
         SDXL.load(Model(pretrained=str(tiny_model)), torch.float32, torch.device("cpu"))
         for _ in range(2)
     )
-    vae, text = vae_digest(sdxl), text_digest(sdxl)
-    assert (vae, text) == (vae_digest(other), text_digest(other))
+    vae, text = digest_of(sdxl.frozen_vae), digest_of(sdxl.frozen_text)
+    assert (vae, text) == (digest_of(other.frozen_vae), digest_of(other.frozen_text))
     with torch.no_grad():
         next(other.vae.parameters()).view(-1)[0] += 1e-4
-    assert vae_digest(other) != vae
-    assert text_digest(other) == text
+    assert digest_of(other.frozen_vae) != vae
+    assert digest_of(other.frozen_text) == text
     other.pipeline.text_encoder_2.to(torch.bfloat16)
-    assert text_digest(other) != text
+    assert digest_of(other.frozen_text) != text
     sdxl.pipeline.tokenizer.add_tokens(["sks"])
-    assert text_digest(sdxl) != text
+    assert digest_of(sdxl.frozen_text) != text
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:

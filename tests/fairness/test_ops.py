@@ -8,7 +8,8 @@ from torch import Tensor
 
 from fairhuman import combine, gram, region_mse
 from fairhuman.kernels import reference
-from fairhuman.training.objectives import RegionObjectives, snr_weight, target
+from fairhuman.models.noising.ddpm import snr_weight, target
+from fairhuman.training.objectives import RegionObjectives
 
 SHAPES = [(1, 1, 1, 1), (3, 4, 5, 7), (2, 4, 16, 16), (5, 3, 1, 9)]
 

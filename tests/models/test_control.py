@@ -16,10 +16,10 @@ from fairhuman.common.errors import ConfigError, DataError, UserError
 from fairhuman.config import Data, Model
 from fairhuman.data.dataset import People, collate
 from fairhuman.data.records import Reading, load_records, write_metadata
-from fairhuman.models.control import load_adapter, load_controlnet
+from fairhuman.models.families.sdxl.control import load_adapter, load_controlnet
+from fairhuman.models.families.sdxl.model import SDXL
 from fairhuman.models.generate import Sampling, Source, generate
 from fairhuman.models.method import Method, make_method, save
-from fairhuman.models.sdxl import SDXL
 
 METHODS = ["controlnet", "t2i_adapter"]
 
@@ -59,13 +59,13 @@ def as_if_trained(module: nn.Module) -> None:
 def test_a_new_controlnet_changes_nothing_until_it_is_trained(tiny_model: Path) -> None:
     sdxl = load(tiny_model)
     method = make(sdxl, "controlnet")
-    before = says(sdxl, sdxl.unet)
+    before = says(sdxl, sdxl.denoiser)
     torch.testing.assert_close(says(sdxl, method.module, lines()), before)
     as_if_trained(method.module)
     first, other = (says(sdxl, method.module, lines(seed)) for seed in (0, 1))
     assert (first - before).abs().max() > 0.01
     assert (first - other).abs().max() > 1e-4  # it looks at its control image
-    torch.testing.assert_close(says(sdxl, sdxl.unet), before)
+    torch.testing.assert_close(says(sdxl, sdxl.denoiser), before)
 
 
 def test_an_adapter_s_features_reach_every_stage_of_the_unet(tiny_model: Path) -> None:
@@ -124,7 +124,7 @@ def test_what_is_no_such_model_is_named(tiny_model: Path, tmp_path: Path) -> Non
         (load_adapter, tiny_model / "unet"),
     ]:
         with pytest.raises(ConfigError, match=wrong.name):
-            loader(str(wrong), sdxl.unet)
+            loader(str(wrong), sdxl.denoiser)
 
 
 @pytest.fixture

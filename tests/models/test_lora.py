@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from fairhuman.common.errors import ConfigError, UserError
 from fairhuman.config import Lora, Model
+from fairhuman.models.families.sdxl.model import SDXL
 from fairhuman.models.formats.lora import from_kohya, to_kohya
 from fairhuman.models.generate import Sampling, Source, generate
 from fairhuman.models.method import make_method, save
-from fairhuman.models.sdxl import SDXL
 
 EVERYWHERE = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "conv1", "proj_in"]
 
@@ -34,7 +34,7 @@ def says(sdxl: SDXL) -> Tensor:
     noisy = torch.randn(2, 4, 8, 8, generator=random)
     prompt = sdxl.encode_captions(["a girl in a red shirt", None])
     steps, time_ids = torch.tensor([10, 900]), torch.tensor([[64.0, 64, 0, 0, 64, 64]] * 2)
-    return sdxl.predict(sdxl.unet.eval(), noisy, steps, prompt, time_ids)
+    return sdxl.predict(sdxl.denoiser.eval(), noisy, steps, prompt, time_ids)
 
 
 def as_if_trained(module: nn.Module) -> None:
@@ -52,7 +52,7 @@ def test_it_starts_from_the_model_as_it_is_and_trains_the_adapters_alone(tiny_mo
     method = make_method(sdxl, settings(tiny_model, rank=4), seed=0)
     torch.testing.assert_close(says(sdxl), before)
     trained = {n: p for n, p in method.module.named_parameters() if p.requires_grad}
-    adapted = [n for n, m in load(tiny_model).unet.named_modules() if isinstance(m, nn.Linear)]
+    adapted = [n for n, m in load(tiny_model).denoiser.named_modules() if isinstance(m, nn.Linear)]
     adapted = [n for n in adapted if n.endswith(("to_q", "to_k", "to_v", "to_out.0"))]
     assert len(trained) == 2 * len(adapted) > 0
     assert all("lora_" in name for name in trained)

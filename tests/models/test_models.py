@@ -15,8 +15,8 @@ from fairhuman.common.errors import ConfigError
 from fairhuman.config import Model
 from fairhuman.demo.tiny import tiny_sdxl
 from fairhuman.models.drawing import grid
+from fairhuman.models.families.sdxl.model import SDXL
 from fairhuman.models.formats.single_file import to_single_file
-from fairhuman.models.sdxl import SDXL
 
 CAPTIONS = ["a boy with brown hair, waving", "a girl in a red shirt"]
 
@@ -97,14 +97,14 @@ def test_noising_and_latents_are_their_formulas(sdxl: SDXL) -> None:
     from diffusers import DDPMScheduler
 
     expected = DDPMScheduler.from_config(scheduler.config).add_noise(latents, noise, steps)
-    torch.testing.assert_close(sdxl.add_noise(latents, noise, steps), expected)
+    torch.testing.assert_close(sdxl.noising.add_noise(latents, noise, steps), expected)
     pixels = torch.rand(1, 3, 64, 64) * 2 - 1
     mean = sdxl.vae.encode(pixels).latent_dist.mean * sdxl.vae.config.scaling_factor
     torch.testing.assert_close(sdxl.latents(sdxl.posterior(pixels), torch.zeros(1, 4, 8, 8)), mean)
 
 
 def test_only_the_unet_is_trained(sdxl: SDXL) -> None:
-    assert all(p.requires_grad for p in sdxl.unet.parameters())
+    assert all(p.requires_grad for p in sdxl.denoiser.parameters())
     for part in (sdxl.vae, sdxl.pipeline.text_encoder, sdxl.pipeline.text_encoder_2):
         assert not any(p.requires_grad for p in part.parameters())
 
@@ -112,7 +112,7 @@ def test_only_the_unet_is_trained(sdxl: SDXL) -> None:
 def test_prediction_type_can_be_set(tiny_model: Path) -> None:
     settings = Model(pretrained=str(tiny_model), prediction_type="v_prediction")
     model = SDXL.load(settings, torch.float32, torch.device("cpu"))
-    assert model.prediction_type == "v_prediction"
+    assert model.noising.prediction_type == "v_prediction"
     assert model.pipeline.scheduler.config.prediction_type == "v_prediction"  # also once saved
 
 
@@ -215,15 +215,15 @@ def test_a_single_file_is_loaded_as_the_pipeline_it_was_made_from(
     # The last bit depends on where in memory the weights lie.
     torch.testing.assert_close(first.embeds, same.embeds)
     torch.testing.assert_close(first.pooled, same.pooled)
-    assert torch.equal(loaded.alphas_cumprod, sdxl.alphas_cumprod)
-    assert loaded.prediction_type == "epsilon"
+    assert torch.equal(loaded.noising.alphas_cumprod, sdxl.noising.alphas_cumprod)
+    assert loaded.noising.prediction_type == "epsilon"
     by_v = load_file(file)
     by_v["v_pred"] = torch.zeros(0)
     save_file(by_v, tmp_path / "v.safetensors")
     settings = settings.model_copy(update={"pretrained": str(tmp_path / "v.safetensors")})
     half = SDXL.load(settings, torch.bfloat16, torch.device("cpu"))
-    assert half.prediction_type == "v_prediction"
-    assert half.unet.dtype == torch.bfloat16
+    assert half.noising.prediction_type == "v_prediction"
+    assert half.denoiser.dtype == torch.bfloat16
     assert half.vae.dtype == torch.float32
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from fairhuman.common.errors import ConfigError
 from fairhuman.config import Model, load_config
+from fairhuman.models.families.sdxl.model import SDXL
 from fairhuman.models.method import make_method
-from fairhuman.models.sdxl import SDXL
 from fairhuman.models.speed import check_speed, set_up
 
 CPU = torch.device("cpu")

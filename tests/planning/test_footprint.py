@@ -14,8 +14,8 @@ from torch.profiler import ProfilerActivity, profile
 from fairhuman.config import Config, load_config
 from fairhuman.models.empty import empty_sdxl
 from fairhuman.models.encoded import Prompt
+from fairhuman.models.families.sdxl.model import SDXL
 from fairhuman.models.method import make_method
-from fairhuman.models.sdxl import SDXL
 from fairhuman.planning.activations import count
 from fairhuman.planning.fake_memory import FakeMemory
 from fairhuman.training.objectives import RegionObjectives

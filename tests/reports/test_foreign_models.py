@@ -23,8 +23,8 @@ from fairhuman.common.errors import ConfigError
 from fairhuman.config import Config, Model
 from fairhuman.demo.tiny import tiny_sdxl
 from fairhuman.models.check import check_model
+from fairhuman.models.families.sdxl.model import SDXL
 from fairhuman.models.formats.single_file import to_single_file
-from fairhuman.models.sdxl import SDXL
 
 CPU = torch.device("cpu")
 UNET = Path("unet") / "diffusion_pytorch_model.safetensors"

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from fairhuman.cli import main
 from fairhuman.config import Config, Lora, Model
-from fairhuman.data.cache_fill import text_digest
+from fairhuman.data.cache_fill import digest_of
 from fairhuman.demo.tiny import tiny_sdxl
-from fairhuman.models import captions
 from fairhuman.models.drawing import draw
+from fairhuman.models.families.sdxl import captions
+from fairhuman.models.families.sdxl.model import SDXL
 from fairhuman.models.method import make_method
-from fairhuman.models.sdxl import SDXL
 
 CPU = torch.device("cpu")
 SHORT = "a boy with brown hair, waving"
@@ -125,9 +125,9 @@ def test_the_run_s_longest_caption_sets_the_chunks_of_all(model: Path) -> None:
 
 def test_the_cache_of_captions_knows_the_chunks(model: Path) -> None:
     sdxl = load(model, long_captions="chunk")
-    before, size = text_digest(sdxl), sdxl.prompt_bytes()
+    before, size = digest_of(sdxl.frozen_text), sdxl.prompt_bytes()
     fit(sdxl, [LONG])
-    assert text_digest(sdxl) != before
+    assert digest_of(sdxl.frozen_text) != before
     prompt = sdxl.encode_captions([LONG])
     assert sdxl.prompt_bytes() == sum(t.numel() * t.itemsize for t in prompt) > size
 
@@ -144,7 +144,7 @@ def test_trained_text_encoders_read_the_same_chunks(model: Path) -> None:
     with torch.no_grad():
         found = trained.predict(method.module, noisy, steps, trained.tokenize(texts), time_ids)
         prompt = frozen.encode_captions(texts)
-        expected = frozen.predict(frozen.unet, noisy, steps, prompt, time_ids)
+        expected = frozen.predict(frozen.denoiser, noisy, steps, prompt, time_ids)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fairhuman.config import Model
-from fairhuman.data.cache_fill import vae_digest
+from fairhuman.data.cache_fill import digest_of
+from fairhuman.models.families.sdxl.model import SDXL
 from fairhuman.models.formats.single_file import to_single_file
 from fairhuman.models.method import Full, save
-from fairhuman.models.sdxl import SDXL
 
 VAE = Path("vae") / "diffusion_pytorch_model.safetensors"
 CPU = torch.device("cpu")
@@ -47,7 +47,7 @@ def test_the_final_vae_is_bit_equal_to_the_source_s(
     elif way == "model.vae":
         settings = Model(pretrained=str(tiny_model), vae=str(source / "vae"))
     sdxl = SDXL.load(settings, torch.bfloat16, CPU)
-    assert {p.dtype for p in sdxl.unet.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in sdxl.denoiser.parameters()} == {torch.bfloat16}
     save(Full(sdxl), tmp_path / "final")
     expected = {name: tensor.float() for name, tensor in load_file(source / VAE).items()}
     found = load_file(tmp_path / "final" / VAE)
@@ -62,9 +62,9 @@ def test_the_final_vae_is_bit_equal_to_the_source_s(
 def test_the_cache_tells_a_rounded_vae_from_its_source(tiny_model: Path, tmp_path: Path) -> None:
     source = stored(tiny_model, tmp_path / "source", torch.float32)
     sdxl = SDXL.load(Model(pretrained=str(source)), torch.bfloat16, CPU)
-    before = vae_digest(sdxl)
+    before = digest_of(sdxl.frozen_vae)
     sdxl.vae.to(torch.bfloat16).to(torch.float32)
-    assert vae_digest(sdxl) != before
+    assert digest_of(sdxl.frozen_vae) != before
 
 
 def vae_that_needs_no_upcast(source: Path, folder: Path) -> Path:
@@ -110,7 +110,9 @@ def test_images_are_encoded_in_what_model_and_vae_say(
 def test_the_cache_tells_what_images_were_encoded_in(tiny_model: Path, tmp_path: Path) -> None:
     source = vae_that_needs_no_upcast(tiny_model, tmp_path / "model")
     digests = [
-        vae_digest(SDXL.load(Model(pretrained=str(source), vae_precision=way), torch.bfloat16, CPU))
-        for way in ("auto", "bf16", "fp32")
+        digest_of(SDXL.load(settings, torch.bfloat16, CPU).frozen_vae)
+        for settings in (
+            Model(pretrained=str(source), vae_precision=way) for way in ("auto", "bf16", "fp32")
+        )
     ]
     assert digests[0] == digests[1] != digests[2]

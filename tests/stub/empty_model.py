@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fairhuman.config import Model
-from fairhuman.models.sdxl import SDXL
+from fairhuman.models.families.sdxl.model import SDXL
 from stub.injected import put
 
 

@@ -31,8 +31,8 @@ from fairhuman.data.dataset import Batch
 from fairhuman.demo.tiny import tiny_sdxl
 from fairhuman.models.empty import empty_sdxl
 from fairhuman.models.encoded import Posterior, Prompt
+from fairhuman.models.families.sdxl.model import SDXL
 from fairhuman.models.formats.pipeline_folder import COMPONENTS, PipelineFolder
-from fairhuman.models.sdxl import SDXL
 from fairhuman.planning.fake_memory import make_fake
 from fairhuman.training.denoising import Denoising
 from fairhuman.training.loop import _loop

@@ -183,7 +183,7 @@ def real_steps(
     """Three steps of two micro-batches, measured at the first and the last."""
     from fairhuman.data.dataset import People, collate
     from fairhuman.data.records import Reading, load_records
-    from fairhuman.models.sdxl import SDXL
+    from fairhuman.models.families.sdxl.model import SDXL
     from fairhuman.training.denoising import Denoising
     from fairhuman.training.step import TrainingStep, make_balancer
     from fairhuman.zero.engine import make_engine
@@ -194,7 +194,7 @@ def real_steps(
     tree["fairness"]["sketch_size"] = 4096
     config, device = Config.model_validate(tree), torch.device("cpu")
     sdxl = SDXL.load(config.model, torch.float32, device)
-    engine = make_engine(config, sdxl.unet.train())
+    engine = make_engine(config, sdxl.denoiser.train())
     balancer = make_balancer(config, engine)
     step = TrainingStep(engine, Denoising(sdxl, config, device), balancer)
     records, _ = load_records(people, Reading(REGIONS))

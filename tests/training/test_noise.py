@@ -16,11 +16,11 @@ from fairhuman.common.errors import ConfigError
 from fairhuman.config import Config, Model, Noise
 from fairhuman.data.dataset import Batch
 from fairhuman.data.order import generator
-from fairhuman.models.schedule import zero_terminal_snr
-from fairhuman.models.sdxl import SDXL
+from fairhuman.models.families.sdxl.model import SDXL
+from fairhuman.models.families.sdxl.zero_snr import zero_terminal_snr
+from fairhuman.models.noising.ddpm import snr_weight, target
 from fairhuman.training.denoising import Denoising
 from fairhuman.training.noise import Timesteps, quarter_steps
-from fairhuman.training.objectives import snr_weight, target
 
 COUNT = 1000
 
@@ -175,13 +175,13 @@ def test_zero_terminal_snr_is_that_of_the_paper_and_is_saved(
     betas = DDPMScheduler.from_config(velocity.pipeline.scheduler.config).betas
     zero_terminal_snr(velocity)
     torch.testing.assert_close(
-        velocity.alphas_cumprod.double(), rescaled(betas), rtol=1e-4, atol=1e-7
+        velocity.noising.alphas_cumprod.double(), rescaled(betas), rtol=1e-4, atol=1e-7
     )
-    assert velocity.alphas_cumprod[-1] == 0
+    assert velocity.noising.alphas_cumprod[-1] == 0
     last = torch.tensor([999])
     latents, noise = torch.randn(2, 1, 4, 8, 8)
-    assert torch.equal(velocity.add_noise(latents, noise, last), noise)
-    truth = target("v_prediction", latents, noise, velocity.alphas_cumprod, last)
+    assert torch.equal(velocity.noising.add_noise(latents, noise, last), noise)
+    truth = target("v_prediction", latents, noise, velocity.noising.alphas_cumprod, last)
     assert torch.equal(truth, -latents)
     velocity.write(tmp_path / "final")
     saved = StableDiffusionXLPipeline.from_pretrained(tmp_path / "final").scheduler
@@ -189,7 +189,7 @@ def test_zero_terminal_snr_is_that_of_the_paper_and_is_saved(
     assert saved.config.timestep_spacing == "trailing"
     assert saved.config.prediction_type == "v_prediction"
     again = SDXL(StableDiffusionXLPipeline.from_pretrained(tmp_path / "final"))
-    assert torch.equal(again.alphas_cumprod, velocity.alphas_cumprod)
+    assert torch.equal(again.noising.alphas_cumprod, velocity.noising.alphas_cumprod)
     saved.set_timesteps(10)
     assert saved.timesteps[0] == 999
 

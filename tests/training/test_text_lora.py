@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from fairhuman.cli import main
 from fairhuman.common.errors import ConfigError
 from fairhuman.config import Config, Lora, Model, load_config
+from fairhuman.models.families.sdxl.model import SDXL
 from fairhuman.models.generate import Sampling, Source, generate
 from fairhuman.models.method import Method, make_method, save
-from fairhuman.models.sdxl import SDXL
 
 CPU, DOUBLE = torch.device("cpu"), torch.float64
 REGIONS = ["face", "hand"]

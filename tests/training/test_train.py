@@ -382,7 +382,7 @@ def as_opened(output: str, model: str) -> tuple[dict[str, float], dict[str, torc
     """What a run's OUT/final makes of the base model: held-out losses, and its sample's pixels."""
     from fairhuman.config import load_config
     from fairhuman.models.drawing import draw, grid
-    from fairhuman.models.sdxl import SDXL
+    from fairhuman.models.families.sdxl.model import SDXL
     from fairhuman.training.denoising import Denoising
     from fairhuman.training.run_data import RunData
     from fairhuman.training.validation import Validation

@@ -47,7 +47,7 @@ def config_of(people: Path, model: Path, reduction: str) -> Config:
 
 def parts_of(people: Path, model: Path, reduction: str) -> tuple[Any, Any]:
     from fairhuman.data.records import Reading, load_records
-    from fairhuman.models.sdxl import SDXL
+    from fairhuman.models.families.sdxl.model import SDXL
     from fairhuman.training.denoising import Denoising
     from fairhuman.training.validation import Validation, still
 
@@ -72,7 +72,7 @@ def measure(people: Path, model: Path) -> dict[str, Any]:
 def expected(people: Path, model: Path, reduction: str) -> dict[str, float]:
     """The same in float64, image by image: no batches, no ranks."""
     sdxl, validation = parts_of(people, model, reduction)
-    alphas = sdxl.alphas_cumprod.double()
+    alphas = sdxl.noising.alphas_cumprod.double()
     sums, areas = np.zeros((4, 3)), np.zeros(3)
     for index in range(7):
         sample = validation.people[-1, index]

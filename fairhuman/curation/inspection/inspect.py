@@ -34,7 +34,7 @@ from fairhuman.data.folder import find_images, named_files, open_photograph, sca
 from fairhuman.data.order import generator
 from fairhuman.data.records import Entry, Problem, Reading, Record, check_entries, read_entries
 from fairhuman.data.transform import Placement
-from fairhuman.models.captions import Tokenizers, room, token_counts
+from fairhuman.models.families.sdxl.captions import Tokenizers, room, token_counts
 
 REGIONS = ("face", "hand")
 CELL = 8

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,23 +13,23 @@ from tqdm import tqdm
 from fairhuman.common.distributed import agreed, gathered, local_rank, rank, shared
 from fairhuman.common.files import replacing
 from fairhuman.data.index.records import Records
-from fairhuman.models.captions import token_counts, tokenizer_texts
+from fairhuman.models.families.protocol import TokenCounter
 
 CHUNK = 2**12
 """Captions that are counted at a time."""
 
 
-def caption_tokens(records: Records, pipeline: Any) -> NDArray[np.int32]:
+def caption_tokens(records: Records, counter: TokenCounter) -> NDArray[np.int32]:
     """Return how many tokens each record's caption has, [N]; a collective.
 
-    Each rank counts a part of what is not known; see `token_counts`.
+    Each rank counts a part of what is not known.
 
     Raises:
         OutputError: the index cannot be written.
     """
     listing = records.listing
     digest = hashlib.blake2b(listing.path.name.encode(), digest_size=16)
-    for text in tokenizer_texts(pipeline):
+    for text in counter.tokenizer_texts():
         digest.update(text.encode())
     path = listing.path.with_name(f"tokens-{digest.hexdigest()}.npy")
 
@@ -51,7 +50,7 @@ def caption_tokens(records: Records, pipeline: Any) -> NDArray[np.int32]:
     def count(mine: Sequence[int]) -> list[NDArray[np.int32]]:
         bar = tqdm(mine, "counting tokens", delay=2, disable=rank() != 0)
         chunks = (texts.slice(start, CHUNK).fill_null("").to_pylist() for start in bar)
-        return [np.array(token_counts(pipeline, chunk), np.int32) for chunk in chunks]
+        return [np.array(counter.token_counts(chunk), np.int32) for chunk in chunks]
 
     counts = np.concatenate(shared(count, starts))
 

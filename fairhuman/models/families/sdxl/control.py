@@ -15,8 +15,8 @@ from fairhuman.common.error_text import first_line
 from fairhuman.common.errors import ConfigError
 from fairhuman.common.hub import Named
 from fairhuman.models.check import check_control
+from fairhuman.models.families.sdxl.model import SDXL, UNUSABLE
 from fairhuman.models.recompute import recompute_blocks
-from fairhuman.models.sdxl import SDXL, UNUSABLE
 
 _BLOCKS = 3
 """Of the UNet's encoder: what a full_adapter_xl adapter is made for."""
@@ -74,7 +74,7 @@ class ControlNet:
     """
 
     def __init__(self, sdxl: SDXL, pretrained: str | None, seed: int, checkpointing: bool) -> None:
-        unet: Any = sdxl.unet
+        unet: Any = sdxl.denoiser
         if pretrained:
             self.control = load_controlnet(pretrained, unet)
         else:
@@ -108,7 +108,7 @@ class T2IAdapter:
     """
 
     def __init__(self, sdxl: SDXL, pretrained: str | None, seed: int) -> None:
-        unet: Any = sdxl.unet
+        unet: Any = sdxl.denoiser
         if pretrained:
             self.control = load_adapter(pretrained, unet)
         else:

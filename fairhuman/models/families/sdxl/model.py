@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -16,12 +17,15 @@ from fairhuman.common.errors import ConfigError, UserError
 from fairhuman.common.hub import Named, Place
 from fairhuman.common.units import DTYPES
 from fairhuman.config import Model
-from fairhuman.models import captions
 from fairhuman.models.check import Keys, check_model
+from fairhuman.models.drawing import draw
 from fairhuman.models.encoded import Posterior, Prompt
+from fairhuman.models.families.protocol import Frozen
+from fairhuman.models.families.sdxl import captions
+from fairhuman.models.families.sdxl.single_file_base import load_single_file
+from fairhuman.models.families.sdxl.text import Tokens
+from fairhuman.models.noising.ddpm import DDPM
 from fairhuman.models.recompute import recompute_blocks
-from fairhuman.models.single_file_base import load_single_file
-from fairhuman.models.text import Tokens
 
 # What diffusers and transformers raise for a folder that is not a whole SDXL.
 UNUSABLE = (
@@ -39,21 +43,16 @@ class SDXL:
     """An SDXL pipeline's parts, as training uses them."""
 
     def __init__(self, pipeline: Any) -> None:
-        from diffusers import DDPMScheduler
-
         self.pipeline = pipeline
         self.memory_format = torch.contiguous_format
         """Of the latents that the UNet gets, and so of its activations."""
-        self.unet: nn.Module = pipeline.unet
+        self.denoiser: nn.Module = pipeline.unet
         self.vae: Any = pipeline.vae
-        # Training needs only the noise schedule, which every scheduler config carries.
-        scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
-        self.prediction_type: str = scheduler.config.prediction_type
-        self.alphas_cumprod: Tensor = scheduler.alphas_cumprod
+        self.noising = DDPM(pipeline.scheduler)
         self.encodes_in = torch.float32
         """What images are encoded in."""
         self.cell: int = pipeline.vae_scale_factor
-        """Pixels per side of a latent cell."""
+        self.channels: int = pipeline.vae.config.latent_channels
         self.chunks = 1
         """Of 75 tokens each, in which every caption is encoded; see `captions`."""
         self.most_chunks = 1
@@ -176,6 +175,38 @@ class SDXL:
         zeroed = [zeros and text is None for text in texts]
         return Tokens(ids, torch.tensor(zeroed))
 
+    @property
+    def prompt_type(self) -> type[Prompt]:
+        """The class of encoded captions."""
+        return Prompt
+
+    @property
+    def frozen_vae(self) -> Frozen:
+        """What `posterior` depends on besides the image."""
+        lower = self.encodes_in != torch.float32  # float32 is what all caches held before
+        return Frozen([self.vae], {"encoding": str(self.encodes_in)} if lower else {})
+
+    @property
+    def frozen_text(self) -> Frozen:
+        """What `encode_captions` depends on besides the texts."""
+        pipeline = self.pipeline
+        told = {
+            "tokenizers": self.tokenizer_texts(),
+            "lengths": [t.model_max_length for t in (pipeline.tokenizer, pipeline.tokenizer_2)],
+            "zeros": pipeline.config.force_zeros_for_empty_prompt,
+        }
+        if self.chunks > 1:  # one chunk is what caches held before there were more
+            told["chunks"] = self.chunks
+        return Frozen([pipeline.text_encoder, pipeline.text_encoder_2], told)
+
+    def tokenizer_texts(self) -> list[str]:
+        """Return all that the counts of tokens depend on besides the captions."""
+        return captions.tokenizer_texts(self.pipeline)
+
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        """Return how many tokens each caption has, by the tokenizer that finds more."""
+        return captions.token_counts(self.pipeline, texts)
+
     def fit_captions(self, counts: Sequence[int]) -> list[str]:
         """Set `chunks` to what the longest of all captions of a run needs, as far as it may.
 
@@ -240,7 +271,7 @@ class SDXL:
 
     def predict(
         self,
-        unet: nn.Module,
+        module: nn.Module,
         noisy: Tensor,
         steps: Tensor,
         prompt: Prompt | Tokens,
@@ -250,7 +281,7 @@ class SDXL:
         """Return the model's prediction, [B, C, H, W].
 
         Args:
-            unet: the UNet, or what wraps it (a DeepSpeed engine); for tokens a CaptionedUNet.
+            module: the UNet, or what wraps it (a DeepSpeed engine); for tokens a CaptionedUNet.
             noisy: [B, C, H, W] latents at `steps`.
             steps: [B] timesteps.
             prompt: the captions, encoded or for text encoders that are trained.
@@ -268,7 +299,7 @@ class SDXL:
             added["text_embeds"] = prompt.pooled
         if control is not None:
             extra["control"] = control.to(noisy.device, dtype, memory_format=self.memory_format)
-        prediction: Tensor = unet(
+        prediction: Tensor = module(
             noisy.to(dtype, memory_format=self.memory_format),
             steps,
             added_cond_kwargs=added,
@@ -277,10 +308,11 @@ class SDXL:
         )[0]
         return prediction
 
-    def add_noise(self, latents: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
-        """Return sqrt(a_t) x_0 + sqrt(1 - a_t) noise, [B, C, H, W]."""
-        alpha = self.alphas_cumprod.to(latents)[steps][:, None, None, None]
-        return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+    def draw(self, pipeline: Any, prompts: Sequence[str], **settings: Any) -> list[Image.Image]:
+        """Return one picture per prompt, each in as many chunks as the run's captions or more."""
+        return draw(
+            pipeline, prompts, least_chunks=self.chunks, most_chunks=self.most_chunks, **settings
+        )
 
     def write(self, folder: Path) -> None:
         """Write the pipeline into a folder, in diffusers' layout."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 
 from fairhuman.common.errors import ConfigError
-from fairhuman.models.sdxl import SDXL
+from fairhuman.models.families.sdxl.model import SDXL
+from fairhuman.models.noising.ddpm import DDPM
 
 
 def zero_terminal_snr(sdxl: SDXL) -> None:
@@ -18,12 +19,11 @@ def zero_terminal_snr(sdxl: SDXL) -> None:
     Raises:
         ConfigError: the model predicts the noise, or its scheduler cannot be rescaled.
     """
-    from diffusers import DDPMScheduler
-
     key = "noise.zero_terminal_snr = True"
-    if sdxl.prediction_type != "v_prediction":
+    predicts = sdxl.noising.prediction_type
+    if predicts != "v_prediction":
         raise ConfigError(
-            f"{key}: the model's scheduler says prediction_type = {sdxl.prediction_type!r}, which "
+            f"{key}: the model's scheduler says prediction_type = {predicts!r}, which "
             "tells nothing of the image at pure noise; set model.prediction_type=v_prediction"
         )
     scheduler = sdxl.pipeline.scheduler
@@ -35,4 +35,4 @@ def zero_terminal_snr(sdxl: SDXL) -> None:
         )
     changes = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     sdxl.pipeline.scheduler = kind.from_config(scheduler.config, **changes)
-    sdxl.alphas_cumprod = DDPMScheduler.from_config(sdxl.pipeline.scheduler.config).alphas_cumprod
+    sdxl.noising = DDPM(sdxl.pipeline.scheduler)

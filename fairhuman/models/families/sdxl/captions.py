@@ -29,6 +29,14 @@ class Tokenizers(NamedTuple):
     tokenizer: Any
     tokenizer_2: Any
 
+    def tokenizer_texts(self) -> list[str]:
+        """Return all that the counts of tokens depend on besides the captions."""
+        return tokenizer_texts(self)
+
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        """Return how many tokens each caption has, by the tokenizer that finds more."""
+        return token_counts(self, texts)
+
 
 def load_tokenizers(model: str, key: str = "--model") -> Tokenizers:
     """Load the tokenizers of a model, and nothing else of it.

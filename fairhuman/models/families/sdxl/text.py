@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from fairhuman.models.captions import read
+from fairhuman.models.families.sdxl.captions import read
 
 
 class Tokens(NamedTuple):

@@ -1,0 +1,159 @@
+"""What a family of models is, to all that trains, caches, measures and draws with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from fairhuman.models.encoded import Posterior
+
+
+class Noising(Protocol):
+    """How latents are noised, and what is predicted of them."""
+
+    @property
+    def count(self) -> int:
+        """Of the timesteps; 0 has the least noise."""
+
+    def to(self, device: torch.device) -> None:
+        """Move what it holds to where the latents are."""
+
+    def add_noise(self, latents: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
+        """Return the latents, [B, C, H, W], at timesteps [B]."""
+
+    def target(self, latents: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
+        """Return what the model must predict, [B, C, H, W]."""
+
+    def sample_weight(self, steps: Tensor, gamma: float | None) -> Tensor | None:
+        """Return the weight of each sample, [B] float32; None for equal weights.
+
+        Raises:
+            ConfigError: there are no min-SNR weights with such a `gamma`.
+        """
+
+
+class Frozen(NamedTuple):
+    """What an encoder's results depend on besides its input."""
+
+    models: Sequence[nn.Module]
+    settings: Mapping[str, Any]
+    """Of JSON."""
+
+
+class TokenCounter(Protocol):
+    """What knows how long captions are."""
+
+    def tokenizer_texts(self) -> list[str]:
+        """Return all that the counts of tokens depend on besides the captions."""
+
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        """Return how many tokens each caption has."""
+
+
+class Family(TokenCounter, Protocol):
+    """A loaded model of one family, as training uses it."""
+
+    pipeline: Any
+    """Of diffusers."""
+    vae: Any
+    denoiser: nn.Module
+    """The UNet, or the transformer."""
+    cell: int
+    """Pixels per side of a cell of the latent grid, which the losses and masks are on."""
+    channels: int
+    """Of the latents."""
+    encodes_in: torch.dtype
+    """What images are encoded in."""
+
+    @property
+    def noising(self) -> Noising:
+        """How latents are noised."""
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether the text encoders are trained: nothing may then be kept of what they return."""
+
+    @property
+    def frozen_vae(self) -> Frozen:
+        """What `posterior` depends on besides the image."""
+
+    @property
+    def frozen_text(self) -> Frozen:
+        """What `encode_captions` depends on besides the texts."""
+
+    def posterior(self, pixels: Tensor) -> Posterior:
+        """Return the VAE's posterior of images, [B, 3, H, W] in [-1, 1], each by itself."""
+
+    def latents(self, posterior: Posterior, noise: Tensor) -> Tensor:
+        """Return scaled latents, [B, C, H, W] float32: a draw, by [B, C, H, W] normal numbers."""
+
+    def encode_captions(self, texts: Sequence[str | None]) -> Any:
+        """Encode captions, each as if it were alone; None is a dropped caption.
+
+        Returns:
+            A NamedTuple of tensors, [B, ...] each, of the class `prompt_type`.
+        """
+
+    @property
+    def prompt_type(self) -> type[Any]:
+        """The class of encoded captions."""
+
+    def tokenize(self, texts: Sequence[str | None]) -> Any:
+        """Return captions for text encoders that are trained, as a NamedTuple of tensors."""
+
+    def fit_captions(self, counts: Sequence[int]) -> list[str]:
+        """Set up for the longest of all captions of a run; return what is worth knowing, in lines.
+
+        Args:
+            counts: how many tokens each has.
+        """
+
+    def moments_bytes(self, size: tuple[int, int]) -> int:
+        """Return what the posterior of an image of this width and height in pixels takes."""
+
+    def prompt_bytes(self) -> int:
+        """Return what an encoded caption takes."""
+
+    def encoders_on(self, device: torch.device) -> AbstractContextManager[None]:
+        """Have the VAE and frozen text encoders on a device for a while."""
+
+    def move_encoders(self, device: torch.device) -> None:
+        """Move the VAE, and the text encoders unless they are trained, to a device."""
+
+    def predict(
+        self,
+        module: nn.Module,
+        noisy: Tensor,
+        steps: Tensor,
+        prompt: Any,
+        time_ids: Tensor,
+        control: Tensor | None = None,
+    ) -> Tensor:
+        """Return the prediction, [B, C, H, W].
+
+        Args:
+            module: the denoiser, or what wraps it.
+            noisy: [B, C, H, W] latents at `steps`.
+            steps: [B] timesteps.
+            prompt: the captions, of `encode_captions` or `tokenize`.
+            time_ids: [B, 6]: original size, crop corner, target size, each as height and width.
+            control: [B, 3, H, W] in [0, 1], where the method trains on control images.
+        """
+
+    def draw(self, pipeline: Any, prompts: Sequence[str], **settings: Any) -> list[Image.Image]:
+        """Return one picture per prompt, by this pipeline or one with control images.
+
+        Args:
+            pipeline: of the same parts.
+            prompts: the texts.
+            **settings: of `drawing.drawn`.
+        """
+
+    def write(self, folder: Path) -> None:
+        """Write the pipeline into a folder, in diffusers' layout."""

@@ -1,0 +1,1 @@
+"""How latents are noised, and what a model is to predict of them."""
