@@ -93,6 +93,10 @@ class Model(Section):
     caption_chunks: Annotated[int, Field(ge=2, le=16)] = 3
     """With long_captions=chunk: the most chunks per caption; the rest is cut. 3 corresponds to
     kohya's max_token_length=225."""
+    guidance: Annotated[float, Field(ge=0, le=100)] = 1.0
+    """Of FLUX.1 dev and others that guidance was distilled into: the guidance that is their input
+    in training. At 1 the predictions are trained as they are without guidance, and pictures may
+    still be drawn with more."""
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
     """What the UNet predicts; null takes it from the model's scheduler."""
     gradient_checkpointing: bool = False

@@ -23,9 +23,10 @@ from fairhuman.common.images import open_image, upright_size
 from fairhuman.common.quiet import quiet
 from fairhuman.config import Model
 from fairhuman.config.yaml_settings import explain
-from fairhuman.models.check import Keys, check_control, check_model
 from fairhuman.models.drawing import drawn, grid
+from fairhuman.models.families.keys import Keys
 from fairhuman.models.families.sdxl import captions
+from fairhuman.models.families.sdxl.check import check_control, check_model
 from fairhuman.models.families.sdxl.control import (
     load_adapter,
     load_controlnet,

@@ -10,7 +10,7 @@ from torch import nn
 
 from fairhuman.common.errors import ConfigError
 from fairhuman.config import Lora
-from fairhuman.models.families.sdxl.model import SDXL
+from fairhuman.models.families.protocol import Family
 from fairhuman.models.families.sdxl.text import CaptionedUNet, checkpoint_blocks
 
 ADAPTER = "default"
@@ -21,8 +21,8 @@ class LoRA:
     """Trains W + (alpha / rank) B A in place of each target's weight W, which stays as it is.
 
     Args:
-        sdxl: its UNet, and its text encoders if they are asked for, get the adapters, in its own
-            precision.
+        family: its denoiser, and SDXL's text encoders if they are asked for, get the adapters, in
+            its own precision.
         settings: rank, alpha and targets.
         seed: of A, normal with standard deviation 1 / rank; B is 0, so that training starts from
             the model as it is.
@@ -32,14 +32,14 @@ class LoRA:
         ConfigError: the UNet has no layer that a target names, or one that cannot be adapted.
     """
 
-    def __init__(self, sdxl: SDXL, settings: Lora, seed: int, checkpointing: bool) -> None:
-        unet: Any = sdxl.denoiser
+    def __init__(self, family: Family, settings: Lora, seed: int, checkpointing: bool) -> None:
+        unet: Any = family.denoiser
         _check_targets(unet, settings.targets)
         unet.requires_grad_(False)
-        self.adapted: dict[str, Any] = {"unet": unet}
+        self.adapted: dict[str, Any] = {family.part: unet}
         """By their names in the pipeline."""
         self.module: nn.Module = unet
-        self.pipeline = sdxl.pipeline
+        self.pipeline = family.pipeline
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             _adapt(unet, settings.targets, settings)
@@ -56,7 +56,6 @@ class LoRA:
 
     def write(self, folder: Path) -> None:
         """Write pytorch_lora_weights.safetensors, with ranks and alphas in its header."""
-        from diffusers import StableDiffusionXLPipeline
         from peft.utils import get_peft_model_state_dict
 
         parts: dict[str, Any] = {}
@@ -64,11 +63,11 @@ class LoRA:
             layers = get_peft_model_state_dict(
                 model, adapter_name=ADAPTER, save_embedding_layers=False
             )
-            if name != "unet":
+            if name.startswith("text_encoder"):
                 layers = {_text_name(layer): tensor for layer, tensor in layers.items()}
             parts[f"{name}_lora_layers"] = layers
             parts[f"{name}_lora_adapter_metadata"] = model.peft_config[ADAPTER].to_dict()
-        StableDiffusionXLPipeline.save_lora_weights(folder, **parts, safe_serialization=True)
+        type(self.pipeline).save_lora_weights(folder, **parts, safe_serialization=True)
 
 
 def _adapt(model: Any, targets: list[str], settings: Lora) -> None:

@@ -1,4 +1,4 @@
-"""What of an SDXL is trained, and what is saved of it: the only place where methods differ."""
+"""What of a model is trained, and what is saved of it: the only place where methods differ."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from torch import nn
 
 from fairhuman.common.files import replacing
 from fairhuman.config import Model
+from fairhuman.models.families.protocol import Family
 from fairhuman.models.families.sdxl.control import ControlNet, T2IAdapter
 from fairhuman.models.families.sdxl.model import SDXL
 from fairhuman.models.lora import LoRA
 
 
 class Method(Protocol):
-    """A way to train an SDXL."""
+    """A way to train a model."""
 
     module: nn.Module
     """What the training step calls; its parameters that require gradients are trained."""
@@ -29,24 +30,24 @@ class Method(Protocol):
 
 
 class Full:
-    """Full fine-tuning of the UNet."""
+    """Full fine-tuning of the denoiser."""
 
-    def __init__(self, sdxl: SDXL) -> None:
-        self.sdxl = sdxl
-        self.module = sdxl.denoiser
-        self.pipeline = sdxl.pipeline
+    def __init__(self, family: Family) -> None:
+        self.family = family
+        self.module = family.denoiser
+        self.pipeline = family.pipeline
         self.module.requires_grad_(True)
 
     def write(self, folder: Path) -> None:
         """Write the whole pipeline."""
-        self.sdxl.write(folder)
+        self.family.write(folder)
 
 
-def make_method(sdxl: SDXL, settings: Model, seed: int) -> Method:
+def make_method(family: Family, settings: Model, seed: int) -> Method:
     """Make the model ready to be trained as `model.method` says.
 
     Args:
-        sdxl: freshly loaded.
+        family: freshly loaded.
         settings: the section `model`.
         seed: of what is initialised at random; give every rank the same.
 
@@ -54,12 +55,13 @@ def make_method(sdxl: SDXL, settings: Model, seed: int) -> Method:
         ConfigError: the model has nothing that the method's settings name.
     """
     if settings.method == "lora":
-        return LoRA(sdxl, settings.lora, seed, settings.gradient_checkpointing)
+        return LoRA(family, settings.lora, seed, settings.gradient_checkpointing)
+    if not settings.conditioned:
+        return Full(family)
+    assert isinstance(family, SDXL), "the other families refuse it"
     if settings.method == "controlnet":
-        return ControlNet(sdxl, settings.control, seed, settings.gradient_checkpointing)
-    if settings.method == "t2i_adapter":
-        return T2IAdapter(sdxl, settings.control, seed)
-    return Full(sdxl)
+        return ControlNet(family, settings.control, seed, settings.gradient_checkpointing)
+    return T2IAdapter(family, settings.control, seed)
 
 
 def frozen_digest(module: nn.Module) -> str | None:

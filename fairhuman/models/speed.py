@@ -83,15 +83,16 @@ def _output_channels_last(block: nn.Module, inputs: Any, output: Any) -> Any:
     return output.contiguous(memory_format=torch.channels_last)
 
 
-def _compile(model: nn.Module) -> None:
+def _compile(model: Any) -> None:
     """Compile the transformer blocks, one for all of the same kind.
 
-    Not the whole UNet, which takes minutes per image size and is no faster for it.
+    Not the whole model, which takes minutes per image size and is no faster for it.
     """
     import torch._functorch.config as functorch
 
     # Otherwise a compiled backward pass overwrites what the next objective's pass needs.
     functorch.donated_buffer = False
+    names = {"BasicTransformerBlock", *model._repeated_blocks}  # a ControlNet names none
     for part in model.modules():
-        if type(part).__name__ == "BasicTransformerBlock":
+        if type(part).__name__ in names:
             part.compile()

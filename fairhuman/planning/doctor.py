@@ -19,7 +19,7 @@ from fairhuman.common.units import GIB
 from fairhuman.common.versions import PACKAGES, version
 from fairhuman.config import Config, load_config
 from fairhuman.fairness.mpd import cuda_problem, solves_on
-from fairhuman.models.check import check_model
+from fairhuman.models.families.registry import check_model
 from fairhuman.training.rule_check import check_rule
 from fairhuman.zero.accelerator import device_name
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from torch import nn
+
 from fairhuman import checkpointing
 from fairhuman.common.errors import OutputError
 from fairhuman.common.units import DTYPES, GIB
@@ -84,6 +86,5 @@ def sizes(method: Method, config: Config) -> tuple[int, int]:
     trained = sum(p.numel() for p in method.module.parameters() if p.requires_grad)
     if config.model.method != "full":
         return trained, trained * DTYPES[config.train.precision].itemsize
-    pipeline = method.pipeline
-    parts = (pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.vae)
+    parts = [part for part in method.pipeline.components.values() if isinstance(part, nn.Module)]
     return trained, sum(p.numel() * p.element_size() for part in parts for p in part.parameters())

@@ -26,9 +26,7 @@ from fairhuman.common.run_folder import CONFIG, FINAL, SAMPLES
 from fairhuman.common.units import DTYPES, GIB
 from fairhuman.config import Config
 from fairhuman.data.dataset import Batch
-from fairhuman.models.check import check_model
-from fairhuman.models.families.sdxl.model import SDXL
-from fairhuman.models.families.sdxl.zero_snr import zero_terminal_snr
+from fairhuman.models.families.registry import check_model, check_training, load_model
 from fairhuman.models.method import frozen_digest, make_method, save
 from fairhuman.models.speed import check_speed, set_up
 from fairhuman.report import write_report
@@ -83,8 +81,8 @@ class Run:
         self._make_step(start)
         self.validation = self._make_validation()
         self.start = self._known_start(start)
-        self.pictures = SamplePictures(config, self.sdxl, self.method, self.data.trained)
-        self._reading = self.data.steps(self.sdxl, self.progress)
+        self.pictures = SamplePictures(config, self.family, self.method, self.data.trained)
+        self._reading = self.data.steps(self.family, self.progress)
         self.batches: Iterator[list[Batch]] = self._reading
         self._open_output(overrides)
         self._say_where_from(start, room)
@@ -93,10 +91,9 @@ class Run:
         """Load the base model, and what is trained of it; it must be the checkpoint's base."""
         config, dtype = self.config, DTYPES[self.config.train.precision]
         check_speed(config.model, dtype, self.device)
-        self.sdxl = agreed(lambda: SDXL.load(config.model, dtype, self.device))
-        if config.noise.zero_terminal_snr:
-            zero_terminal_snr(self.sdxl)
-        self.method = agreed(lambda: make_method(self.sdxl, config.model, config.train.seed))
+        self.family = agreed(lambda: load_model(config.model, dtype, self.device))
+        self.family.set_noise(config.noise)
+        self.method = agreed(lambda: make_method(self.family, config.model, config.train.seed))
         self.base = frozen_digest(self.method.module)
         if start.folder and start.manifest:
             checkpointing.check_base(start.folder, start.manifest, self.base, start.setup)
@@ -109,9 +106,9 @@ class Run:
 
     def _encode(self) -> None:
         """Fill data.cache, where there is one, after which training needs no encoders."""
-        self.data.encode(self.sdxl, self.progress, _say if self.first else None)
+        self.data.encode(self.family, self.progress, _say if self.first else None)
         if self.config.data.cache:
-            self.sdxl.move_encoders(torch.device("cpu"))  # until samples are drawn
+            self.family.move_encoders(torch.device("cpu"))  # until samples are drawn
 
     def _make_step(self, start: Start) -> None:
         """Make the engine, the moving average and the balancer, as they were in the checkpoint."""
@@ -120,7 +117,7 @@ class Run:
         # Its contents were compared with their digests when it was chosen.
         self._resharded = bool(folder and checkpointing.load(self.engine, folder, verify=False))
         self.ema, self._averaged_before = _average(self.engine, config.train.ema_decay, folder)
-        self.denoising = Denoising(self.sdxl, config, self.device)
+        self.denoising = Denoising(self.family, config, self.device)
         self.names = self.denoising.objectives.names
         self.global_batch = self.data.global_batch
         self.step = TrainingStep(self.engine, self.denoising, make_balancer(config, self.engine))
@@ -138,7 +135,7 @@ class Run:
     def _make_validation(self) -> Validation | None:
         if not self.data.held_out:
             return None
-        measured = self.data.measured(self.sdxl)
+        measured = self.data.measured(self.family)
         return Validation(measured, self.denoising, self.config.train.batch_size)
 
     def _known_start(self, start: Start) -> HeldOut | None:
@@ -363,6 +360,7 @@ def _check_before_loading(config: Config) -> None:
     check_engine(config)
     agreed(functools.partial(check_rule, config))
     agreed(lambda: check_model(config.model))
+    agreed(lambda: check_training(config))
     on_rank0(functools.partial(check_tracking, config))
 
 

@@ -47,7 +47,7 @@ class SamplePictures:
     def write(self, output: Path, step: int, device: torch.device) -> Image.Image:
         """Draw one sheet of all pictures, write it under OUT/samples and return it."""
         with self.family.encoders_on(device):
-            pictures = self.family.draw(
+            drawn = self.family.drawn(
                 self.method.pipeline,
                 [example.prompt for example in self.examples],
                 controls=[example.control for example in self.examples if example.control],
@@ -55,7 +55,7 @@ class SamplePictures:
                 size=self.config.data.resolution,
                 guidance=self.config.train.sample_guidance,
             )
-        sheet = grid(pictures)
+            sheet = grid(list(drawn))
         with replacing(samples_sheet(output, step), sync=False) as aside:
             sheet.save(aside, "png")
         return sheet

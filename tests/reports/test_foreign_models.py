@@ -22,7 +22,7 @@ from fairhuman.cli import main
 from fairhuman.common.errors import ConfigError
 from fairhuman.config import Config, Model
 from fairhuman.demo.tiny import tiny_sdxl
-from fairhuman.models.check import check_model
+from fairhuman.models.families.registry import check_model
 from fairhuman.models.families.sdxl.model import SDXL
 from fairhuman.models.formats.single_file import to_single_file
 

@@ -17,7 +17,6 @@ from fairhuman.config import Config, Model, Noise
 from fairhuman.data.dataset import Batch
 from fairhuman.data.order import generator
 from fairhuman.models.families.sdxl.model import SDXL
-from fairhuman.models.families.sdxl.zero_snr import zero_terminal_snr
 from fairhuman.models.noising.ddpm import snr_weight, target
 from fairhuman.training.denoising import Denoising
 from fairhuman.training.noise import Timesteps, quarter_steps
@@ -173,7 +172,7 @@ def test_zero_terminal_snr_is_that_of_the_paper_and_is_saved(
     from diffusers import DDPMScheduler, StableDiffusionXLPipeline
 
     betas = DDPMScheduler.from_config(velocity.pipeline.scheduler.config).betas
-    zero_terminal_snr(velocity)
+    velocity.set_noise(Noise(zero_terminal_snr=True))
     torch.testing.assert_close(
         velocity.noising.alphas_cumprod.double(), rescaled(betas), rtol=1e-4, atol=1e-7
     )
@@ -210,9 +209,9 @@ def test_zero_terminal_snr_needs_v_prediction_and_a_scheduler_that_can(
 ) -> None:
     plain = SDXL.load(Model(pretrained=str(tiny_model)), torch.float32, torch.device("cpu"))
     with pytest.raises(ConfigError, match=r"set model.prediction_type=v_prediction"):
-        zero_terminal_snr(plain)
+        plain.set_noise(Noise(zero_terminal_snr=True))
     from diffusers import PNDMScheduler
 
     velocity.pipeline.scheduler = PNDMScheduler.from_config(velocity.pipeline.scheduler.config)
     with pytest.raises(ConfigError, match="PNDMScheduler, cannot sample with it"):
-        zero_terminal_snr(velocity)
+        velocity.set_noise(Noise(zero_terminal_snr=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from fairhuman.config import Noise
 from fairhuman.models.encoded import Posterior
 
 
@@ -72,8 +73,19 @@ class Family(TokenCounter, Protocol):
     """What images are encoded in."""
 
     @property
+    def part(self) -> str:
+        """The denoiser's name in the pipeline."""
+
+    @property
     def noising(self) -> Noising:
         """How latents are noised."""
+
+    def set_noise(self, settings: Noise) -> None:
+        """Change the noise schedule as the section `noise` says.
+
+        Raises:
+            ConfigError: it cannot be.
+        """
 
     @property
     def trains_text(self) -> bool:
@@ -146,8 +158,10 @@ class Family(TokenCounter, Protocol):
             control: [B, 3, H, W] in [0, 1], where the method trains on control images.
         """
 
-    def draw(self, pipeline: Any, prompts: Sequence[str], **settings: Any) -> list[Image.Image]:
-        """Return one picture per prompt, by this pipeline or one with control images.
+    def drawn(
+        self, pipeline: Any, prompts: Sequence[str], **settings: Any
+    ) -> Iterator[Image.Image]:
+        """Yield one picture per prompt, by this pipeline or one with control images.
 
         Args:
             pipeline: of the same parts.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,18 +16,22 @@ class RectifiedFlow:
     """x_s = (1 - s) x_0 + s noise, of which the model predicts noise - x_0.
 
     A timestep t of `count` stands for s = shift((t + 1) / count), as in diffusers'
-    FlowMatchEulerDiscreteScheduler. The shift is the scheduler's: a constant (`shift`) or one that
-    grows with the image (`use_dynamic_shifting`; Esser et al. 2024, arXiv 2403.03206, eq. 23).
+    FlowMatchEulerDiscreteScheduler: s -> f s / (1 + (f - 1) s). The factor f is a constant of the
+    scheduler (`shift`), or grows with the image (`use_dynamic_shifting`; Esser et al. 2024, arXiv
+    2403.03206, eq. 23).
 
     Args:
-        scheduler: of the pipeline.
-        patch: pixels of the latent grid per side of one of the transformer's tokens.
+        config: of the pipeline's scheduler.
+        patch: cells of the latent grid per side of one of the transformer's tokens.
+        mu: the logarithm of f for an image of so many tokens, or f itself where the scheduler says
+            `time_shift_type: linear`.
     """
 
-    def __init__(self, scheduler: Any, patch: int) -> None:
-        self.config = scheduler.config
+    def __init__(self, config: Any, patch: int, mu: Callable[[int], float]) -> None:
+        self.config = config
         self.patch = patch
-        self.count: int = self.config.num_train_timesteps
+        self.mu = mu
+        self.count: int = config.num_train_timesteps
 
     def to(self, device: torch.device) -> None:
         """Hold nothing on a device."""
@@ -42,7 +47,7 @@ class RectifiedFlow:
         if not self.config.use_dynamic_shifting:
             shift = self.config.shift
         else:
-            shift = self._mu(grid[0] * grid[1] // self.patch**2)
+            shift = self.mu(grid[0] * grid[1] // self.patch**2)
             if self.config.time_shift_type == "exponential":
                 shift = math.exp(shift)
         return (shift * even / (1 + (shift - 1) * even)).float()
@@ -72,8 +77,3 @@ class RectifiedFlow:
     def _sigmas_of(self, latents: Tensor, steps: Tensor) -> Tensor:
         height, width = latents.shape[-2:]
         return self.sigmas(steps, (height, width)).to(latents)[:, None, None, None]
-
-    def _mu(self, tokens: int) -> float:
-        least, most = self.config.base_image_seq_len, self.config.max_image_seq_len
-        slope = (self.config.max_shift - self.config.base_shift) / (most - least)
-        return float(self.config.base_shift + slope * (tokens - least))

@@ -15,15 +15,17 @@ from torch import Tensor, nn
 from fairhuman.common.error_text import first_line
 from fairhuman.common.errors import ConfigError, UserError
 from fairhuman.common.hub import Named, Place
-from fairhuman.common.units import DTYPES
-from fairhuman.config import Model
-from fairhuman.models.check import Keys, check_model
-from fairhuman.models.drawing import draw
+from fairhuman.config import Config, Model, Noise
+from fairhuman.models.drawing import drawn
 from fairhuman.models.encoded import Posterior, Prompt
+from fairhuman.models.families.keys import Keys
 from fairhuman.models.families.protocol import Frozen
 from fairhuman.models.families.sdxl import captions
+from fairhuman.models.families.sdxl.check import check_model
 from fairhuman.models.families.sdxl.single_file_base import load_single_file
 from fairhuman.models.families.sdxl.text import Tokens
+from fairhuman.models.families.sdxl.zero_snr import zero_terminal_snr
+from fairhuman.models.families.vae import encoding, posterior_of, scaled
 from fairhuman.models.noising.ddpm import DDPM
 from fairhuman.models.recompute import recompute_blocks
 
@@ -42,6 +44,9 @@ UNUSABLE = (
 class SDXL:
     """An SDXL pipeline's parts, as training uses them."""
 
+    part = "unet"
+    """The denoiser's name in the pipeline."""
+
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
         self.memory_format = torch.contiguous_format
@@ -57,6 +62,15 @@ class SDXL:
         """Of 75 tokens each, in which every caption is encoded; see `captions`."""
         self.most_chunks = 1
         """What `chunks` may become for long captions."""
+
+    @classmethod
+    def check(cls, settings: Model, keys: Keys | None = None, ask_hub: bool = True) -> None:
+        """Check the models of the section before their weights are read; see `check_model`."""
+        check_model(settings, keys, ask_hub)
+
+    @classmethod
+    def check_training(cls, config: Config) -> None:
+        """Check what only training asks for: SDXL takes all settings."""
 
     @classmethod
     def load(
@@ -108,46 +122,29 @@ class SDXL:
             recompute_blocks(pipeline.unet)
         sdxl = cls(pipeline)
         sdxl.most_chunks = settings.most_chunks
-        sdxl.encodes_in = _encoding(settings, pipeline)
+        sdxl.encodes_in = encoding(settings.vae_precision, pipeline.vae, pipeline.unet.dtype)
         if settings.channels_last:
             sdxl.memory_format = torch.channels_last
             sdxl.vae.to(memory_format=torch.channels_last)
         return sdxl
 
-    @torch.no_grad()
-    def posterior(self, pixels: Tensor) -> Posterior:
-        """Return the VAE's posterior of images, [B, C, H, W] each.
+    def set_noise(self, settings: Noise) -> None:
+        """Change the noise schedule as the section `noise` says.
 
-        One image at a time: what it gets does not depend on those next to it, and at SDXL's sizes
-        more at a time take memory and save nothing.
-
-        Args:
-            pixels: [B, 3, 8 H, 8 W] in [-1, 1].
+        Raises:
+            ConfigError: it cannot be.
         """
-        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+        if settings.zero_terminal_snr:
+            zero_terminal_snr(self.pipeline)
+            self.noising = DDPM(self.pipeline.scheduler)
 
-        means, stds = [], []
-        for image in pixels.split(1):
-            image = image.to(self.vae.device, torch.float32, memory_format=self.memory_format)
-            lower = self.encodes_in != torch.float32
-            with torch.autocast(image.device.type, self.encodes_in, enabled=lower):
-                moments = self.vae.encode(image).latent_dist.parameters
-            posterior = DiagonalGaussianDistribution(moments.float())
-            means.append(posterior.mean)
-            stds.append(posterior.std)
-        return Posterior(torch.cat(means), torch.cat(stds))
+    def posterior(self, pixels: Tensor) -> Posterior:
+        """Return the VAE's posterior of images, [B, C, H, W] each; see `vae.posterior_of`."""
+        return posterior_of(self.vae, pixels, self.encodes_in, self.memory_format)
 
     def latents(self, posterior: Posterior, noise: Tensor) -> Tensor:
-        """Return scaled latents, [B, C, H, W] float32: one draw from the posterior.
-
-        Args:
-            posterior: the posterior.
-            noise: [B, C, H, W] standard normal: the draw.
-        """
-        drawn = posterior.mean + posterior.std * noise.to(posterior.mean)
-        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
-        scaled: Tensor = (drawn - shift) * self.vae.config.scaling_factor
-        return scaled
+        """Return scaled latents, [B, C, H, W] float32: one draw; see `vae.scaled`."""
+        return scaled(self.vae, posterior, noise)
 
     @torch.no_grad()
     def encode_captions(self, texts: Sequence[str | None]) -> Prompt:
@@ -308,22 +305,17 @@ class SDXL:
         )[0]
         return prediction
 
-    def draw(self, pipeline: Any, prompts: Sequence[str], **settings: Any) -> list[Image.Image]:
-        """Return one picture per prompt, each in as many chunks as the run's captions or more."""
-        return draw(
+    def drawn(
+        self, pipeline: Any, prompts: Sequence[str], **settings: Any
+    ) -> Iterator[Image.Image]:
+        """Yield one picture per prompt, each in as many chunks as the run's captions or more."""
+        return drawn(
             pipeline, prompts, least_chunks=self.chunks, most_chunks=self.most_chunks, **settings
         )
 
     def write(self, folder: Path) -> None:
         """Write the pipeline into a folder, in diffusers' layout."""
         self.pipeline.save_pretrained(folder, safe_serialization=True)
-
-
-def _encoding(settings: Model, pipeline: Any) -> torch.dtype:
-    """Return what `model.vae_precision` says."""
-    halves = pipeline.unet.dtype == torch.bfloat16 and not pipeline.vae.config.force_upcast
-    automatic = "bf16" if halves else "fp32"
-    return DTYPES[automatic if settings.vae_precision == "auto" else settings.vae_precision]
 
 
 def _load_pipeline(name: str, place: Place, dtype: torch.dtype, extra: dict[str, Any]) -> Any:

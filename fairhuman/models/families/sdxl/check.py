@@ -14,6 +14,7 @@ from typing import Any
 from fairhuman.common.errors import ConfigError, UserError
 from fairhuman.common.hub import Named, Place, locate
 from fairhuman.config import Model
+from fairhuman.models.families.keys import Keys
 from fairhuman.models.formats import kinds
 from fairhuman.models.formats.base import BASE
 from fairhuman.models.formats.kinds import Kind, file_kind, folder_kind
@@ -31,16 +32,6 @@ _BELONGS = {
     kinds.ADAPTER: "give a whole SDXL; this one belongs to model.control, or generate --adapter",
 }
 _TOKENIZERS = ("tokenizer", "tokenizer_2")
-
-
-@dataclass(frozen=True)
-class Keys:
-    """The names under which a user gives the models."""
-
-    pretrained: str = "model.pretrained"
-    config: str = "model.config"
-    vae: str = "model.vae"
-    control: str = "model.control"
 
 
 @dataclass(frozen=True)

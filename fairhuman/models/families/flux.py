@@ -1,0 +1,69 @@
+"""FLUX.1 (Black Forest Labs 2024): dev, which guidance was distilled into, and schnell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fairhuman.models.encoded import Prompt
+from fairhuman.models.families.flow import FlowTransformer
+
+
+class Flux(FlowTransformer):
+    """FLUX.1: T5 and CLIP read the captions, tokens are patches of 2 x 2 cells."""
+
+    name = "FLUX.1"
+    pipeline_name = "FluxPipeline"
+    text_encoders = ("text_encoder", "text_encoder_2")
+    tokenizer = "tokenizer_2"
+    prompt_type = Prompt
+
+    @property
+    def tokens(self) -> int:
+        """512 of dev, 256 of schnell, which was trained on no more."""
+        return 512 if self._guided else 256
+
+    def encode(self, texts: list[str]) -> Prompt:
+        """Encode captions: T5's last hidden states, [B, tokens, D], and CLIP's pooled output."""
+        embeds, pooled, _ = self.pipeline.encode_prompt(
+            texts, device=self.vae.device, max_sequence_length=self.tokens
+        )
+        return Prompt(embeds, pooled)
+
+    def conditions(self, prompt: Prompt) -> dict[str, Any]:
+        """Return what the pipeline is called with; its guidance is an input of the transformer."""
+        return {"prompt_embeds": prompt.embeds, "pooled_prompt_embeds": prompt.pooled}
+
+    def call(self, module: nn.Module, noisy: Tensor, sigmas: Tensor, prompt: Prompt) -> Tensor:
+        """Call the transformer on patches, with their places in the grid."""
+        batch, channels, height, width = noisy.shape
+        pack, unpack = self.pipeline._pack_latents, self.pipeline._unpack_latents
+        places = self.pipeline._prepare_latent_image_ids(
+            batch, height // 2, width // 2, noisy.device, noisy.dtype
+        )
+        guidance = None
+        if self._guided:
+            guidance = torch.full((batch,), self.guidance, device=noisy.device)
+        predicted = module(
+            hidden_states=pack(noisy, batch, channels, height, width),
+            timestep=sigmas,
+            guidance=guidance,
+            pooled_projections=prompt.pooled,
+            encoder_hidden_states=prompt.embeds,
+            txt_ids=noisy.new_zeros(prompt.embeds.shape[1], 3),
+            img_ids=places,
+            return_dict=False,
+        )[0]
+        found: Tensor = unpack(predicted, self.cell * height, self.cell * width, self.cell)
+        return found
+
+    def to_vae(self, latents: Tensor, size: int) -> Tensor:
+        """Return the patches that the pipeline draws as the VAE decodes them."""
+        return super().to_vae(self.pipeline._unpack_latents(latents, size, size, self.cell), size)
+
+    @property
+    def _guided(self) -> bool:
+        config: Any = self.pipeline.transformer.config
+        return bool(config.guidance_embeds)
