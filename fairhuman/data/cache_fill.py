@@ -69,6 +69,7 @@ def fill(
     cache: Cache,
     wanted: Sequence[Wanted],
     family: Family,
+    device: torch.device,
     *,
     workers: int,
     say: Callable[[str], None] | None,
@@ -78,7 +79,8 @@ def fill(
     Args:
         cache: of the records that the draws are of.
         wanted: the same on all ranks.
-        family: its frozen models, on this rank's device.
+        family: its frozen models.
+        device: this rank's, where they go while they work.
         workers: processes per rank that read images.
         say: told what there is and what is built; None on all ranks but one.
 
@@ -110,7 +112,8 @@ def fill(
         mine = slice(dist.get_rank(), None, dist.get_world_size())
         texts = {path: captions[path] for path in sorted(captions)[mine]}
         images = _Images(wanted, {path: latents[path] for path in sorted(latents)[mine]})
-        agreed(lambda: _build(texts, images, family, workers, show=say is not None))
+        with family.encoders_on(device):
+            agreed(lambda: _build(texts, images, family, workers, show=say is not None))
 
 
 def _lacking(files: _Files) -> set[Path]:

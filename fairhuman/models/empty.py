@@ -1,91 +1,38 @@
-"""An SDXL without weights, set up for training like a real one: what sizes are counted on."""
+"""A model without weights, set up for training like a real one: what sizes are counted on."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from fairhuman.common.errors import ConfigError, UserError
 from fairhuman.config import Model
-from fairhuman.models.families.sdxl.model import SDXL
-from fairhuman.models.formats.base import BASE
-from fairhuman.models.formats.pipeline_folder import PipelineFolder, read_json
+from fairhuman.models.families.protocol import Family
+from fairhuman.models.families.registry import family_class
 from fairhuman.models.method import Method, make_method
 
 
 class Empty(NamedTuple):
-    """An SDXL and what is trained of it, on the meta device."""
+    """A model and what is trained of it, on the meta device."""
 
-    sdxl: SDXL
+    family: Family
     method: Method
     described_by: str
     """Whose configs it is made from."""
 
 
-def empty_sdxl(settings: Model, dtype: torch.dtype) -> Empty:
-    """Make the SDXL that the section `model` names from its configs alone.
-
-    A hub name whose configs are not on this machine is taken for an SDXL of SDXL base's sizes;
-    the hub is not asked. So is a VAE.
+def empty_model(settings: Model, dtype: torch.dtype) -> Empty:
+    """Make the model that the section `model` names from its configs alone.
 
     Args:
         settings: of a ControlNet or adapter to continue from, the sizes of a new one are taken.
-        dtype: of the UNet and the text encoders.
+        dtype: of the denoiser and the text encoders.
 
     Raises:
-        ConfigError: a folder that it names is not a whole SDXL's.
+        ConfigError: a folder that it names is not a whole model's.
     """
-    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
-
-    try:
-        layout = _layout(settings)
-        parts: dict[str, Any] = {name: layout.empty(name) for name in _DTYPED}
-        vae = _vae(settings, layout).empty("vae")
-    except UserError as error:
-        raise ConfigError(f"model: {error}") from error
-    pipeline = StableDiffusionXLPipeline(
-        **{name: part.to(dtype) for name, part in parts.items()},
-        vae=vae,
-        tokenizer=None,
-        tokenizer_2=None,
-        scheduler=EulerDiscreteScheduler.from_config(layout.scheduler),
-    )
-    sdxl = SDXL.of(pipeline, settings)
+    family, described_by = family_class(settings, ask_hub=False).empty(settings, dtype)
     with torch.device("meta"):
-        method = make_method(sdxl, settings.model_copy(update={"control": None}), seed=0)
+        method = make_method(family, settings.model_copy(update={"control": None}), seed=0)
     method.module.train()
-    return Empty(sdxl, method, str(layout.folder))
-
-
-_DTYPED = ("unet", "text_encoder", "text_encoder_2")
-
-
-def _layout(settings: Model) -> PipelineFolder:
-    single = settings.pretrained.endswith(".safetensors")
-    name = (settings.config or BASE) if single else settings.pretrained
-    folder = _on_this_machine(name)
-    return PipelineFolder.read(folder) if folder else PipelineFolder.base()
-
-
-def _vae(settings: Model, layout: PipelineFolder) -> PipelineFolder:
-    folder = _on_this_machine(settings.vae) if settings.vae else None
-    return replace(layout, vae=read_json(folder / "config.json")) if folder else layout
-
-
-def _on_this_machine(name: str) -> Path | None:
-    """Return a model's folder, or that of a hub name in the hub's cache; None: it is elsewhere."""
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        found = Path(snapshot_download(name, local_files_only=True, allow_patterns=["*.json"]))
-    except HFValidationError:
-        raise UserError(f"{name!r}: is no folder here, and cannot be a hub name") from None
-    except LocalEntryNotFoundError:
-        return None
-    return found
+    return Empty(family, method, described_by)

@@ -11,9 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fairhuman.config import Config
 from fairhuman.models.drawing import DRAWN
-from fairhuman.models.encoded import Prompt
-from fairhuman.models.families.sdxl.model import SDXL
-from fairhuman.models.families.sdxl.text import Tokens
+from fairhuman.models.families.protocol import Family
 from fairhuman.models.method import Method
 from fairhuman.planning.fake_memory import FakeMemory, make_fake
 from fairhuman.training.objectives import RegionObjectives
@@ -26,16 +24,16 @@ class Activations:
     encoding: int
     """The VAE encodes an image, in `model.vae_precision`."""
     drawing: int
-    """It decodes a sample picture, or the UNet draws several with classifier-free guidance."""
+    """It decodes a sample picture, or the denoiser draws several with classifier-free guidance."""
     inputs: int
-    """What the step's micro-batches hold until the UNet has taken them."""
+    """What the step's micro-batches hold until the denoiser has taken them."""
     forward: int
     """A forward pass of one micro-batch, without gradients."""
     step: int
     """Forward and backward pass of one micro-batch, saved activations and all."""
 
 
-def count(config: Config, sdxl: SDXL, method: Method, dtype: torch.dtype) -> Activations:
+def count(config: Config, family: Family, method: Method, dtype: torch.dtype) -> Activations:
     """Count the activations of a config's step, in seconds, whatever the model's size.
 
     One forward and one backward pass of what the method trains, with the config's batch size,
@@ -47,15 +45,15 @@ def count(config: Config, sdxl: SDXL, method: Method, dtype: torch.dtype) -> Act
 
     Args:
         config: with buckets, the square counts: no bucket's area is larger.
-        sdxl: on the meta device; changed in place.
+        family: on the meta device; changed in place.
         method: what is trained of it.
         dtype: that of `train.precision`.
     """
     with FakeTensorMode():
-        make_fake(sdxl.vae, torch.float32)
+        make_fake(family.vae, torch.float32)
         make_fake(method.module, dtype)
-        encoding, decoding = _vae(config, sdxl)
-        inputs, forward, step = _passes(config, sdxl, method.module, dtype)
+        encoding, decoding = _vae(config, family)
+        inputs, forward, step = _passes(config, family, method.module, dtype)
     together = min(len(config.train.sample_prompts) or DRAWN, DRAWN)
     guided = together * (1 + (config.train.sample_guidance > 1))
     return Activations(
@@ -67,18 +65,18 @@ def count(config: Config, sdxl: SDXL, method: Method, dtype: torch.dtype) -> Act
     )
 
 
-def _vae(config: Config, sdxl: SDXL) -> tuple[int, int]:
-    vae, side = sdxl.vae, config.data.resolution
+def _vae(config: Config, family: Family) -> tuple[int, int]:
+    vae, side = family.vae, config.data.resolution
     with FakeMemory(_held(vae)) as encoding:
-        sdxl.posterior(torch.empty(1, 3, side, side))  # one image at a time
-    cells = side // sdxl.cell
+        family.posterior(torch.empty(1, 3, side, side))  # one image at a time
+    cells = side // int(family.pipeline.vae_scale_factor)
     with FakeMemory(_held(vae)) as decoding, torch.no_grad():
         vae.decode(torch.empty(1, vae.config.latent_channels, cells, cells))
     return encoding.peak, decoding.peak
 
 
 def _passes(
-    config: Config, sdxl: SDXL, module: nn.Module, dtype: torch.dtype
+    config: Config, family: Family, module: nn.Module, dtype: torch.dtype
 ) -> tuple[int, int, int]:
     """Return the bytes of the inputs, and those of the passes above them."""
     batch, side = config.train.batch_size, config.data.resolution
@@ -92,37 +90,28 @@ def _passes(
     )
     keeps_graph = config.fairness.solves and len(objectives.names) > 1
     with FakeMemory(held) as without, torch.no_grad():
-        noisy, target, masks, steps, prompt, time_ids = _inputs(config, sdxl, dtype)
+        noisy, target, masks, steps, prompt, time_ids = _inputs(config, family)
         inputs = without.live
-        sdxl.predict(module, noisy, steps, prompt, time_ids, control)
-    given = [noisy, target, masks, steps, *prompt, time_ids]
+        family.predict(module, noisy, steps, prompt, time_ids, control)
+    conditions = [part for part in prompt if part is not None]
+    given = [noisy, target, masks, steps, *conditions, time_ids]
     with FakeMemory([*held, *given]) as training:
-        prediction = sdxl.predict(module, noisy, steps, prompt, time_ids, control)
+        prediction = family.predict(module, noisy, steps, prompt, time_ids, control)
         losses = objectives.losses(prediction, target, masks, None, RegionObjectives.areas(masks))
         losses[0].backward(retain_graph=keeps_graph)
     return inputs, without.peak - inputs, training.peak
 
 
-def _inputs(config: Config, sdxl: SDXL, dtype: torch.dtype) -> tuple[Any, ...]:
+def _inputs(config: Config, family: Family) -> tuple[Any, ...]:
     """Return a micro-batch as the trainer prepares it: latents, target, masks, conditions."""
-    batch, side = config.train.batch_size, config.data.resolution // sdxl.cell
-    first, second = (sdxl.pipeline.text_encoder.config, sdxl.pipeline.text_encoder_2.config)
-    shape = (batch, sdxl.vae.config.latent_channels, side, side)
-    length, chunks = first.max_position_embeddings, config.model.most_chunks
-    tokens, width = chunks * (length - 2) + 2, first.hidden_size + second.hidden_size
-    prompt: Prompt | Tokens
-    if sdxl.trains_text:
-        ids = torch.zeros(2, batch, chunks, length, dtype=torch.int64)
-        prompt = Tokens(ids, torch.zeros(batch, dtype=torch.bool))
-    else:
-        embeds = torch.empty(batch, tokens, width, dtype=dtype)
-        prompt = Prompt(embeds, torch.empty(batch, second.projection_dim, dtype=dtype))
+    batch, side = config.train.batch_size, config.data.resolution // family.cell
+    shape = (batch, family.channels, side, side)
     return (
         torch.empty(shape),
         torch.empty(shape),
         torch.empty(batch, len(config.objectives.regions), side, side),
         torch.empty(batch, dtype=torch.int64),
-        prompt,
+        family.empty_prompt(batch),
         torch.empty(batch, 6),
     )
 

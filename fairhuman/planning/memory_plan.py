@@ -9,10 +9,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from torch import nn
+
 from fairhuman.common.units import DTYPES, GIB
 from fairhuman.config import Config
 from fairhuman.kernels.chunks import MIN_PROGRAMS
-from fairhuman.models.empty import empty_sdxl
+from fairhuman.models.empty import empty_model
 from fairhuman.planning.activations import Activations, count
 from fairhuman.planning.plan import Plan
 from fairhuman.training.balancers.sketch import PENDING
@@ -101,23 +103,22 @@ class Sizes:
         """Count them; no weights are read.
 
         Raises:
-            ConfigError: the model's folder is not a whole SDXL's.
+            ConfigError: the model's folder is not whole.
         """
         dtype = DTYPES[config.train.precision]
-        sdxl, method, described_by = empty_sdxl(config.model, dtype)
-        pipeline = sdxl.pipeline
+        family, method, described_by = empty_model(config.model, dtype)
         parameters = list(method.module.parameters())
         within = set(map(id, parameters))  # text encoders that are trained
-        encoders = (sdxl.vae, pipeline.text_encoder, pipeline.text_encoder_2)
         held = sum(
             p.numel() * p.element_size()
-            for part in encoders
+            for part in family.pipeline.components.values()
+            if isinstance(part, nn.Module) and part is not family.denoiser
             for p in part.parameters()
             if id(p) not in within
         )
         trained = sum(p.numel() for p in parameters if p.requires_grad)
         frozen = sum(p.numel() for p in parameters) - trained
-        return cls(trained, frozen, held, count(config, sdxl, method, dtype), described_by)
+        return cls(trained, frozen, held, count(config, family, method, dtype), described_by)
 
 
 def plan_memory(config: Config, sizes: Sizes, gpus: int) -> Memory:
@@ -171,12 +172,8 @@ def _phases(
         "inputs": counted.inputs,
     }
     phases: dict[str, dict[str, float]] = {}
-    if cached:  # before there is an engine
-        phases["cache"] = {
-            "weights": whole,
-            "VAE, text encoders": encoders,
-            "activations": counted.encoding,
-        }
+    if cached:  # before there is an engine; what is trained is still on the host
+        phases["cache"] = {"VAE, text encoders": encoders, "activations": counted.encoding}
     else:
         phases["encoding"] = held | {"inputs": counted.inputs, "activations": counted.encoding}
     phases["backward"] = step | {

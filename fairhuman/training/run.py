@@ -91,7 +91,9 @@ class Run:
         """Load the base model, and what is trained of it; it must be the checkpoint's base."""
         config, dtype = self.config, DTYPES[self.config.train.precision]
         check_speed(config.model, dtype, self.device)
-        self.family = agreed(lambda: load_model(config.model, dtype, self.device))
+        # With a cache the encoders have the device to themselves while it is filled.
+        device = torch.device("cpu") if config.data.cache else self.device
+        self.family = agreed(lambda: load_model(config.model, dtype, device))
         self.family.set_noise(config.noise)
         self.method = agreed(lambda: make_method(self.family, config.model, config.train.seed))
         self.base = frozen_digest(self.method.module)
@@ -106,9 +108,8 @@ class Run:
 
     def _encode(self) -> None:
         """Fill data.cache, where there is one, after which training needs no encoders."""
-        self.data.encode(self.family, self.progress, _say if self.first else None)
-        if self.config.data.cache:
-            self.family.move_encoders(torch.device("cpu"))  # until samples are drawn
+        say = _say if self.first else None
+        self.data.encode(self.family, self.progress, self.device, say)
 
     def _make_step(self, start: Start) -> None:
         """Make the engine, the moving average and the balancer, as they were in the checkpoint."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
@@ -48,7 +49,13 @@ class RunData:
         self._cache: Cache | None = None
         self._long_captions: list[str] = []
 
-    def encode(self, family: Family, progress: Progress, say: Callable[[str], None] | None) -> None:
+    def encode(
+        self,
+        family: Family,
+        progress: Progress,
+        device: torch.device,
+        say: Callable[[str], None] | None,
+    ) -> None:
         """Have all that the run will ask for in `data.cache`, if there is one; a collective.
 
         Before that, `family` learns how long the captions are.
@@ -56,6 +63,7 @@ class RunData:
         Args:
             family: loaded.
             progress: where the run starts.
+            device: where its encoders go for that time.
             say: told what is built; None on all ranks but one.
         """
         config = self.config
@@ -78,7 +86,7 @@ class RunData:
             wanted.append(
                 caching.Wanted(measured, [(EPOCH, index) for index in range(len(measured))])
             )
-        caching.fill(self._cache, wanted, family, workers=config.data.workers, say=say)
+        caching.fill(self._cache, wanted, family, device, workers=config.data.workers, say=say)
 
     def measured(self, family: Family) -> People:
         """Return what is held out, as it is measured."""

@@ -49,7 +49,8 @@ def prepared(config: Config, said: list[str] | None = None) -> list[torch.Tensor
     device = torch.device("cpu")
     samples = RunData(config)
     sdxl = SDXL.load(config.model, torch.float32, device)
-    samples.encode(sdxl, Progress(), said.append if said is not None else None)
+    say = said.append if said is not None else None
+    samples.encode(sdxl, Progress(), device, say)
     denoising = Denoising(sdxl, config, device)
     stream = samples.steps(sdxl, Progress())
     found = []

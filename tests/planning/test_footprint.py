@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from fairhuman.config import Config, load_config
-from fairhuman.models.empty import empty_sdxl
+from fairhuman.models.empty import empty_model
 from fairhuman.models.encoded import Prompt
 from fairhuman.models.families.sdxl.model import SDXL
 from fairhuman.models.method import make_method
@@ -149,8 +149,8 @@ def test_the_step_takes_what_is_counted(
     tiny_model: Path, tmp_path: Path, method: str, checkpointing: bool, close: float
 ) -> None:
     config = config_of(tiny_model, tmp_path, method, checkpointing)
-    empty = empty_sdxl(config.model, torch.float32)
-    counted = count(config, empty.sdxl, empty.method, torch.float32)
+    empty = empty_model(config.model, torch.float32)
+    counted = count(config, empty.family, empty.method, torch.float32)
     encoding, step = really_allocated(config)
     assert counted.step == pytest.approx(step, rel=close)
     assert counted.encoding == pytest.approx(encoding, rel=0.2)

@@ -164,7 +164,7 @@ def prepared(people: str, model: str, cache: str | None, chunks: str) -> list[Te
     )
     samples = RunData(config)
     sdxl = SDXL.load(config.model, torch.float32, CPU)
-    samples.encode(sdxl, Progress(), None)
+    samples.encode(sdxl, Progress(), CPU, None)
     assert any("longer than 75 tokens" in line for line in samples.lines())
     denoising = Denoising(sdxl, config, CPU)
     batches = samples.steps(sdxl, Progress())

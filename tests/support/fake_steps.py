@@ -29,7 +29,7 @@ from fairhuman.checkpointing.manifest import Progress
 from fairhuman.config import Config, load_config
 from fairhuman.data.dataset import Batch
 from fairhuman.demo.tiny import tiny_sdxl
-from fairhuman.models.empty import empty_sdxl
+from fairhuman.models.empty import empty_model
 from fairhuman.models.encoded import Posterior, Prompt
 from fairhuman.models.families.sdxl.model import SDXL
 from fairhuman.models.formats.pipeline_folder import COMPONENTS, PipelineFolder
@@ -144,7 +144,8 @@ def write_model(folder: Path) -> None:
 def make_model(config: Config, dtype: torch.dtype) -> tuple[SDXL, FakeEngine]:
     """Make the model that a config names, on the device, and an engine of what is trained."""
     with torch.device("cpu"):
-        sdxl, method, _ = empty_sdxl(config.model, dtype)
+        sdxl, method, _ = empty_model(config.model, dtype)
+    assert isinstance(sdxl, SDXL)
     pipeline = sdxl.pipeline
     make_fake(sdxl.vae, torch.float32, NAME)
     make_fake(method.module, dtype, NAME)

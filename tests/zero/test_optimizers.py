@@ -14,7 +14,7 @@ from torch import nn
 
 from fairhuman.common.errors import ConfigError
 from fairhuman.config import Config, load_config
-from fairhuman.models.empty import empty_sdxl
+from fairhuman.models.empty import empty_model
 from fairhuman.zero.engine import check_engine
 from fairhuman.zero.optimizers import MOMENT_BYTES, make_optimizer, make_schedule
 
@@ -53,7 +53,7 @@ def test_norms_and_biases_are_not_decayed_and_keep_32_bit_moments() -> None:
 def test_no_parameter_group_of_sdxl_is_larger_than_bitsandbytes_can_count() -> None:
     """Nor does any depend on the number of ranks, which `make_optimizer` is not told."""
     config = load_config(ROOT / "configs" / "sdxl_full.yaml")
-    _, method, _ = empty_sdxl(config.model, torch.bfloat16)
+    _, method, _ = empty_model(config.model, torch.bfloat16)
     parameters = [p for p in method.module.parameters() if p.requires_grad]
     groups = [group["params"] for group in make_optimizer(config, parameters).param_groups]
     sizes = [sum(p.numel() for p in group) for group in groups]

@@ -13,15 +13,22 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fairhuman.common.error_text import first_line
-from fairhuman.common.errors import ConfigError
-from fairhuman.common.hub import Named, Place, locate
+from fairhuman.common.errors import ConfigError, UserError
+from fairhuman.common.hub import Named, Place, locate, on_this_machine
 from fairhuman.config import Config, Model, Noise
 from fairhuman.models.drawing import DRAWN, decode
 from fairhuman.models.encoded import Posterior
 from fairhuman.models.families.keys import Keys
 from fairhuman.models.families.protocol import Frozen
+from fairhuman.models.families.sizes import KNOWN
 from fairhuman.models.families.vae import encoding, posterior_of, scaled
-from fairhuman.models.families.whole import check_whole
+from fairhuman.models.families.whole import (
+    check_whole,
+    empty_part,
+    is_model,
+    made_by,
+    read_layout,
+)
 from fairhuman.models.noising.flow import RectifiedFlow
 from fairhuman.models.recompute import recompute_blocks
 
@@ -57,8 +64,8 @@ class FlowTransformer:
     """Of diffusers' class."""
     text_encoders: ClassVar[Sequence[str]]
     """Their names in the pipeline."""
-    tokenizer: ClassVar[str] = "tokenizer"
-    """The name of the one whose tokens are counted."""
+    tokenizers: ClassVar[Sequence[str]] = ("tokenizer",)
+    """Their names; the last one's tokens are counted."""
     prompt_type: ClassVar[type[Any]]
     """The class of encoded captions, a NamedTuple of tensors."""
     part: ClassVar[str] = "transformer"
@@ -92,6 +99,10 @@ class FlowTransformer:
 
     def encode(self, texts: list[str]) -> Any:
         """Encode captions, as the pipeline encodes its prompts; of the class `prompt_type`."""
+        raise NotImplementedError
+
+    def empty_prompt(self, batch: int) -> Any:
+        """Return what `encode` returns for so many captions, without its values."""
         raise NotImplementedError
 
     def read_as(self, text: str) -> str:
@@ -216,6 +227,33 @@ class FlowTransformer:
         pipeline.set_progress_bar_config(disable=True)
         pipeline.to(device)
         return cls(pipeline, settings)
+
+    @classmethod
+    def empty(cls, settings: Model, dtype: torch.dtype) -> tuple[FlowTransformer, str]:
+        """Make one without weights; return it, and whose configs it is made from.
+
+        Raises:
+            ConfigError: a folder that `settings` names is not a whole model's.
+        """
+        import diffusers
+
+        name = settings.pretrained
+        try:
+            folder = on_this_machine(name)
+            layout = read_layout(folder, cls.pipeline_name) if folder else KNOWN[name]
+            parts: dict[str, Any] = {}
+            for part, found in layout.parts.items():
+                place = f"{name}, {part}"
+                if is_model(found):
+                    parts[part] = empty_part(found, place)
+                    parts[part] = parts[part] if part == "vae" else parts[part].to(dtype)
+                else:
+                    parts[part] = made_by(found, place).from_config(found.config)
+        except UserError as error:
+            raise ConfigError(f"model: {error}") from error
+        without = dict.fromkeys(cls.tokenizers)
+        pipeline = getattr(diffusers, cls.pipeline_name)(**parts, **without)
+        return cls(pipeline, settings), name
 
     def set_noise(self, settings: Noise) -> None:
         """Leave the noise schedule as it is; see `check_training`."""
@@ -365,4 +403,4 @@ class FlowTransformer:
         return [getattr(self.pipeline, name) for name in self.text_encoders]
 
     def _tokenizer(self) -> Any:
-        return getattr(self.pipeline, self.tokenizer)
+        return getattr(self.pipeline, self.tokenizers[-1])

@@ -17,7 +17,7 @@ class Flux(FlowTransformer):
     name = "FLUX.1"
     pipeline_name = "FluxPipeline"
     text_encoders = ("text_encoder", "text_encoder_2")
-    tokenizer = "tokenizer_2"
+    tokenizers = ("tokenizer", "tokenizer_2")
     prompt_type = Prompt
 
     @property
@@ -31,6 +31,14 @@ class Flux(FlowTransformer):
             texts, device=self.vae.device, max_sequence_length=self.tokens
         )
         return Prompt(embeds, pooled)
+
+    def empty_prompt(self, batch: int) -> Prompt:
+        """Return encoded captions without their values."""
+        clip, t5 = self.pipeline.text_encoder, self.pipeline.text_encoder_2
+        return Prompt(
+            torch.empty(batch, self.tokens, t5.config.d_model, dtype=t5.dtype),
+            torch.empty(batch, clip.config.hidden_size, dtype=clip.dtype),
+        )
 
     def conditions(self, prompt: Prompt) -> dict[str, Any]:
         """Return what the pipeline is called with; its guidance is an input of the transformer."""

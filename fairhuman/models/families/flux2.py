@@ -61,6 +61,12 @@ class Flux2Klein(FlowTransformer):
         )
         return Embeds(embeds)
 
+    def empty_prompt(self, batch: int) -> Embeds:
+        """Return encoded captions without their values."""
+        encoder = self.pipeline.text_encoder
+        width = 3 * encoder.config.hidden_size
+        return Embeds(torch.empty(batch, self.tokens, width, dtype=encoder.dtype))
+
     def conditions(self, prompt: Embeds) -> dict[str, Any]:
         """Return what the pipeline is called with."""
         return {"prompt_embeds": prompt.embeds}

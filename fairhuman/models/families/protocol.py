@@ -119,6 +119,9 @@ class Family(TokenCounter, Protocol):
     def tokenize(self, texts: Sequence[str | None]) -> Any:
         """Return captions for text encoders that are trained, as a NamedTuple of tensors."""
 
+    def empty_prompt(self, batch: int) -> Any:
+        """Return captions as the step gets them, without their values, for counts of memory."""
+
     def fit_captions(self, counts: Sequence[int]) -> list[str]:
         """Set up for the longest of all captions of a run; return what is worth knowing, in lines.
 

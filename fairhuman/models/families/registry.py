@@ -14,6 +14,7 @@ from fairhuman.common.hub import Named, locate
 from fairhuman.config import Config, Model
 from fairhuman.models.families.keys import Keys
 from fairhuman.models.families.protocol import Family
+from fairhuman.models.families.sizes import KNOWN
 
 GROUP = "fairhuman.families"
 """Of the entry points by which other packages add families: PIPELINE = "module:Class"."""
@@ -39,14 +40,15 @@ def family_class(settings: Model, keys: Keys | None = None, ask_hub: bool = True
     Args:
         settings: the section.
         keys: what to call its keys in messages; None: the config's.
-        ask_hub: otherwise a model that is not on this machine counts as an SDXL.
+        ask_hub: otherwise a model that is not on this machine, and not known by its name, counts
+            as an SDXL.
 
     Raises:
         ConfigError: there is no such model.
     """
     keys = keys or Keys()
     place = locate(Named(keys.pretrained, settings.pretrained), ask_hub)
-    name = _pipeline(place.path) if place else None
+    name = _pipeline(place.path) if place else _known(settings.pretrained)
     found = _OURS.get(name or "") or _others().get(name or "") or _SDXL
     module, _, attribute = found.partition(":")
     family: type[Any] = getattr(import_module(module), attribute)
@@ -92,6 +94,11 @@ def _pipeline(folder: Path) -> str | None:
         return None
     name = tree.get("_class_name") if isinstance(tree, dict) else None
     return name if isinstance(name, str) else None
+
+
+def _known(name: str) -> str | None:
+    """Return the pipeline of a published model that is not on this machine."""
+    return KNOWN[name].pipeline if name in KNOWN else None
 
 
 def _others() -> dict[str, str]:

@@ -65,6 +65,7 @@ def encoding(precision: str, vae: Any, denoiser: torch.dtype) -> torch.dtype:
         vae: tells whether it overflows in half precision.
         denoiser: its dtype.
     """
-    halves = denoiser == torch.bfloat16 and not vae.config.force_upcast
+    upcast = vae.config.get("force_upcast", True)  # FLUX.2's does not say
+    halves = denoiser == torch.bfloat16 and not upcast
     automatic = "bf16" if halves else "fp32"
     return DTYPES[automatic if precision == "auto" else precision]

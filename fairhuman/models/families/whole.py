@@ -1,4 +1,4 @@
-"""Is a pipeline in diffusers' layout whole? Configs and headers are read, no weights."""
+"""A pipeline in diffusers' layout by its configs and headers: is it whole, how large is it?"""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 from fairhuman.common.error_text import first_line
 from fairhuman.common.errors import ConfigError, UserError
 from fairhuman.common.hub import Named, Place
+from fairhuman.models.families.sizes import Layout, Part
 from fairhuman.models.formats.pipeline_folder import read_json
 from fairhuman.models.formats.weights import open_weights, weights_in
 
@@ -30,72 +31,97 @@ def check_whole(named: Named, place: Place, pipeline: str) -> None:
         ConfigError: a part is missing, damaged, or another's; names the key.
     """
     try:
-        for name, (library, kind) in parts(place.path, pipeline).items():
+        for name, part in read_layout(place.path, pipeline).parts.items():
             folder = place.path / name
-            if library == "diffusers" and "Scheduler" in kind:
-                read_json(folder / "scheduler_config.json")
-            elif "Tokenizer" in kind:
-                if place.whole and not any(folder.glob("*.json")):
-                    raise UserError(f"{folder}: is missing")
-            else:
-                model = empty_part(folder, library, kind)
+            if is_model(part):
+                model = empty_part(part, folder / "config.json")
                 if place.whole:
                     _check_header(folder, model)
+        if place.whole:
+            for name in _named(place.path, pipeline):
+                if name.startswith("tokenizer") and not any((place.path / name).glob("*.json")):
+                    raise UserError(f"{place.path / name}: is missing")
     except ConfigError:
         raise
     except UserError as error:
         named.refuse(str(error).removeprefix(f"{named.value}: "))
 
 
-def parts(folder: Path, pipeline: str) -> dict[str, tuple[str, str]]:
-    """Return a pipeline's parts by their names: the library and the class of each.
+def read_layout(folder: Path, pipeline: str) -> Layout:
+    """Read the configs of a pipeline in diffusers' layout.
+
+    Args:
+        folder: the pipeline's.
+        pipeline: diffusers' class.
 
     Raises:
-        UserError: model_index.json lacks one that the pipeline needs.
+        UserError: one is missing, or not JSON.
     """
-    import diffusers
-
-    index = read_json(folder / "model_index.json")
-    needed, _ = getattr(diffusers, pipeline)._get_signature_keys(getattr(diffusers, pipeline))
-    optional = set(getattr(diffusers, pipeline)._optional_components)
-    found: dict[str, tuple[str, str]] = {}
-    for name in sorted(set(needed) - optional):
-        entry = index.get(name)
-        if not (isinstance(entry, list) and len(entry) == 2 and all(map(_is_word, entry))):
-            raise UserError(f"{folder / 'model_index.json'}: names no {name}")
-        found[name] = (entry[0], entry[1])
-    return found
+    parts = {}
+    for name, (library, kind) in _named(folder, pipeline).items():
+        if name.startswith("tokenizer"):
+            continue
+        file = "scheduler_config.json" if name == "scheduler" else "config.json"
+        parts[name] = Part(library, kind, read_json(folder / name / file))
+    return Layout(pipeline, parts)
 
 
-def empty_part(folder: Path, library: str, kind: str) -> nn.Module:
+def is_model(part: Part) -> bool:
+    """Return whether a part has weights."""
+    return not part.kind.endswith("Scheduler")
+
+
+def empty_part(part: Part, place: object) -> nn.Module:
     """Return a part on the meta device: its shapes without their memory.
 
     Args:
-        folder: with its config.json.
-        library: `diffusers` or `transformers`.
-        kind: the class.
+        part: with its config.
+        place: of the config, for messages.
 
     Raises:
         UserError: the config describes no such model.
     """
+    made = made_by(part, place)
+    try:
+        with torch.device("meta"):
+            if part.library == "diffusers":
+                model: nn.Module = made.from_config(part.config)
+            else:
+                model = made(made.config_class.from_dict(part.config))
+    except _UNFIT as error:
+        raise UserError(f"{place}: describes no {part.kind}: {first_line(error)}") from None
+    return model
+
+
+def made_by(part: Part, place: object) -> Any:
+    """Return a part's class.
+
+    Raises:
+        UserError: no installed library has it.
+    """
     import diffusers
     import transformers
 
-    config = read_json(folder / "config.json")
-    made = getattr({"diffusers": diffusers, "transformers": transformers}.get(library), kind, None)
+    library = {"diffusers": diffusers, "transformers": transformers}.get(part.library)
+    made = getattr(library, part.kind, None)
     if made is None:
-        raise UserError(f"{folder}: model_index.json says {library}.{kind}, which is not installed")
-    try:
-        with torch.device("meta"):
-            if library == "diffusers":
-                model: Any = made.from_config(config)
-            else:
-                model = made(made.config_class.from_dict(config))
-    except _UNFIT as error:
-        raise UserError(
-            f"{folder / 'config.json'}: describes no {kind}: {first_line(error)}"
-        ) from None
-    found: nn.Module = model
+        raise UserError(f"{place}: is of {part.library}.{part.kind}, which is not installed")
+    return made
+
+
+def _named(folder: Path, pipeline: str) -> dict[str, tuple[str, str]]:
+    """Return a pipeline's parts by their names: the library and the class of each."""
+    import diffusers
+
+    index = read_json(folder / "model_index.json")
+    kind = getattr(diffusers, pipeline)
+    needed, _ = kind._get_signature_keys(kind)
+    found: dict[str, tuple[str, str]] = {}
+    for name in sorted(set(needed) - set(kind._optional_components)):
+        entry = index.get(name)
+        if not (isinstance(entry, list) and len(entry) == 2 and all(map(_is_word, entry))):
+            raise UserError(f"{folder / 'model_index.json'}: names no {name}")
+        found[name] = (entry[0], entry[1])
     return found
 
 

@@ -15,8 +15,8 @@ class Padded(NamedTuple):
 
     embeds: Tensor
     """[B, tokens, D]: the last hidden states but one; 0 after a caption's end."""
-    lengths: Tensor
-    """[B] int64."""
+    lengths: Tensor | None
+    """[B] int64; None: all are as long as they may be."""
 
 
 class ZImage(FlowTransformer):
@@ -56,6 +56,13 @@ class ZImage(FlowTransformer):
         lengths = torch.tensor([len(state) for state in states], device=embeds.device)
         return Padded(embeds, lengths)
 
+    def empty_prompt(self, batch: int) -> Padded:
+        """Return encoded captions without their values, as long as they may be."""
+        encoder = self.pipeline.text_encoder
+        width = encoder.config.hidden_size
+        embeds = torch.empty(batch, self.tokens, width, dtype=encoder.dtype)
+        return Padded(embeds, None)
+
     def conditions(self, prompt: Padded) -> dict[str, Any]:
         """Return what the pipeline is called with."""
         return {"prompt_embeds": _rows(prompt)}
@@ -72,5 +79,7 @@ class ZImage(FlowTransformer):
 
 def _rows(prompt: Padded) -> list[Tensor]:
     """Return each caption's hidden states, [length, D]."""
+    if prompt.lengths is None:
+        return list(prompt.embeds)
     lengths = prompt.lengths.tolist()
     return [row[:length] for row, length in zip(prompt.embeds, lengths, strict=True)]

@@ -22,6 +22,7 @@ from fairhuman.models.families.keys import Keys
 from fairhuman.models.families.protocol import Frozen
 from fairhuman.models.families.sdxl import captions
 from fairhuman.models.families.sdxl.check import check_model
+from fairhuman.models.families.sdxl.empty import empty_pipeline
 from fairhuman.models.families.sdxl.single_file_base import load_single_file
 from fairhuman.models.families.sdxl.text import Tokens
 from fairhuman.models.families.sdxl.zero_snr import zero_terminal_snr
@@ -127,6 +128,24 @@ class SDXL:
             sdxl.memory_format = torch.channels_last
             sdxl.vae.to(memory_format=torch.channels_last)
         return sdxl
+
+    @classmethod
+    def empty(cls, settings: Model, dtype: torch.dtype) -> tuple[SDXL, str]:
+        """Make one without weights; return it, and whose configs it is made from."""
+        pipeline, described_by = empty_pipeline(settings, dtype)
+        return cls.of(pipeline, settings), described_by
+
+    def empty_prompt(self, batch: int) -> Prompt | Tokens:
+        """Return encoded captions without their values, for counts of memory."""
+        first, second = self.pipeline.text_encoder.config, self.pipeline.text_encoder_2.config
+        length, chunks = first.max_position_embeddings, self.most_chunks
+        if self.trains_text:
+            ids = torch.zeros(2, batch, chunks, length, dtype=torch.int64)
+            return Tokens(ids, torch.zeros(batch, dtype=torch.bool))
+        dtype = self.pipeline.text_encoder.dtype
+        tokens, width = chunks * (length - 2) + 2, first.hidden_size + second.hidden_size
+        embeds = torch.empty(batch, tokens, width, dtype=dtype)
+        return Prompt(embeds, torch.empty(batch, second.projection_dim, dtype=dtype))
 
     def set_noise(self, settings: Noise) -> None:
         """Change the noise schedule as the section `noise` says.

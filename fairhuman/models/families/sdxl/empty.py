@@ -1,0 +1,63 @@
+"""An SDXL without weights: what sizes are counted on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from fairhuman.common.errors import ConfigError, UserError
+from fairhuman.common.hub import on_this_machine
+from fairhuman.config import Model
+from fairhuman.models.formats.base import BASE
+from fairhuman.models.formats.pipeline_folder import PipelineFolder, read_json
+
+
+def empty_pipeline(settings: Model, dtype: torch.dtype) -> tuple[Any, str]:
+    """Make the pipeline that the section `model` names from its configs alone.
+
+    A hub name whose configs are not on this machine is taken for an SDXL of SDXL base's sizes;
+    the hub is not asked. So is a VAE.
+
+    Args:
+        settings: the section.
+        dtype: of the UNet and the text encoders.
+
+    Returns:
+        The pipeline, on the meta device, and whose configs it is made from.
+
+    Raises:
+        ConfigError: a folder that it names is not a whole SDXL's.
+    """
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+
+    try:
+        layout = _layout(settings)
+        parts: dict[str, Any] = {name: layout.empty(name) for name in _DTYPED}
+        vae = _vae(settings, layout).empty("vae")
+    except UserError as error:
+        raise ConfigError(f"model: {error}") from error
+    pipeline = StableDiffusionXLPipeline(
+        **{name: part.to(dtype) for name, part in parts.items()},
+        vae=vae,
+        tokenizer=None,
+        tokenizer_2=None,
+        scheduler=EulerDiscreteScheduler.from_config(layout.scheduler),
+    )
+    return pipeline, str(layout.folder)
+
+
+_DTYPED = ("unet", "text_encoder", "text_encoder_2")
+
+
+def _layout(settings: Model) -> PipelineFolder:
+    single = settings.pretrained.endswith(".safetensors")
+    name = (settings.config or BASE) if single else settings.pretrained
+    folder = on_this_machine(name)
+    return PipelineFolder.read(folder) if folder else PipelineFolder.base()
+
+
+def _vae(settings: Model, layout: PipelineFolder) -> PipelineFolder:
+    folder = on_this_machine(settings.vae) if settings.vae else None
+    return replace(layout, vae=read_json(folder / "config.json")) if folder else layout
