@@ -23,7 +23,7 @@ from fairhuman.models.formats.single_file import in_one_form, opened_parts
 from fairhuman.models.formats.weights import PICKLED, open_weights, weights_in
 
 SINGLE = ".safetensors"
-_TRAINS = "FairHuman trains SDXL"
+_TRAINS = "FairHuman trains SDXL, FLUX.1, FLUX.2 klein and Z-Image"
 _BELONGS = {
     kinds.LORA: "give the SDXL that it was trained on (and to draw with it: generate --lora)",
     kinds.VAE: "give a whole SDXL; this one belongs to model.vae",
