@@ -25,8 +25,10 @@ _OF_THE_START = (
 # What the trained weights are of; without it they mean nothing.
 _FIXED = (
     "model.method",
+    "model.lora.kind",
     "model.lora.rank",
     "model.lora.alpha",
+    "model.lora.factor",
     "model.lora.targets",
     "model.lora.text_encoders",
 )

@@ -38,6 +38,21 @@ def _model_conflicts(config: Config) -> list[str]:
             f"model.method = {model.method!r}: model.lora is for method=lora; set that, or "
             "remove model.lora"
         )
+    if model.lora.kind == "rslora" and model.lora.alpha is None:
+        problems.append(
+            "model.lora.alpha = None: kind=rslora scales by alpha / sqrt(rank); give a number, "
+            f"such as {model.lora.rank**0.5:.3g} for a scaling of 1"
+        )
+    if model.lora.kind == "dora" and model.lora.text_encoders:
+        problems.append(
+            "model.lora.text_encoders = True: diffusers loads a DoRA's magnitudes into the UNet "
+            "alone, so that what was trained would be drawn otherwise; remove it, or use kind=lora"
+        )
+    if model.lora.factor is not None and model.lora.kind != "lokr":
+        problems.append(
+            f"model.lora.factor = {model.lora.factor}: is for kind=lokr, and model.lora.kind is "
+            f"{model.lora.kind!r}; remove it"
+        )
     if model.control and not model.conditioned:
         problems.append(
             f"model.control = {shown(model.control)}: is for method=controlnet or "

@@ -41,10 +41,22 @@ WandbName = Annotated[Name, StringConstraints(max_length=128)]
 class Lora(Section):
     """Low-rank adapters (LoRA) of the UNet, and optionally of the text encoders."""
 
+    kind: Literal["lora", "dora", "rslora", "lokr", "loha"] = "lora"
+    """What an adapter adds to a weight W. `lora`: alpha / rank * B A. `dora` (arXiv 2402.09353):
+    the same, and the lengths of W's rows are trained apart; of the UNet alone, and a step takes
+    longer. `rslora` (2312.03732): alpha / sqrt(rank) * B A. `lokr` and `loha` are LyCORIS'
+    (2309.14859): alpha / rank times a Kronecker product of a small matrix and one of that rank, or
+    times the elementwise product of two of that rank; diffusers' pipelines do not load them,
+    `fairhuman generate` does, and `fairhuman export` writes them for ComfyUI."""
     rank: Annotated[int, Field(ge=1, le=8192)] = 64
-    """Rank of every adapter."""
+    """Rank of every adapter. LoKr's second matrix is trained whole where its sides are at most twice
+    this."""
     alpha: Factor | None = None
-    """LoRA scaling is alpha / rank; null sets alpha = rank (scaling 1)."""
+    """LoRA scaling is alpha / rank; null sets alpha = rank (scaling 1). Must be given for
+    kind=rslora."""
+    factor: Annotated[int, Field(ge=2, le=8192)] | None = None
+    """kind=lokr: sides of the small matrix, where this divides a weight's; null: about the square
+    roots of the weight's sides. The smaller it is, the more is trained."""
     targets: Annotated[list[Name], Field(min_length=1, max_length=1000)] = [
         "to_q",
         "to_k",
@@ -52,11 +64,17 @@ class Lora(Section):
         "to_out.0",
     ]
     """The UNet layers to adapt, given by the ends of their names. The default is every attention
-    projection."""
+    projection; `proj_in`, `proj_out`, `ff.net.0.proj` and `ff.net.2` are the transformers' other
+    linear layers, `conv1`, `conv2` and `conv_shortcut` the convolutions of the residual blocks."""
     text_encoders: bool = False
     """Also adapt the attention layers of both text encoders, with the same rank and alpha: for
     words that the model does not know. Captions are then encoded in every step, by encoders that
     stay on the device."""
+
+    @property
+    def of_lycoris(self) -> bool:
+        """Whether the kind is LyCORIS', which diffusers' pipelines do not load."""
+        return self.kind in ("lokr", "loha")
 
 
 class Model(Section):
