@@ -64,4 +64,4 @@ def _announce(layer: nn.Module) -> None:
     elif isinstance(layer, LycorisLayer):
         # Of the base layer's weight they read the shape, which ZeRO-3 takes away too.
         own = [p for name in layer.adapter_layer_names for p in getattr(layer, name).values()]
-        announce(layer, [layer.get_base_layer().weight, *own])  # type: ignore[attr-defined]
+        announce(layer, [layer.get_base_layer().weight, *own])

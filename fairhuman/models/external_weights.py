@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
 
-def announce(reader: nn.Module, weights: Iterable[nn.Parameter]) -> None:
-    """Have ZeRO-3 fetch weights before a module that reads them without calling their owner.
+def announce(reader: nn.Module, weights: Iterable[Any]) -> None:
+    """Have ZeRO-3 fetch parameters before a module that reads them without calling their owner.
 
     Where one is on its way already, DeepSpeed's own search for such weights passes over it.
     """

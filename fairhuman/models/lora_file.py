@@ -127,6 +127,6 @@ def _load_lycoris(pipeline: Any, weights: Weights) -> None:
         kind = LoKrConfig if any(".lokr_" in name for name in parts) else LoHaConfig
         own = {k.removeprefix(start): v for k, v in settings.items() if k.startswith(start)}
         model.add_adapter(kind(**own), _NAME)
-        unknown = set_peft_model_state_dict(model, parts, _NAME).unexpected_keys
-        if unknown:
-            raise ValueError(f"{component} has no {unknown[0]}")
+        loaded: Any = set_peft_model_state_dict(model, parts, _NAME)
+        if loaded.unexpected_keys:
+            raise ValueError(f"{component} has no {loaded.unexpected_keys[0]}")

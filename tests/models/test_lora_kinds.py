@@ -122,7 +122,7 @@ def test_what_is_trained_saved_and_exported_is_the_kind_s_formula(
         layers.setdefault(layer, {})[rest] = part
     modules = flat_names(plain)
     for layer, parts in layers.items():
-        weight = modules[layer].to(DOUBLE).weight
+        weight: Any = modules[layer].to(DOUBLE).weight
         weight.data = merged(weight.data, parts)
     for found, said in zip(says(plain), expected, strict=True):
         torch.testing.assert_close(found, said, rtol=0, atol=1e-6)  # alphas are float32 there

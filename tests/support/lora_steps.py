@@ -28,6 +28,8 @@ class Way(NamedTuple):
     checkpointed: bool = False
     kind: str = "lora"
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    text_encoder_lr: float | None = None
+    lora_plus_ratio: float = 1.0
 
     @property
     def lora(self) -> dict[str, Any]:
@@ -89,7 +91,13 @@ def settings_of(way: Way, people: Path, model: Path) -> Config:
             "fairness": {"mode": way.mode, "normalize": "simplex", "refresh_every": 2}
             if way.mode == "amortized"
             else {"mode": way.mode, "normalize": "simplex"},
-            "optimizer": {"name": "SGD", "lr": LR, "weight_decay": 0.0},
+            "optimizer": {
+                "name": "SGD",
+                "lr": LR,
+                "text_encoder_lr": way.text_encoder_lr,
+                "lora_plus_ratio": way.lora_plus_ratio,
+                "weight_decay": 0.0,
+            },
             "train": {
                 "output_dir": "none",
                 "steps": 9,
