@@ -25,8 +25,10 @@ _OF_THE_START = (
 # What the trained weights are of; without it they mean nothing.
 _FIXED = (
     "model.method",
+    "model.lora.kind",
     "model.lora.rank",
     "model.lora.alpha",
+    "model.lora.factor",
     "model.lora.targets",
     "model.lora.text_encoders",
 )
@@ -133,12 +135,15 @@ def changes(old: Mapping[str, Any], config: Config) -> Changes:
             found += [Change(*parts) for parts in _differences(before, now, key)]
         elif key not in _OF_THE_START and _plain(before) != _plain(now):
             found.append(Change(key, before, now))
-    return Changes(tuple(change for change in found if not _same_alpha(change, old, config)))
+    return Changes(tuple(change for change in found if not _same(change, old, config)))
 
 
-def _same_alpha(change: Change, old: Mapping[str, Any], config: Config) -> bool:
-    """Return whether a LoRA's alpha is only written otherwise: null is its rank."""
+def _same(change: Change, old: Mapping[str, Any], config: Config) -> bool:
+    """Return whether a value is only written otherwise: null is alpha's rank, or usual betas."""
     lora = config.model.lora
+    if change.key == "optimizer.betas":
+        decays = config.optimizer.model_copy(update={"betas": _plain(change.old)}).decays
+        return list(decays) == list(config.optimizer.decays)
     if change.key != "model.lora.alpha":
         return False
     rank = next(before for key, before, _ in _leaves(old, config, "") if key == "model.lora.rank")
@@ -186,7 +191,8 @@ def _effect(change: Change, config: Config, progress: Progress) -> str:
     """Return what becomes of a change, in words."""
     key, then = change.key, f"takes effect from step {progress.step + 1}"
     name = config.optimizer.name
-    if name in ("SGD", "Adafactor") and key in ("optimizer.betas", "optimizer.eps"):
+    without = {"SGD": ("betas", "eps"), "Adafactor": ("betas", "eps"), "Lion8bit": ("eps",)}
+    if key in [f"optimizer.{own}" for own in without.get(name, ())]:
         return f"has no effect: {name} has none of the config's"
     if key == "model.control":
         return "has no effect: the trained weights are the checkpoint's"

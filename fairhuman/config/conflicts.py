@@ -5,7 +5,7 @@ from __future__ import annotations
 from fairhuman.common.quoting import shown, shown_key
 from fairhuman.config.deepspeed_section import deepspeed_problems
 from fairhuman.config.names import column_names, held_out_keys
-from fairhuman.config.schema import Config, Fairness, Lora
+from fairhuman.config.schema import Config, Fairness, Lora, Optimizer
 from fairhuman.config.yaml_settings import near
 from fairhuman.fairness.rules import NATIVE, WITH_ALPHA
 
@@ -21,6 +21,8 @@ def conflicts(config: Config) -> list[str]:
         *_train_conflicts(config),
         *_best_conflicts(config),
         *_optimizer_conflicts(config),
+        *_params_conflicts(config.optimizer),
+        *_rate_conflicts(config),
         *_noise_conflicts(config),
         *deepspeed_problems(config.deepspeed, fairness.mode, fairness.solves),
     ]
@@ -37,6 +39,21 @@ def _model_conflicts(config: Config) -> list[str]:
         problems.append(
             f"model.method = {model.method!r}: model.lora is for method=lora; set that, or "
             "remove model.lora"
+        )
+    if model.lora.kind == "rslora" and model.lora.alpha is None:
+        problems.append(
+            "model.lora.alpha = None: kind=rslora scales by alpha / sqrt(rank); give a number, "
+            f"such as {model.lora.rank**0.5:.3g} for a scaling of 1"
+        )
+    if model.lora.kind == "dora" and model.lora.text_encoders:
+        problems.append(
+            "model.lora.text_encoders = True: diffusers loads a DoRA's magnitudes into the UNet "
+            "alone, so that what was trained would be drawn otherwise; remove it, or use kind=lora"
+        )
+    if model.lora.factor is not None and model.lora.kind != "lokr":
+        problems.append(
+            f"model.lora.factor = {model.lora.factor}: is for kind=lokr, and model.lora.kind is "
+            f"{model.lora.kind!r}; remove it"
         )
     if model.control and not model.conditioned:
         problems.append(
@@ -199,11 +216,56 @@ def _optimizer_conflicts(config: Config) -> list[str]:
     zero = config.deepspeed.get("zero_optimization")
     offload = zero.get("offload_optimizer") if isinstance(zero, dict) else None
     offloads = isinstance(offload, dict) and offload.get("device") == "cpu"
-    if optimizer.name in ("AdamW8bit", "PagedAdamW8bit") and offloads:
+    if optimizer.name.endswith("8bit") and offloads:
         problems.append(
             f"optimizer.name = {optimizer.name!r}: under offload_optimizer bitsandbytes would step "
             "on the CPU, which for SDXL's UNet takes 105 core-seconds and 51 GB of temporaries a "
             "step; use AdamW, which takes a seventh of the time and no temporaries"
+        )
+    return problems
+
+
+_PARAMS: dict[str, dict[str, tuple[type, float, float]]] = {
+    "AdEMAMix8bit": {
+        "alpha": (float, 0, 1e6),
+        "beta3": (float, 0, 0.9999999),
+        "t_alpha": (int, 1, 1e9),
+        "t_beta3": (int, 1, 1e9),
+    },
+    "Adafactor": {"decay_rate": (float, -1, -1e-6)},
+}
+"""What optimizers take in optimizer.params: type, least, most."""
+
+
+def _params_conflicts(optimizer: Optimizer) -> list[str]:
+    """Return what of optimizer.params the optimizer does not take, one line each."""
+    problems, known = [], _PARAMS.get(optimizer.name, {})
+    for name, value in optimizer.params.items():
+        key = f"optimizer.params.{shown_key(name)}"
+        if name not in known:
+            takes = f"; it takes {', '.join(known)}" if known else "; it takes none"
+            problems.append(f"{key}: {optimizer.name} has no such{near(name, list(known))}{takes}")
+            continue
+        kind, least, most = known[name]
+        if value != kind(value) or not least <= value <= most:
+            what = "a whole number" if kind is int else "a number"
+            problems.append(f"{key} = {value:g}: must be {what} from {least:g} to {most:.7g}")
+    return problems
+
+
+def _rate_conflicts(config: Config) -> list[str]:
+    """Return learning rates of what is not trained, one line each."""
+    optimizer, model, problems = config.optimizer, config.model, []
+    lora = model.lora if model.method == "lora" else None
+    if optimizer.text_encoder_lr is not None and not (lora and lora.text_encoders):
+        problems.append(
+            f"optimizer.text_encoder_lr = {optimizer.text_encoder_lr}: no text encoder is trained; "
+            "set model.method=lora and model.lora.text_encoders=true, or remove it"
+        )
+    if optimizer.lora_plus_ratio != 1 and (lora is None or lora.of_lycoris):
+        problems.append(
+            f"optimizer.lora_plus_ratio = {optimizer.lora_plus_ratio}: there is no B to train "
+            "faster; set model.method=lora with model.lora.kind=lora, dora or rslora, or remove it"
         )
     return problems
 

@@ -30,6 +30,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Factor = Annotated[float, Field(gt=0, le=1e6)]
 Guidance = Annotated[float, Field(ge=1, le=1000)]
 Batch = Annotated[int, Field(ge=1, le=2**16)]
+Rate = Annotated[float, Field(gt=0, le=1000)]
 # In float32, 1 - beta is 0 for a beta nearer to 1 than this, and Adam divides by it.
 Beta = Annotated[float, Field(ge=0.0, lt=1.0, le=0.999999)]
 
@@ -41,10 +42,21 @@ WandbName = Annotated[Name, StringConstraints(max_length=128)]
 class Lora(Section):
     """Low-rank adapters (LoRA) of the UNet, and optionally of the text encoders."""
 
+    kind: Literal["lora", "dora", "rslora", "lokr", "loha"] = "lora"
+    """What an adapter adds to a weight W. `lora`: alpha / rank * B A. `dora` (arXiv 2402.09353):
+    the same, and the lengths of W's rows are trained apart; of the UNet alone, and a step takes
+    longer. `rslora` (2312.03732): alpha / sqrt(rank) * B A. `lokr` and `loha` are LyCORIS'
+    (2309.14859): alpha / rank times a Kronecker product of a small matrix and one of that rank, or
+    times the elementwise product of two of that rank; diffusers' pipelines do not load them,
+    `fairhuman generate` does, and `fairhuman export` writes them for ComfyUI."""
     rank: Annotated[int, Field(ge=1, le=8192)] = 64
-    """Rank of every adapter."""
+    """Rank of every adapter. LoKr's second matrix is whole where its sides are up to twice this."""
     alpha: Factor | None = None
-    """LoRA scaling is alpha / rank; null sets alpha = rank (scaling 1)."""
+    """LoRA scaling is alpha / rank; null sets alpha = rank (scaling 1). Must be given for
+    kind=rslora."""
+    factor: Annotated[int, Field(ge=2, le=8192)] | None = None
+    """kind=lokr: sides of the small matrix, where this divides a weight's; null: about the square
+    roots of the weight's sides. The smaller it is, the more is trained."""
     targets: Annotated[list[Name], Field(min_length=1, max_length=1000)] = [
         "to_q",
         "to_k",
@@ -52,11 +64,17 @@ class Lora(Section):
         "to_out.0",
     ]
     """The UNet layers to adapt, given by the ends of their names. The default is every attention
-    projection."""
+    projection; `proj_in`, `proj_out`, `ff.net.0.proj` and `ff.net.2` are the transformers' other
+    linear layers, `conv1`, `conv2` and `conv_shortcut` the convolutions of the residual blocks."""
     text_encoders: bool = False
     """Also adapt the attention layers of both text encoders, with the same rank and alpha: for
     words that the model does not know. Captions are then encoded in every step, by encoders that
     stay on the device."""
+
+    @property
+    def of_lycoris(self) -> bool:
+        """Whether the kind is LyCORIS', which diffusers' pipelines do not load."""
+        return self.kind in ("lokr", "loha")
 
 
 class Model(Section):
@@ -304,22 +322,50 @@ class Fairness(Section):
         return self.refresh_every or (5 if self.mode == "amortized" else 1)
 
 
+OptimizerName = Literal[
+    "AdamW8bit", "PagedAdamW8bit", "Lion8bit", "AdEMAMix8bit", "AdamW", "Adafactor", "SGD"
+]
+# What others have, and why it cannot be had of flat shards that are stepped group by group.
+_NOT_OFFERED = {
+    "Prodigy": "sets one step size by sums over all parameters, and ZeRO steps a rank's part of "
+    "each parameter group by itself; use AdamW8bit",
+    "StableAdamW": "clips by each tensor's root mean square, and ZeRO's flat shards have no "
+    "tensors; use AdamW8bit, with train.max_grad_norm",
+    "AdamWScheduleFree": "draws and saves other weights than it trains, of which ZeRO has no copy; "
+    "use AdamW8bit, and train.ema_decay for an average",
+}
+
+
 class Optimizer(Section):
     """The optimizer under ZeRO, and its learning rate over time."""
 
-    name: Literal["AdamW8bit", "PagedAdamW8bit", "AdamW", "Adafactor", "SGD"] = "AdamW8bit"
-    """`PagedAdamW8bit` lets CUDA move moments to the CPU's memory and back. `Adafactor` has one
-    moment per parameter, and betas and eps of its own: ZeRO's flat shards have no rows and columns
-    to factor it into, and its rules based on a tensor's root mean square (step size, clipping) are
-    off, because a shard's would change with the number of ranks."""
-    lr: Annotated[float, Field(gt=0, le=1000)] = 1e-5
+    name: OptimizerName = "AdamW8bit"
+    """`PagedAdamW8bit` lets CUDA move moments to the CPU's memory and back. `Lion8bit` (arXiv
+    2302.06675) has one moment and steps by its sign: it wants a third to a tenth of Adam's learning
+    rate, and as many times its weight decay. `AdEMAMix8bit` (2409.03137) adds a slow average of the
+    gradients to Adam's. `Adafactor` has one moment per parameter, and betas and eps of its own:
+    ZeRO's flat shards have no rows and columns to factor it into, and its rules based on a tensor's
+    root mean square (step size, clipping) are off, because a shard's would change with the number
+    of ranks."""
+    lr: Rate = 1e-5
     """Learning rate, after warm-up."""
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
-    """Decay rates of Adam's two moments. SGD and Adafactor do not use them."""
+    text_encoder_lr: Rate | None = None
+    """Learning rate of the text encoders' adapters (model.lora.text_encoders); null: lr. It follows
+    the same schedule."""
+    lora_plus_ratio: Factor = 1.0
+    """LoRA+ (arXiv 2402.12354): how many times as fast a LoRA's B learns as its A, which learns at
+    lr; the paper finds about 16. 1: as LoRA."""
+    betas: tuple[Beta, Beta] | None = None
+    """Decay rates of Adam's two moments, or of Lion's update and moment; null: [0.9, 0.999], of
+    Lion8bit [0.9, 0.99]. SGD and Adafactor do not use them."""
     weight_decay: Annotated[float, Field(ge=0, le=1000)] = 1e-2
-    """Decoupled weight decay; not applied to norms and biases."""
+    """Decoupled weight decay; not applied to norms, biases and DoRA's magnitudes."""
     eps: Annotated[float, Field(ge=1e-30, le=1)] = 1e-8
     """Added to Adam's denominator."""
+    params: dict[Name, float] = {}
+    """What an optimizer takes besides: of AdEMAMix8bit `alpha` (weight of the slow average, 5),
+    `beta3` (its decay rate, 0.9999), `t_alpha` and `t_beta3` (steps over which both rise from
+    Adam's; none); of Adafactor `decay_rate` (-0.8)."""
     schedule: Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"] = (
         "constant"
     )
@@ -331,6 +377,18 @@ class Optimizer(Section):
     """For cosine_with_restarts: how many times the rate falls to 0."""
     power: Annotated[float, Field(gt=0, le=100)] = 1.0
     """For polynomial: its exponent; 1 is a straight line."""
+
+    @property
+    def decays(self) -> tuple[float, float]:
+        """The betas, also where they are null."""
+        return self.betas or (0.9, 0.99 if self.name == "Lion8bit" else 0.999)
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _offered(cls, name: object) -> object:
+        if isinstance(name, str) and name in _NOT_OFFERED:
+            raise ValueError(f"{name} {_NOT_OFFERED[name]}")
+        return name
 
 
 class Train(Section):

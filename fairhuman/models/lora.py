@@ -10,22 +10,23 @@ from torch import nn
 
 from fairhuman.common.errors import ConfigError
 from fairhuman.config import Lora
+from fairhuman.models.adapters import ADAPTER, adapt
 from fairhuman.models.families.protocol import Family
 from fairhuman.models.families.sdxl.text import CaptionedUNet, checkpoint_blocks
 
-ADAPTER = "default"
 _TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 class LoRA:
     """Trains W + (alpha / rank) B A in place of each target's weight W, which stays as it is.
 
+    That is kind=lora; see `adapters` for the others.
+
     Args:
         family: its denoiser, and SDXL's text encoders if they are asked for, get the adapters, in
             its own precision.
-        settings: rank, alpha and targets.
-        seed: of A, normal with standard deviation 1 / rank; B is 0, so that training starts from
-            the model as it is.
+        settings: kind, rank, alpha and targets.
+        seed: of what is random in new adapters, such as A, normal with standard deviation 1 / rank.
         checkpointing: recompute adapted text encoders' activations in every backward pass.
 
     Raises:
@@ -42,13 +43,13 @@ class LoRA:
         self.pipeline = family.pipeline
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            _adapt(unet, settings.targets, settings)
+            adapt(unet, settings.targets, settings)
             if settings.text_encoders:
                 first, second = self.pipeline.text_encoder, self.pipeline.text_encoder_2
                 self.adapted |= {"text_encoder": first, "text_encoder_2": second}
                 # Nothing reads the first one's last block: no gradient would reach it.
-                _adapt(first, _text_targets(first.config.num_hidden_layers - 1), settings)
-                _adapt(second, _text_targets(second.config.num_hidden_layers), settings)
+                adapt(first, _text_targets(first.config.num_hidden_layers - 1), settings)
+                adapt(second, _text_targets(second.config.num_hidden_layers), settings)
                 if checkpointing:
                     checkpoint_blocks(first)
                     checkpoint_blocks(second)
@@ -70,20 +71,6 @@ class LoRA:
         type(self.pipeline).save_lora_weights(folder, **parts, safe_serialization=True)
 
 
-def _adapt(model: Any, targets: list[str], settings: Lora) -> None:
-    from peft import LoraConfig
-
-    config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.rank if settings.alpha is None else settings.alpha,  # type: ignore[arg-type]
-        target_modules=list(targets),
-        init_lora_weights="gaussian",
-    )
-    model.add_adapter(config, ADAPTER)
-    # transformers puts the model's place on this machine there, and it would be published.
-    config.base_model_name_or_path = None
-
-
 def _text_targets(blocks: int) -> list[str]:
     return [f"layers.{i}.self_attn.{name}" for i in range(blocks) for name in _TEXT_TARGETS]
 
@@ -91,6 +78,11 @@ def _text_targets(blocks: int) -> list[str]:
 def _text_name(layer: str) -> str:
     """Return the name that all tools know; transformers 5.6 took text_model. out of some."""
     return layer if layer.startswith("text_model.") else f"text_model.{layer}"
+
+
+def own_name(model: Any, layer: str) -> str:
+    """Return what a layer that `_text_name` has named is called in this model."""
+    return layer if hasattr(model, "text_model") else layer.removeprefix("text_model.")
 
 
 def _check_targets(unet: nn.Module, targets: list[str]) -> None:

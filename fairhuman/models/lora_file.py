@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from fairhuman.common.error_text import first_line
 from fairhuman.common.errors import UserError
 from fairhuman.models.families.sdxl.model import SDXL, UNUSABLE
 from fairhuman.models.formats.kinds import LORA, file_kind, folder_kind
-from fairhuman.models.formats.lora import WEIGHTS_NAME, lora_file
-from fairhuman.models.formats.weights import open_weights
+from fairhuman.models.formats.lora import METADATA, WEIGHTS_NAME, lora_file
+from fairhuman.models.formats.lycoris import is_lycoris
+from fairhuman.models.formats.weights import Weights, open_weights
+from fairhuman.models.lora import own_name
 
 
 def find_lora(lora: Path) -> Path:
@@ -44,6 +47,7 @@ def check_lora(lora: Path, unet: Mapping[str, Any]) -> None:
         kind = file_kind(weights.tensors)
         if kind is None or kind.name != LORA:
             raise UserError(f"--lora {lora}: is {kind or 'no LoRA'}; give a LoRA's folder or file")
+        _check_magnitudes(lora, weights.tensors)
         widths = {
             source.shape[1]
             for name, source in weights.tensors.items()
@@ -62,6 +66,24 @@ def check_lora(lora: Path, unet: Mapping[str, Any]) -> None:
         )
 
 
+def _check_magnitudes(lora: Path, names: Iterable[str]) -> None:
+    """Refuse a DoRA whose magnitudes diffusers leaves out, with at most a warning."""
+    for name in names:
+        if name.endswith(".dora_scale"):
+            raise UserError(
+                f"--lora {lora}: is a DoRA with LyCORIS' keys, whose magnitudes diffusers does not "
+                "load; convert it first (fairhuman export --to diffusers)"
+            )
+        if name.startswith("text_encoder") and "lora_magnitude_vector" in name:
+            raise UserError(
+                f"--lora {lora}: is a DoRA of the text encoders, whose magnitudes diffusers does "
+                "not load"
+            )
+
+
+_NAME = "lora"
+
+
 def load_lora(sdxl: SDXL, file: Path, scale: float) -> None:
     """Add a LoRA to the model's pipeline.
 
@@ -69,9 +91,42 @@ def load_lora(sdxl: SDXL, file: Path, scale: float) -> None:
         UserError: it does not fit.
     """
     try:
-        sdxl.pipeline.load_lora_weights(
-            file.parent, weight_name=file.name, adapter_name="lora", use_safetensors=True
-        )
-        sdxl.pipeline.set_adapters("lora", scale)
+        with open_weights(file) as weights:
+            lycoris = any(map(is_lycoris, weights.tensors))
+            if lycoris:
+                _load_lycoris(sdxl.pipeline, weights)
+        if not lycoris:
+            sdxl.pipeline.load_lora_weights(
+                file.parent, weight_name=file.name, adapter_name=_NAME, use_safetensors=True
+            )
+        sdxl.pipeline.set_adapters(_NAME, scale)
     except UNUSABLE as error:
         raise UserError(f"--lora {file}: does not fit the model: {first_line(error)}") from error
+
+
+def _load_lycoris(pipeline: Any, weights: Weights) -> None:
+    """Add a LoKr or LoHa, which diffusers' pipelines do not load, as `LoRA.write` has written it.
+
+    Raises:
+        ValueError: it has a layer that the model lacks, or is of LyCORIS' own form.
+    """
+    from peft import LoHaConfig, LoKrConfig, set_peft_model_state_dict
+
+    if METADATA not in weights.metadata:
+        raise ValueError(f"its header has no {METADATA}: a file for ComfyUI is not read back")
+    settings = json.loads(weights.metadata[METADATA])
+    for component in ("unet", "text_encoder", "text_encoder_2"):
+        start, model = f"{component}.", getattr(pipeline, component)
+        parts = {
+            own_name(model, name.removeprefix(start)): source.read()
+            for name, source in weights.tensors.items()
+            if name.startswith(start)
+        }
+        if not parts:
+            continue
+        kind = LoKrConfig if any(".lokr_" in name for name in parts) else LoHaConfig
+        own = {k.removeprefix(start): v for k, v in settings.items() if k.startswith(start)}
+        model.add_adapter(kind(**own), _NAME)
+        loaded: Any = set_peft_model_state_dict(model, parts, _NAME)
+        if loaded.unexpected_keys:
+            raise ValueError(f"{component} has no {loaded.unexpected_keys[0]}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fairhuman.config.schema import OptimizerName
 from fairhuman.zero.optimizers import MOMENT_BYTES
 from fairhuman.zero.reducer import LARGEST_BUCKET
 
@@ -22,8 +23,8 @@ SDXL_PARAMETERS = 2_567_463_684
 FROZEN_BYTES = 2 * (123_060_480 + 694_659_840) + 4 * 83_653_863
 """Its text encoders in 16 bits and its VAE in float32, whole on every rank."""
 # Float32 numbers per parameter that a step needs for itself on a GPU: the update of Adafactor and
-# its square. The kernels of both AdamW work in place.
-_SCRATCH = {"AdamW8bit": 0, "PagedAdamW8bit": 0, "AdamW": 0, "Adafactor": 2, "SGD": 0}
+# its square. The kernels of the others work in place.
+_SCRATCH = {"Adafactor": 2}
 # Elements: DeepSpeed's defaults of what its engine all-reduces and its ZeRO-3 steps at a time.
 _ALL_REDUCED = 500_000_000
 _SUB_GROUP = 1_000_000_000
@@ -40,7 +41,7 @@ class Plan:
     mode: Mode = "exact"
     objectives: int = 3
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    optimizer: Literal["AdamW8bit", "PagedAdamW8bit", "AdamW", "Adafactor", "SGD"] = "AdamW8bit"
+    optimizer: OptimizerName = "AdamW8bit"
     micro_batches: int = 1
     frozen: int = 0
     """Parameters that the engine holds and does not train: whole on every rank, but for ZeRO-3."""
@@ -170,12 +171,12 @@ class Plan:
         if self.stage == 3:
             copied = min(shard, _SUB_GROUP)
         elif self._reduced:
-            return 4 * _SCRATCH[self.optimizer] * shard
+            return 4 * _SCRATCH.get(self.optimizer, 0) * shard
         elif self._keeps_rows:
             added = shard
         elif self.precision == "fp32":
             copied = shard
-        return 4 * max(added, copied + _SCRATCH[self.optimizer] * shard)
+        return 4 * max(added, copied + _SCRATCH.get(self.optimizer, 0) * shard)
 
     def device_bytes(self) -> float:
         """Return all of a rank's device memory but activations and frozen models."""

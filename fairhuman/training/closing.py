@@ -64,7 +64,8 @@ def _trained(config: Config, final: Path) -> str:
         "controlnet": ("ControlNet", f"{base} --controlnet … --control IMAGE"),
         "t2i_adapter": ("T2I-Adapter", f"{base} --adapter … --control IMAGE"),
     }[config.model.method]
-    return f"  the {name:<11} {final}   (diffusers; `fairhuman generate {words}`)"
+    loads = "" if config.model.lora.of_lycoris else "diffusers; "
+    return f"  the {name:<11} {final}   ({loads}`fairhuman generate {words}`)"
 
 
 def _skips(progress: Progress) -> str:

@@ -15,7 +15,7 @@ from fairhuman.config import Config
 
 _WHAT = {
     "full": "The UNet was trained whole; the text encoders and the VAE are as they were.",
-    "lora": "A LoRA: low-rank additions to the layers of {adapted}.",
+    "lora": "{kind}: low-rank additions to the layers of {adapted}.",
     "controlnet": "A ControlNet: it guides the model by a control image.",
     "t2i_adapter": "A T2I-Adapter: it guides the model by a control image.",
 }
@@ -42,6 +42,21 @@ adapter = T2IAdapter.from_pretrained("{here}")
 pipeline = StableDiffusionXLAdapterPipeline.from_pretrained("{base}", adapter=adapter)
 """,
 }
+_KINDS = {
+    "lora": "A LoRA",
+    "dora": "A DoRA",
+    "rslora": "A LoRA (rsLoRA)",
+    "lokr": "A LoKr",
+    "loha": "A LoHa",
+}
+_BY_FAIRHUMAN = """\
+diffusers' pipelines do not load this kind. FairHuman draws with it, and writes a file for ComfyUI:
+
+"""
+_DRAW = """\
+fairhuman generate --model {base} --lora {here} --prompt "…" --out pictures
+fairhuman export --model {here} --to comfy-lora --out {here}.safetensors
+"""
 _IMPORTS = {
     "full": "StableDiffusionXLPipeline",
     "lora": "StableDiffusionXLPipeline",
@@ -117,9 +132,13 @@ def card_text(
         ("prediction", config.model.prediction_type or "as the model it was trained from"),
     ]
     adapted = "the UNet and both text encoders" if config.model.lora.text_encoders else "the UNet"
-    what = _WHAT[method].format(adapted=adapted)
+    kind = config.model.lora.kind
+    what = _WHAT[method].format(adapted=adapted, kind=_KINDS[kind])
     table = "\n".join(f"| {key} | {value} |" for key, value in rows)
     load = _LOAD[method].format(here=name, base=shown_base)
+    loads = _code(f"from diffusers import {_IMPORTS[method]}\n\n{load}", "python")
+    if method == "lora" and config.model.lora.of_lycoris:
+        loads = _BY_FAIRHUMAN + _code(_DRAW.format(here=name, base=shown_base), "console")
     resolved = _dump(redacted(config.model_dump(mode="json")))
     return f"""\
 ---
@@ -139,16 +158,16 @@ pictures. Put the right one here before you publish it.
 
 ## Load it
 
-```python
-from diffusers import {_IMPORTS[method]}
-
-{load}```
-
+{loads}
 ## The config
 
 ```yaml
 {resolved}```
 """
+
+
+def _code(text: str, language: str) -> str:
+    return f"```{language}\n{text}```\n"
 
 
 def _weights(config: Config) -> str:

@@ -28,7 +28,7 @@ def make_engine(config: Config, model: nn.Module) -> Engine:
     """
     import deepspeed
 
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = make_optimizer(config, trained)
     with redirect_stdout(None):  # some of DeepSpeed's optimizers print the memory they use
         engine, *_ = deepspeed.initialize(

@@ -16,17 +16,20 @@ def check_sizes(engine: Engine) -> None:
     Raises:
         ConfigError: one is too large.
     """
+    from bitsandbytes.optim import AdEMAMix
     from bitsandbytes.optim.optimizer import Optimizer8bit
 
     if not isinstance(engine.optimizer.optimizer, Optimizer8bit):
         return
+    # Of AdEMAMix it has two averages in one tensor.
+    most = LARGEST_TENSOR // (2 if isinstance(engine.optimizer.optimizer, AdEMAMix) else 1)
     for buffer, _ in buffers_of(engine):
-        if buffer.numel <= LARGEST_TENSOR:
+        if buffer.numel <= most:
             continue
         largest = max(buffer.pieces, key=lambda piece: piece.numel)
         raise ConfigError(
             f"optimizer.name: a rank's part of parameter group {buffer.group} has {buffer.numel} "
             f"elements, of which {largest.name} has {largest.numel}, and bitsandbytes counts "
-            f"{LARGEST_TENSOR} at most; use AdamW, more GPUs, or under ZeRO-3 a smaller "
+            f"{most} at most; use AdamW, more GPUs, or under ZeRO-3 a smaller "
             "deepspeed.zero_optimization.sub_group_size"
         )

@@ -26,18 +26,25 @@ def unwrapped(state: State) -> State:
 
 
 def moments(state: State) -> list[str]:
-    """Return the names of what the state has per element, such as exp_avg."""
-    return [k for k, v in state.items() if k not in _SCALES and torch.is_tensor(v) and v.ndim]
+    """Return the names of what the state has per element, such as exp_avg.
+
+    Of a tensor that holds several, as AdEMAMix's state1, each: state1/0, state1/1.
+    """
+    names = []
+    for key, value in state.items():
+        if key in _SCALES or not torch.is_tensor(value) or not value.ndim:
+            continue
+        names += [key] if value.ndim == 1 else [f"{key}/{row}" for row in range(len(value))]
+    return names
 
 
 def read(state: State, name: str, start: int, count: int) -> Tensor:
     """Return some elements of a moment in float32; of 8-bit ones, only their blocks are read."""
-    values: Tensor = state[name]
+    values, scales, codes = _parts(state, name)
     if values.dtype != torch.uint8:
         return values[start : start + count].float()
     from bitsandbytes import functional
 
-    scales, codes = (state[key] for key in _QUANTISED[name])
     first, last = start // BLOCK, -(-(start + count) // BLOCK)
     whole: Tensor = functional.dequantize_blockwise(
         values[first * BLOCK : last * BLOCK].contiguous(),
@@ -46,6 +53,15 @@ def read(state: State, name: str, start: int, count: int) -> Tensor:
         blocksize=BLOCK,
     )
     return whole[start - first * BLOCK :][:count]
+
+
+def _parts(state: State, name: str) -> tuple[Tensor, Any, Any]:
+    """Return a moment, and the scales and codes of an 8-bit one, as views."""
+    key, _, row = name.partition("/")
+    scales, codes = (state.get(k) for k in _QUANTISED.get(key, ("", "")))
+    if not row:
+        return state[key], scales, codes
+    return state[key][int(row)], scales if scales is None else scales[int(row)], codes
 
 
 def page(optimizer: Optimizer) -> None:
@@ -98,12 +114,13 @@ def install(
     for name in names:
         whole = torch.zeros(flat.shape, dtype=torch.float32, device=flat.device)
         fill(name, whole)
-        if name in state and state[name].dtype == torch.uint8:
-            _quantise(state, name, whole)
+        if name.partition("/")[0] in state:
+            _write(state, name, whole)
         else:
             state[name] = whole
+    tensors = {name.partition("/")[0] for name in names}
     for name, value in old.items():
-        if name not in names and name not in _SCALES:
+        if name not in tensors and name not in _SCALES:
             state[name] = value.clone() if torch.is_tensor(value) else value
     optimizer.state[flat] = state
 
@@ -123,10 +140,14 @@ def _bitsandbytes_state(optimizer: Optimizer, group: int, flat: Tensor) -> dict[
     return dict(optimizer.state[flat])
 
 
-def _quantise(state: dict[str, Any], name: str, values: Tensor) -> None:
+def _write(state: dict[str, Any], name: str, values: Tensor) -> None:
+    """Write a moment into bitsandbytes' buffer, quantised where that has 8 bits."""
     from bitsandbytes import functional
 
-    scale, codes = _QUANTISED[name]
-    quantised, how = functional.quantize_blockwise(values, code=state[codes], blocksize=BLOCK)
-    state[name].copy_(quantised)
-    state[scale].copy_(how.absmax)
+    moment, scales, codes = _parts(state, name)
+    if moment.dtype != torch.uint8:
+        moment.copy_(values)
+        return
+    quantised, how = functional.quantize_blockwise(values, code=codes, blocksize=BLOCK)
+    moment.copy_(quantised)
+    scales.copy_(how.absmax)

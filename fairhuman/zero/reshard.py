@@ -20,6 +20,7 @@ from fairhuman.common.errors import ConfigError
 from fairhuman.common.quoting import shown_key
 from fairhuman.zero import optimizer_state as moments
 from fairhuman.zero.optimizer_state import State
+from fairhuman.zero.optimizers import is_vector
 from fairhuman.zero.protocol import Engine
 from fairhuman.zero.shard_map import Buffer, ShardMap, buffers_of, overlaps
 
@@ -52,7 +53,10 @@ def check_same_model(folder: Path, old: ShardMap, new: ShardMap) -> None:
 
 def _mixed_groups(layout: ShardMap) -> bool:
     """Whether a parameter group holds matrices as well as vectors, which are trained otherwise."""
-    kinds = {(group, len(layout.shapes[name]) > 1) for name, group in layout.groups().items()}
+    kinds = {
+        (group, is_vector(name, len(layout.shapes[name])))
+        for name, group in layout.groups().items()
+    }
     return len(kinds) > len({group for group, _ in kinds})
 
 

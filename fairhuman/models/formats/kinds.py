@@ -8,6 +8,7 @@ from typing import Any
 
 from fairhuman.common.errors import UserError
 from fairhuman.models.formats.lora import WEIGHTS_NAME
+from fairhuman.models.formats.lycoris import is_lycoris
 from fairhuman.models.formats.names import UNET_PREFIX
 from fairhuman.models.formats.pipeline_folder import read_json
 
@@ -117,9 +118,9 @@ def file_kind(tensors: Collection[str]) -> Kind | None:
 
 
 def _of_lora(name: str) -> bool:
-    return name.startswith(("lora_unet_", "lora_te")) or any(
-        part in name for part in (".lora_A.", ".lora_B.", ".lora.down.", ".lora.up.", ".lora_down.")
-    )
+    parts = (".lora_A.", ".lora_B.", ".lora.down.", ".lora.up.", ".lora_down.")
+    known = name.startswith(("lora_unet_", "lora_te")) or any(part in name for part in parts)
+    return known or is_lycoris(name)
 
 
 def _pipeline(folder: Path, index: dict[str, Any]) -> Kind:

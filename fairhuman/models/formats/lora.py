@@ -1,10 +1,13 @@
-"""A LoRA of SDXL from diffusers' layout to kohya's, which ComfyUI loads too, and back."""
+"""A LoRA or DoRA of SDXL from diffusers' layout to kohya's, which ComfyUI loads too, and back.
+
+LoKr and LoHa go one way; see `lycoris`.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import torch
 
 from fairhuman.common.errors import UserError
 from fairhuman.models.formats.lora_names import LoraNames
+from fairhuman.models.formats.lycoris import is_lycoris, scalar, to_lycoris
 from fairhuman.models.formats.modelspec import modelspec
 from fairhuman.models.formats.weights import Source, Weights, open_weights
 from fairhuman.models.formats.writer import write_safetensors, written_aside
@@ -20,20 +24,25 @@ from fairhuman.models.formats.writer import write_safetensors, written_aside
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 """The file's name in a folder that diffusers writes."""
 
-_METADATA = "lora_adapter_metadata"
+METADATA = "lora_adapter_metadata"
+"""The key of a file's header under which diffusers keeps the adapters' settings."""
 _DOWN = (".lora_A.weight", ".lora.down.weight", ".lora_linear_layer.down.weight")
 _UP = (".lora_B.weight", ".lora.up.weight", ".lora_linear_layer.up.weight")
 _KOHYA_DOWN, _KOHYA_UP = (".lora_down.weight",), (".lora_up.weight",)
 _ALPHA = ".alpha"
+_MAGNITUDE, _KOHYA_MAGNITUDE = (".lora_magnitude_vector",), (".dora_scale",)
+_PARTS = {"down": _DOWN, "up": _UP, "magnitude": _MAGNITUDE}
+_KOHYA_PARTS = {"down": _KOHYA_DOWN, "up": _KOHYA_UP, "magnitude": _KOHYA_MAGNITUDE}
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One adapted layer: W + (alpha / rank) up @ down."""
+    """One adapted layer: W + (alpha / rank) up @ down, its rows of DoRA's lengths if any."""
 
     down: Source
     up: Source
     alpha: float
+    magnitude: Source | None = None
 
     @property
     def rank(self) -> int:
@@ -51,7 +60,7 @@ def to_kohya(
     allow_pickle: bool = False,
     force: bool = False,
 ) -> None:
-    """Write a LoRA in diffusers' layout with kohya's keys.
+    """Write a LoRA in diffusers' layout with kohya's keys, DoRA, LoKr and LoHa with LyCORIS'.
 
     Args:
         lora: the file, or the folder that `save_lora_weights` wrote.
@@ -71,20 +80,23 @@ def to_kohya(
     with open_weights(path, allow_pickle=allow_pickle) as weights:
         if is_kohya(weights):
             raise UserError(f"{path}: has kohya's keys already; ComfyUI and kohya open it as it is")
-        layers = _layers(weights, _DOWN, _UP, path)
-        tensors = {}
-        for name, layer in layers.items():
-            kohya = names.to_kohya(name)
-            tensors[f"{kohya}.lora_down.weight"] = layer.down
-            tensors[f"{kohya}.lora_up.weight"] = layer.up
-            tensors[f"{kohya}.alpha"] = _scalar(layer.alpha)
+        if any(map(is_lycoris, weights.tensors)):
+            settings = _adapter_settings(weights, path)
+            tensors, ranks, alphas = to_lycoris(weights.tensors, settings, names, path)
+            module = "lycoris.kohya"
+        else:
+            layers = _layers(weights, _PARTS, path)
+            tensors = {key: part for name in layers for key, part in _kohya(names, name, layers)}
+            ranks = [layer.rank for layer in layers.values()]
+            alphas = [layer.alpha for layer in layers.values()]
+            module = "lycoris.kohya" if _is_dora(layers, _peft_shape, path) else "networks.lora"
         metadata = {
             "format": "pt",
             **modelspec(out.stem, adapter="lora", v_prediction=None, fields=fields),
             "ss_base_model_version": "sdxl_base_v1-0",
-            "ss_network_module": "networks.lora",
-            "ss_network_dim": _common([layer.rank for layer in layers.values()]),
-            "ss_network_alpha": _common([layer.alpha for layer in layers.values()]),
+            "ss_network_module": module,
+            "ss_network_dim": _common(ranks),
+            "ss_network_alpha": _common(alphas),
             "ss_output_name": out.stem,
         }
         with written_aside(out, force=force) as aside:
@@ -108,12 +120,22 @@ def from_kohya(
     path = lora_file(lora)
     names = LoraNames(unet)
     with open_weights(path, allow_pickle=allow_pickle) as weights:
-        kohya = _layers(weights, _KOHYA_DOWN, _KOHYA_UP, path)
+        kohya = _layers(weights, _KOHYA_PARTS, path)
         layers = {names.to_diffusers(name): layer for name, layer in kohya.items()}
+        dora = _is_dora(layers, _lycoris_shape, path)
+        if dora and (text := next((name for name in layers if name.startswith("text")), None)):
+            raise UserError(
+                f"{path}: has DoRA's magnitudes of {text}, and diffusers loads those of the UNet "
+                "alone"
+            )
         tensors = {}
         for name, layer in layers.items():
             tensors[f"{name}.lora_A.weight"] = layer.down
             tensors[f"{name}.lora_B.weight"] = layer.up
+            if layer.magnitude:
+                tensors[f"{name}.lora_magnitude_vector"] = _shaped(
+                    layer.magnitude, _peft_shape(layer)
+                )
         said = {
             key: value for key, value in weights.metadata.items() if key.startswith("modelspec.")
         }
@@ -128,7 +150,7 @@ def from_kohya(
             **said,
             **own,
             **{f"modelspec.{key}": value for key, value in (fields or {}).items()},
-            _METADATA: json.dumps(_peft_config(layers), sort_keys=True),
+            METADATA: json.dumps(_peft_config(layers, dora), sort_keys=True),
         }
         with written_aside(out / WEIGHTS_NAME, force=force) as aside:
             write_safetensors(aside, tensors, metadata, dtype)
@@ -152,23 +174,72 @@ def is_kohya(weights: Weights) -> bool:
     return any(name.startswith(("lora_unet_", "lora_te")) for name in weights.tensors)
 
 
+def _kohya(
+    names: LoraNames, name: str, layers: Mapping[str, Layer]
+) -> Iterator[tuple[str, Source]]:
+    """Yield a layer's tensors by kohya's keys."""
+    kohya, layer = names.to_kohya(name), layers[name]
+    yield f"{kohya}.lora_down.weight", layer.down
+    yield f"{kohya}.lora_up.weight", layer.up
+    yield f"{kohya}.alpha", scalar(layer.alpha)
+    if layer.magnitude:
+        yield f"{kohya}.dora_scale", _shaped(layer.magnitude, _lycoris_shape(layer))
+
+
+def _is_dora(
+    layers: Mapping[str, Layer], shape_of: Callable[[Layer], tuple[int, ...]], path: Path
+) -> bool:
+    """Return whether the layers have DoRA's magnitudes, one for each row of W as in the paper.
+
+    Raises:
+        UserError: some have, which peft's settings cannot say, or they are of another shape.
+    """
+    magnitudes = {n: layer.magnitude for n, layer in layers.items() if layer.magnitude}
+    if 0 < len(magnitudes) < len(layers):
+        raise UserError(
+            f"{path}: {len(magnitudes)} of its {len(layers)} layers are DoRA's, not all"
+        )
+    for name, magnitude in magnitudes.items():
+        expected = shape_of(layers[name])
+        if magnitude.shape != expected:
+            raise UserError(
+                f"{path}: {name}: its DoRA has magnitudes of shape {list(magnitude.shape)}, and "
+                f"one for each row would be {list(expected)}; LyCORIS must have trained it with "
+                "wd_on_output=True"
+            )
+    return bool(magnitudes)
+
+
+def _lycoris_shape(layer: Layer) -> tuple[int, ...]:
+    return (layer.up.shape[0], *[1] * (len(layer.down.shape) - 1))
+
+
+def _peft_shape(layer: Layer) -> tuple[int, ...]:
+    rows = layer.up.shape[0]
+    return (1, rows, 1, 1) if len(layer.down.shape) == 4 else (rows,)
+
+
+def _shaped(part: Source, shape: tuple[int, ...]) -> Source:
+    return Source(shape, part.dtype, lambda: part.read().reshape(shape))
+
+
 def _layers(
-    weights: Weights, downs: tuple[str, ...], ups: tuple[str, ...], path: Path
+    weights: Weights, endings: Mapping[str, tuple[str, ...]], path: Path
 ) -> dict[str, Layer]:
-    """Pair the tensors; anything that is not a LoRA's (DoRA, LoHa, biases) is refused."""
+    """Gather the layers' tensors; anything that is not a LoRA's or DoRA's is refused."""
     pairs: dict[str, dict[str, Source]] = {}
     alphas: dict[str, float] = {}
     for key, part in weights.tensors.items():
-        for kind, endings in (("down", downs), ("up", ups)):
-            ending = next((ending for ending in endings if key.endswith(ending)), None)
+        for kind, known in endings.items():
+            ending = next((ending for ending in known if key.endswith(ending)), None)
             if ending:
                 pairs.setdefault(key.removesuffix(ending), {})[kind] = part
                 break
         else:
             if not key.endswith(_ALPHA):
                 raise UserError(
-                    f"{path}: {key} is not a LoRA's; only plain LoRA can be converted "
-                    "(no DoRA, LoHa, LoKr or biases)"
+                    f"{path}: {key} is not a LoRA's; only LoRA and DoRA can be converted from "
+                    "this form (no LoHa, LoKr or biases)"
                 )
             alphas[key.removesuffix(_ALPHA)] = float(part.read())
     if not pairs:
@@ -176,8 +247,8 @@ def _layers(
     settings = _adapter_settings(weights, path)
     layers = {}
     for name, pair in pairs.items():
-        if len(pair) < 2:
-            missing = "down" if "up" in pair else "up"
+        missing = next((part for part in ("down", "up") if part not in pair), None)
+        if missing:
             raise UserError(f"{path}: {name} has no {missing} matrix")
         rank = pair["down"].shape[0]
         if rank != pair["up"].shape[1]:
@@ -187,17 +258,18 @@ def _layers(
             pair["down"],
             pair["up"],
             alphas[name] if name in alphas else _alpha(settings, name, rank),
+            pair.get("magnitude"),
         )
     return layers
 
 
 def _adapter_settings(weights: Weights, path: Path) -> dict[str, Any]:
     try:
-        settings = json.loads(weights.metadata.get(_METADATA, "{}"))
+        settings = json.loads(weights.metadata.get(METADATA, "{}"))
     except ValueError:
         settings = None
     if not isinstance(settings, dict):
-        raise UserError(f"{path}: the header's {_METADATA} is not a JSON object")
+        raise UserError(f"{path}: the header's {METADATA} is not a JSON object")
     return settings
 
 
@@ -216,7 +288,7 @@ def _alpha(settings: Mapping[str, Any], layer: str, rank: int) -> float:
     return float(alpha)
 
 
-def _peft_config(layers: Mapping[str, Layer]) -> dict[str, Any]:
+def _peft_config(layers: Mapping[str, Layer], dora: bool) -> dict[str, Any]:
     """Return the adapters' settings as diffusers packs them: `component.field`."""
     config: dict[str, Any] = {}
     for component in ("unet", "text_encoder", "text_encoder_2"):
@@ -232,6 +304,7 @@ def _peft_config(layers: Mapping[str, Layer]) -> dict[str, Any]:
         config |= {
             f"{component}.r": first.rank,
             f"{component}.lora_alpha": first.alpha,
+            f"{component}.use_dora": dora,
             f"{component}.target_modules": sorted(own),
             f"{component}.rank_pattern": {
                 name: layer.rank for name, layer in own.items() if layer.rank != first.rank
@@ -241,10 +314,6 @@ def _peft_config(layers: Mapping[str, Layer]) -> dict[str, Any]:
             },
         }
     return config
-
-
-def _scalar(value: float) -> Source:
-    return Source((), torch.float32, lambda: torch.tensor(value))
 
 
 def _common(values: list[int] | list[float]) -> str:

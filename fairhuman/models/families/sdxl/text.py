@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from fairhuman.models.external_weights import announce
 from fairhuman.models.families.sdxl.captions import read
 
 
@@ -62,16 +63,11 @@ class CaptionedUNet(nn.Module):
 
 
 def _announce_positions(encoder: nn.Module) -> None:
-    """Have ZeRO-3 fetch a weight that CLIP looks at before it calls the module that owns it.
-
-    Where it is on its way already, DeepSpeed's own search for such weights passes over it.
-    """
-    import deepspeed
-
+    """Announce a weight that CLIP looks at before it calls the module that owns it."""
     for part in encoder.modules():
         positions = getattr(part, "position_embedding", None)
         if isinstance(positions, nn.Embedding):
-            deepspeed.zero.register_external_parameter(part, positions.weight)
+            announce(part, [positions.weight])
 
 
 def checkpoint_blocks(encoder: Any) -> None:
