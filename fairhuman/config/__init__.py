@@ -1,5 +1,6 @@
 """The config file: its schema, its checks, its text."""
 
+from fairhuman.config.conflicts import warmup_problem
 from fairhuman.config.load import load_config, training_configs
 from fairhuman.config.names import QUARTERS, change_keys, held_out_keys
 from fairhuman.config.schema import (
@@ -31,4 +32,5 @@ __all__ = [
     "held_out_keys",
     "load_config",
     "training_configs",
+    "warmup_problem",
 ]

@@ -138,6 +138,13 @@ def _rule_conflicts(fairness: Fairness) -> list[str]:
 
 def _train_conflicts(config: Config) -> list[str]:
     train, problems = config.train, []
+    if train.steps is None and train.epochs is None:
+        problems.append("train.steps: is missing; give it, or train.epochs")
+    if train.steps is not None and train.epochs is not None:
+        problems.append(
+            f"train.epochs = {train.epochs:g}: train.steps = {train.steps} says how long the run "
+            "is; set one of them to null"
+        )
     if train.validate_every and not config.data.validation:
         problems.append(
             f"train.validate_every = {train.validate_every}: no image is held out; set "
@@ -170,6 +177,14 @@ def _best_conflicts(config: Config) -> list[str]:
     return problems
 
 
+def warmup_problem(config: Config) -> str | None:
+    """Return why the warm-up cannot end, where train.steps is known."""
+    warmup, steps = config.optimizer.warmup_steps, config.train.steps
+    if steps is None or warmup < steps:
+        return None
+    return f"optimizer.warmup_steps = {warmup}: must be less than train.steps = {steps}"
+
+
 # diffusers' lr_end.
 POLYNOMIAL_END = 1e-7
 
@@ -177,11 +192,8 @@ POLYNOMIAL_END = 1e-7
 def _optimizer_conflicts(config: Config) -> list[str]:
     """Return what of the section optimizer cannot work, one line each."""
     optimizer, problems = config.optimizer, []
-    if optimizer.warmup_steps >= config.train.steps:
-        problems.append(
-            f"optimizer.warmup_steps = {optimizer.warmup_steps}: must be less than train.steps = "
-            f"{config.train.steps}"
-        )
+    if problem := warmup_problem(config):
+        problems.append(problem)
     if optimizer.schedule == "polynomial" and optimizer.lr <= POLYNOMIAL_END:
         problems.append(
             f"optimizer.lr = {optimizer.lr}: schedule=polynomial ends at {POLYNOMIAL_END:g}; give "

@@ -334,8 +334,12 @@ class Train(Section):
 
     output_dir: PathText
     """The folder that the run writes to, called OUT here. Two runs cannot share it."""
-    steps: Positive
-    """Total optimizer steps."""
+    steps: Positive | None = None
+    """Total optimizer steps. Give this or train.epochs."""
+    epochs: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    """How many times the run sees each training image, in place of train.steps. The steps follow
+    from the number of images and the global batch; they are logged, and in OUT/config.yaml. A run
+    that is resumed with another batch still ends after as many samples."""
     batch_size: Batch = 1
     """Samples per rank and micro-batch."""
     gradient_accumulation: Batch = 1
@@ -398,6 +402,12 @@ class Train(Section):
     WANDB_MODE=offline. A resumed run continues the same wandb run."""
     wandb_name: WandbName | None = None
     """The run's name in wandb; null lets wandb choose one."""
+
+    @property
+    def total_steps(self) -> int:
+        """`steps`, once it is known: see `training.length`."""
+        assert self.steps is not None, "train.epochs is still to be turned into steps"
+        return self.steps
 
 
 class Config(Section):

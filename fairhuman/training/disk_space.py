@@ -70,8 +70,8 @@ def check_disk(config: Config, trained: int, final: int, step: int) -> list[str]
 
 def _written(config: Config, step: int) -> int:
     """Return how many checkpoints the rest of a run writes, but for those of new bests."""
-    every = config.train.checkpoint_every or config.train.steps
-    return -(-config.train.steps // every) - step // every
+    every = config.train.checkpoint_every or config.train.total_steps
+    return -(-config.train.total_steps // every) - step // every
 
 
 def sizes(method: Method, config: Config) -> tuple[int, int]:

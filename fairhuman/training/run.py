@@ -64,7 +64,6 @@ class Run:
         overrides: Sequence[str] = (),
         start: Start | None = None,
     ) -> None:
-        self.config = config
         self.device = device
         self.output = Path(config.train.output_dir)
         self.first = dist.get_rank() == 0
@@ -76,7 +75,8 @@ class Run:
         _check_before_loading(config)
         start = start or find_start(config)
         self.progress = start.progress
-        self.data = RunData(config)
+        self.data = RunData(config, self.progress)
+        config = self.config = self.data.config
         self._load_model(start)
         room = self._check_disk()
         self._encode()
@@ -159,7 +159,7 @@ class Run:
         start = self.progress.step
         board = trackers(self.output, self.config, start)
         first = _first_line(self.start) if self.start else None
-        self.log = Log(self.output, self.config.train.steps, start, self.names, board, first)
+        self.log = Log(self.output, self.config.train.total_steps, start, self.names, board, first)
 
     def _say_where_from(self, start: Start, room: Sequence[str]) -> None:
         """Print what there is to know of the disk, the data and the checkpoint."""
@@ -190,7 +190,7 @@ class Run:
 
     def due(self, every: int, step: int) -> bool:
         """Return whether something that comes every so many steps, and at the end, is due."""
-        return step == self.config.train.steps or (every > 0 and step % every == 0)
+        return step == self.config.train.total_steps or (every > 0 and step % every == 0)
 
     def save(self, progress: Progress, *, background: bool) -> None:
         """Write a checkpoint; all ranks together. See `checkpointing.Saver`."""
@@ -279,7 +279,7 @@ class Run:
         Raises:
             UserError: the `problem` that ends the run, on every rank, when all else is written.
         """
-        done = problem is None and progress.step >= self.config.train.steps
+        done = problem is None and progress.step >= self.config.train.total_steps
         if done:
             with self._averaged(), gathered(self.engine):
                 on_rank0(functools.partial(self._save_final, progress.step))
