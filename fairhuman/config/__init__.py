@@ -3,6 +3,7 @@
 from fairhuman.config.conflicts import warmup_problem
 from fairhuman.config.load import load_config, training_configs
 from fairhuman.config.names import QUARTERS, change_keys, held_out_keys
+from fairhuman.config.sample_prompt import SamplePrompt
 from fairhuman.config.schema import (
     Config,
     Data,
@@ -27,6 +28,7 @@ __all__ = [
     "Noise",
     "Positive",
     "Probability",
+    "SamplePrompt",
     "Seed",
     "change_keys",
     "held_out_keys",

@@ -20,6 +20,7 @@ def conflicts(config: Config) -> list[str]:
         *_fairness_conflicts(config),
         *_train_conflicts(config),
         *_best_conflicts(config),
+        *_sample_conflicts(config),
         *_optimizer_conflicts(config),
         *_noise_conflicts(config),
         *deepspeed_problems(config.deepspeed, fairness.mode, fairness.solves),
@@ -173,6 +174,32 @@ def _best_conflicts(config: Config) -> list[str]:
         problems.append(
             f"train.keep_best = {shown(metric)}: nothing is measured; set train.validate_every to "
             "a number of steps"
+        )
+    return problems
+
+
+def _sample_conflicts(config: Config) -> list[str]:
+    """Return what of the samples this method cannot draw, one line each."""
+    train, method, problems = config.train, config.model.method, []
+    if train.sample_lora_scale != 1 and method != "lora":
+        problems.append(
+            f"train.sample_lora_scale = {train.sample_lora_scale:g}: model.method is {method!r}, "
+            "which has no LoRA; remove it"
+        )
+    for asked in train.sample_prompts:
+        if asked.control and not config.model.conditioned:
+            fix = f"model.method is {method!r}, which has no control images; remove it"
+            problems.append(asked.refusal("control", fix))
+        if asked.lora_scale is not None and method != "lora":
+            fix = f"model.method is {method!r}, which has no LoRA; remove it"
+            problems.append(asked.refusal("lora_scale", fix))
+        if method == "t2i_adapter" and any(side % 16 for side in asked.size or ()):
+            fix = "its sides must be multiples of 16 for method=t2i_adapter"
+            problems.append(asked.refusal("size", fix))
+    if method == "t2i_adapter" and any(side % 16 for side in train.sample_size or ()):
+        problems.append(
+            f"train.sample_size = {shown(train.sample_size)}: its sides must be multiples of 16 "
+            "for method=t2i_adapter"
         )
     return problems
 

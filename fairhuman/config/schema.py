@@ -13,6 +13,7 @@ from pydantic import Field, StringConstraints, field_validator
 
 from fairhuman.common.files import write_text
 from fairhuman.common.quoting import shown
+from fairhuman.config.sample_prompt import PictureSize, SamplePrompt, SamplerSteps, Scale
 from fairhuman.config.yaml_settings import (
     Name,
     PathText,
@@ -382,10 +383,23 @@ class Train(Section):
     the checkpoint once more, shared among the ranks. `auto` passes over a damaged checkpoint."""
     sample_every: Count = 0
     """Draw sample pictures before the first step, every so many steps and at the end; 0: never."""
-    sample_prompts: Annotated[list[Text], Field(max_length=16)] = []
-    """Prompts of the samples; empty takes captions from the data."""
+    sample_prompts: Annotated[list[SamplePrompt], Field(max_length=64)] = []
+    """Prompts of the samples, each a text or a mapping with settings of its own; or a file of
+    them: a YAML list, JSON lines (.jsonl), or a text with a prompt per line. Empty takes captions
+    from the data."""
+    sample_negative: Text = ""
+    """What the samples should not show; this and the next ones are for prompts without a value of
+    their own."""
+    sample_size: PictureSize = None
+    """The samples' side in pixels, or WIDTHxHEIGHT; null: data.resolution."""
+    sample_seed: Seed | None = None
+    """Seed of the first sample's noise; each has the next. Null: train.seed."""
+    sample_steps: SamplerSteps = 30
+    """Of the sampler."""
     sample_guidance: Guidance = 5.0
     """Scale of classifier-free guidance for the samples; 1: none."""
+    sample_lora_scale: Scale = 1.0
+    """Factor on the LoRA's update, for model.method=lora."""
     validate_every: Count = 0
     """Measure the held-out images' losses before the first step (step 0), every so many steps and
     at the end; 0: never. They are logged as val/loss/NAME, and by quarter of the timesteps, the

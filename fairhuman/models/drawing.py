@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,89 +13,124 @@ from torch import Tensor
 
 from fairhuman.common.pixels import to_image
 from fairhuman.models import captions
+from fairhuman.models.lora_scale import lora_scaled
 
 DRAWN = 4
 """Pictures that are drawn together, if nothing else is said."""
 
 
-def draw(pipeline: Any, prompts: Sequence[str], **settings: Any) -> list[Image.Image]:
-    """Return one picture per prompt; see `drawn`."""
-    return list(drawn(pipeline, prompts, **settings))
+@dataclass(frozen=True)
+class Picture:
+    """A picture to draw. Those that are drawn with it change it by rounding alone."""
+
+    prompt: str
+    seed: int
+    """Of its noise."""
+    size: tuple[int, int]
+    """Width and height in pixels."""
+    negative: str = ""
+    """What it should not show."""
+    steps: int = 30
+    """Of the sampler."""
+    guidance: float = 5.0
+    """Scale of classifier-free guidance."""
+    control: Image.Image | None = None
+    """Its control image, for a pipeline that takes them."""
+    lora_scale: float | None = None
+    """Factor on the pipeline's LoRA; None: the one that is set."""
 
 
-@torch.no_grad()
-def drawn(
+def draw(
     pipeline: Any,
     prompts: Sequence[str],
     *,
     seed: int,
     size: int,
-    steps: int = 30,
-    guidance: float = 5.0,
-    negative: str = "",
+    least_chunks: int = 1,
+    most_chunks: int = 1,
+    **settings: Any,
+) -> list[Image.Image]:
+    """Return one square picture per prompt, of the seeds from `seed` on; see `Picture`, `drawn`."""
+    pictures = [
+        Picture(prompt, seed + i, (size, size), **settings) for i, prompt in enumerate(prompts)
+    ]
+    return list(drawn(pipeline, pictures, least_chunks=least_chunks, most_chunks=most_chunks))
+
+
+@torch.no_grad()
+def drawn(
+    pipeline: Any,
+    pictures: Sequence[Picture],
+    *,
     batch_size: int = DRAWN,
-    controls: Sequence[Image.Image] = (),
     least_chunks: int = 1,
     most_chunks: int = 1,
 ) -> Iterator[Image.Image]:
-    """Yield one picture per prompt, as they are drawn; picture i depends on seed + i alone.
+    """Yield the pictures in their order, as they are drawn.
 
     Args:
         pipeline: a StableDiffusionXLPipeline, or one of diffusers' with control images.
-        prompts: the texts.
-        seed: of the first picture's noise.
-        size: width and height in pixels.
-        steps: of the sampler.
-        guidance: scale of classifier-free guidance.
-        negative: what the pictures should not show.
-        batch_size: how many are drawn at a time.
-        controls: the control image of each picture, for a pipeline that takes them.
+        pictures: what to draw.
+        batch_size: how many are drawn at a time; only such as differ in nothing but their texts,
+            seeds and control images are drawn together.
         least_chunks: of 75 tokens, in which every prompt is encoded.
         most_chunks: those that a longer prompt may have; the rest of it is cut.
     """
-    needed = captions.token_counts(pipeline, [negative, *prompts])
+    tokens = captions.token_counts(
+        pipeline, [text for picture in pictures for text in (picture.prompt, picture.negative)]
+    )
     chunks = [
-        max(least_chunks, min(most_chunks, captions.chunks_for(pipeline, max(needed[0], count))))
-        for count in needed[1:]
+        max(least_chunks, min(most_chunks, captions.chunks_for(pipeline, max(pair))))
+        for pair in zip(tokens[::2], tokens[1::2], strict=True)
     ]
-    for batch in _batches(chunks, batch_size):
-        extra = {"image": [controls[i] for i in batch]} if controls else {}
-        latents = pipeline(
-            **_conditions(pipeline, [prompts[i] for i in batch], negative, chunks[batch[0]]),
-            height=size,
-            width=size,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            generator=[torch.Generator().manual_seed(seed + i) for i in batch],
-            output_type="latent",
-            **extra,
-        ).images
+    kinds = [
+        (count, picture.size, picture.steps, picture.guidance, picture.lora_scale)
+        for count, picture in zip(chunks, pictures, strict=True)
+    ]
+    for batch in _batches(kinds, batch_size):
+        together = [pictures[i] for i in batch]
+        first = together[0]
+        controls = [picture.control for picture in together if picture.control]
+        with lora_scaled(pipeline, first.lora_scale):
+            latents = pipeline(
+                **_conditions(pipeline, together, chunks[batch[0]]),
+                width=first.size[0],
+                height=first.size[1],
+                num_inference_steps=first.steps,
+                guidance_scale=first.guidance,
+                generator=[torch.Generator().manual_seed(picture.seed) for picture in together],
+                output_type="latent",
+                **({"image": controls} if controls else {}),
+            ).images
         # The pipeline decodes in the UNet's type; SDXL's VAE needs its own.
         vae = pipeline.vae
         yield from decode(vae, latents.to(vae.dtype) / vae.config.scaling_factor)
 
 
-def _batches(chunks: Sequence[int], size: int) -> Iterator[range]:
-    """Yield the pictures that are drawn together: their prompts have as many chunks each."""
+def _batches(kinds: Sequence[object], size: int) -> Iterator[range]:
+    """Yield the places of pictures of one kind that follow each other, so many at most."""
     start = 0
-    for stop in range(1, len(chunks) + 1):
-        if stop == len(chunks) or stop - start == size or chunks[stop] != chunks[start]:
+    for stop in range(1, len(kinds) + 1):
+        if stop == len(kinds) or stop - start == size or kinds[stop] != kinds[start]:
             yield range(start, stop)
             start = stop
 
 
-def _conditions(pipeline: Any, prompts: list[str], negative: str, chunks: int) -> dict[str, Tensor]:
-    """Return encoded prompts, and as many of the negative one, as the pipeline takes them."""
-    embeds, pooled = captions.encode(pipeline, prompts, chunks)
-    if negative or not pipeline.config.force_zeros_for_empty_prompt:
-        other, other_pooled = captions.encode(pipeline, [negative], chunks)
-    else:
-        other, other_pooled = torch.zeros_like(embeds[:1]), torch.zeros_like(pooled[:1])
+def _conditions(pipeline: Any, pictures: Sequence[Picture], chunks: int) -> dict[str, Tensor]:
+    """Return encoded prompts and negative ones, as the pipeline takes them."""
+    embeds, pooled = captions.encode(pipeline, [picture.prompt for picture in pictures], chunks)
+    others: dict[str, tuple[Tensor, Tensor]] = {}
+    for negative in dict.fromkeys(picture.negative for picture in pictures):
+        if negative or not pipeline.config.force_zeros_for_empty_prompt:
+            others[negative] = captions.encode(pipeline, [negative], chunks)
+        else:
+            others[negative] = torch.zeros_like(embeds[:1]), torch.zeros_like(pooled[:1])
+    other, other_pooled = zip(*(others[picture.negative] for picture in pictures), strict=True)
     return {
         "prompt_embeds": embeds,
         "pooled_prompt_embeds": pooled,
-        "negative_prompt_embeds": other.expand_as(embeds),
-        "negative_pooled_prompt_embeds": other_pooled.expand_as(pooled),
+        "negative_prompt_embeds": torch.cat(other),
+        "negative_pooled_prompt_embeds": torch.cat(other_pooled),
     }
 
 
@@ -109,10 +145,11 @@ def decode(vae: Any, latents: Tensor) -> list[Image.Image]:
 
 
 def grid(pictures: Sequence[Image.Image], columns: int | None = None, gap: int = 4) -> Image.Image:
-    """Return the pictures in rows, as near to a square as they go."""
+    """Return the pictures in rows, as near to a square as they go; each in a cell of the largest's
+    sides."""
     columns = columns or int(np.ceil(np.sqrt(len(pictures))))
     rows = -(-len(pictures) // columns)
-    width, height = pictures[0].size
+    width, height = (max(picture.size[side] for picture in pictures) for side in (0, 1))
     sheet = Image.new(
         "RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), (255, 255, 255)
     )

@@ -13,6 +13,7 @@ from fairhuman.config import Config
 from fairhuman.data.index.load import open_listing
 from fairhuman.data.records import Problem, check_entries, check_held_out, refuse_unusable
 from fairhuman.training.length import with_steps
+from fairhuman.training.sample_controls import check_controls
 
 HEAD = 8
 """Samples whose files are opened; the run itself opens all of them."""
@@ -30,6 +31,7 @@ def check_head(config: Config) -> int:
     problems = [*listing.problems(), *(found for found in checked if isinstance(found, Problem))]
     refuse_unusable(listing.root, len(rows), problems, config.data.on_error)
     check_held_out(config.data.validation, len(rows))
+    check_controls(config)
     return len(rows)
 
 

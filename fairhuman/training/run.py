@@ -43,6 +43,7 @@ from fairhuman.training.model_card import write_card
 from fairhuman.training.resume import Start, find_start
 from fairhuman.training.rule_check import check_rule
 from fairhuman.training.run_data import RunData
+from fairhuman.training.sample_controls import check_controls
 from fairhuman.training.sample_pictures import SamplePictures
 from fairhuman.training.step import TrainingStep, make_balancer
 from fairhuman.training.stop import Stop
@@ -309,7 +310,8 @@ class Run:
                 f"{error}; the training is done and its last checkpoint is whole: start again "
                 f"with train.resume=auto to write {final} alone"
             ) from error
-        write_card(final, self.config, steps=steps, prompts=self.config.train.sample_prompts)
+        prompts = [asked.prompt for asked in self.config.train.sample_prompts]
+        write_card(final, self.config, steps=steps, prompts=prompts)
 
     def lr(self) -> float:
         """Return the learning rate of the step to come."""
@@ -364,6 +366,7 @@ def _check_before_loading(config: Config) -> None:
     agreed(functools.partial(check_rule, config))
     agreed(lambda: check_model(config.model))
     on_rank0(functools.partial(check_tracking, config))
+    agreed(functools.partial(check_controls, config))
 
 
 def _average(engine: Engine, decay: float | None, found: Path | None) -> tuple[EMA | None, bool]:

@@ -190,7 +190,7 @@ def test_overrides_reach_nested_keys_and_keep_types(good: Path) -> None:
     )
     assert config.optimizer.lr == 2e-4
     assert config.objectives.scale == {"face": 3.0}
-    assert config.train.sample_prompts == ["a man", "a woman, smiling"]
+    assert [p.prompt for p in config.train.sample_prompts] == ["a man", "a woman, smiling"]
     assert config.data.root == "photos/with = sign"
     assert config.deepspeed["zero_optimization"]["reduce_bucket_size"] == 1000
 

@@ -402,7 +402,7 @@ def as_opened(output: str, model: str) -> tuple[dict[str, float], dict[str, torc
         if name == "UNet alone":
             pipeline.text_encoder.disable_adapters()
             pipeline.text_encoder_2.disable_adapters()
-        drawn = draw(pipeline, settings.train.sample_prompts, seed=0, size=64)
+        drawn = draw(pipeline, [p.prompt for p in settings.train.sample_prompts], seed=0, size=64)
         sheet = grid(drawn).tobytes()
         pictures[name] = torch.frombuffer(bytearray(sheet), dtype=torch.uint8).int()
     found = losses.means()
