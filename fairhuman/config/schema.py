@@ -359,6 +359,10 @@ class Train(Section):
     """Write a checkpoint every so many steps; 0: only at the end and when the run is stopped."""
     keep_checkpoints: Positive = 2
     """How many of the newest checkpoints are kept."""
+    export_every: Count = 0
+    """Write what is trained every so many steps to OUT/exports/step-NNNNNNNN, as OUT/final has it:
+    `fairhuman generate`, `export` and `compare` and other tools take it. 0: never. With keep_best,
+    OUT/exports/best leads to the best step's. All are kept; a LoRA's are small."""
     async_save: bool = True
     """Copy a checkpoint's states to the host's memory and write them while training goes on, at
     most one at a time; where the host has no room for the copy, and for a run's last checkpoint,

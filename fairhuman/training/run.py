@@ -22,7 +22,7 @@ from fairhuman.common.distributed import agreed, on_rank0
 from fairhuman.common.errors import ConfigError, OutputError, UserError
 from fairhuman.common.files import as_output_error
 from fairhuman.common.output_folder import check_cache, check_writable
-from fairhuman.common.run_folder import CONFIG, FINAL, SAMPLES
+from fairhuman.common.run_folder import CONFIG, FINAL, SAMPLES, export_folder
 from fairhuman.common.units import DTYPES, GIB
 from fairhuman.config import Config
 from fairhuman.data.dataset import Batch
@@ -37,6 +37,7 @@ from fairhuman.training.closing import closing_lines
 from fairhuman.training.denoising import Denoising
 from fairhuman.training.disk_space import check_disk, sizes
 from fairhuman.training.environment import environment, write_environment
+from fairhuman.training.exports import export_due, mark_best_export
 from fairhuman.training.held_out import HeldOut
 from fairhuman.training.metrics_log import Log
 from fairhuman.training.model_card import write_card
@@ -208,7 +209,7 @@ class Run:
             )
 
     def write(self, record: dict[str, Any], progress: Progress, seconds: float) -> Progress:
-        """Log a step, with the validation and the samples that are due after it.
+        """Log a step, with the validation, the samples and the export that are due after it.
 
         Returns:
             The progress, with this step as the best if it is.
@@ -237,6 +238,9 @@ class Run:
                 self.failed = error
         if train.sample_every and self.due(train.sample_every, step):
             self._draw_samples(step)
+        if export_due(train.export_every, progress):
+            with self._averaged(), gathered(self.engine):
+                on_rank0(functools.partial(self._export, progress))
         return progress
 
     def begin(self) -> None:
@@ -301,17 +305,24 @@ class Run:
         if self.log:
             self.log.close()
 
+    def _export(self, progress: Progress) -> None:
+        self._write_trained(export_folder(self.output, progress.step), progress.step)
+        mark_best_export(self.output, self.config.train.export_every, progress)
+
     def _save_final(self, steps: int) -> None:
         final = self.output / FINAL
         try:
-            save(self.method, final)
+            self._write_trained(final, steps)
         except OutputError as error:
             raise OutputError(
                 f"{error}; the training is done and its last checkpoint is whole: start again "
                 f"with train.resume=auto to write {final} alone"
             ) from error
+
+    def _write_trained(self, folder: Path, steps: int) -> None:
+        save(self.method, folder)
         prompts = [asked.prompt for asked in self.config.train.sample_prompts]
-        write_card(final, self.config, steps=steps, prompts=prompts)
+        write_card(folder, self.config, steps=steps, prompts=prompts)
 
     def lr(self) -> float:
         """Return the learning rate of the step to come."""
