@@ -96,6 +96,8 @@ def _keys(
             yield from _keys(found, root, f"{key}.")
         elif "properties" in (items := _resolved(_values_of(found), root)):
             yield from _keys(items, root, f"{key}.NAME.")
+        elif "properties" in (items := _resolved(_entries_of(found), root)):
+            yield from _keys(items, root, f"{key}.")
 
 
 def _resolved(entry: Any, root: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,6 +114,15 @@ def _resolved(entry: Any, root: Mapping[str, Any]) -> dict[str, Any]:
 def _values_of(node: Mapping[str, Any]) -> Any:
     """Return the schema of a mapping's values."""
     return next(iter(node.get("patternProperties", {}).values()), node.get("additionalProperties"))
+
+
+def _entries_of(node: Mapping[str, Any]) -> Any:
+    """Return the schema of a list's entries that are mappings."""
+    for option in _options(node):
+        items = option.get("items")
+        if isinstance(items, dict) and "anyOf" in items:
+            return items
+    return None
 
 
 def _options(node: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -131,6 +142,8 @@ def _type(node: Mapping[str, Any]) -> str:
         kind = option.get("type")
         if kind == "array" and isinstance(option["items"], list):
             found.append(f"list of {len(option['items'])} {names[option['items'][0]['type']]}s")
+        elif kind == "array" and "anyOf" in option["items"]:
+            found.append("list of text or mappings")
         elif kind == "array":
             found.append(f"list of {names[option['items']['type']]}s".replace("texts", "text"))
         elif kind == "object":

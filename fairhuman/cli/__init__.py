@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from fairhuman import __version__
-from fairhuman.cli import configs, data, machine, models, results, training
+from fairhuman.cli import completion, configs, data, machine, models, results, training
 from fairhuman.common.error_text import located
 from fairhuman.common.errors import UserError
 from fairhuman.common.paths import expand_arguments
@@ -50,6 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for family in (data, training, configs, models, results, machine):
         family.add(commands)
+    completion.add(commands, make_parser)
     return parser
 
 

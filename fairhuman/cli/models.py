@@ -31,7 +31,12 @@ def add(commands: Any) -> None:
     generate = commands.add_parser("generate", help="draw pictures with a trained model")
     generate.add_argument("--model", required=True, help="OUT/final, or any SDXL")
     generate.add_argument("--prompt", action="append", default=[], help="a prompt, may be repeated")
-    generate.add_argument("--prompts", type=Path, metavar="FILE", help="prompts, one per line")
+    generate.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="prompts: one per line, or a YAML list or JSON lines (.jsonl) with settings of each",
+    )
     generate.add_argument("--out", type=Path, required=True, help="the folder of the pictures")
     generate.add_argument(
         "--config",
@@ -116,11 +121,11 @@ def _generate(args: argparse.Namespace) -> int:
     count = 0
     try:
         with _terminable():
+            from fairhuman.config.prompt_file import read_prompt_file
             from fairhuman.models.generate import Sampling, Source, generate
-            from fairhuman.models.prompts import read_prompts
 
-            prompts = args.prompt + (read_prompts(args.prompts) if args.prompts else [])
-            prompts = [prompt for prompt in prompts for _ in range(args.count)]
+            prompts = args.prompt + (read_prompt_file(args.prompts) if args.prompts else [])
+            prompts = [_again(prompt, i) for prompt in prompts for i in range(args.count)]
             count = len(prompts)
             source = Source(
                 model=args.model,
@@ -150,6 +155,13 @@ def _generate(args: argparse.Namespace) -> int:
         return STOPPED
     print(f"{len(paths)} pictures in {args.out}")
     return 0
+
+
+def _again(prompt: Any, count: int) -> Any:
+    """Return a prompt as it is drawn after so many pictures of it: a seed of its own goes on."""
+    if isinstance(prompt, str) or prompt.seed is None or not count:
+        return prompt
+    return prompt.model_copy(update={"seed": prompt.seed + count})
 
 
 @contextmanager

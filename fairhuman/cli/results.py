@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fairhuman.common.errors import UserError
 from fairhuman.common.extras import install_line
+
+T = TypeVar("T")
+COMPARED = "compare.html"
 
 
 def add(commands: Any) -> None:
@@ -68,6 +72,35 @@ def add(commands: Any) -> None:
     )
     report.set_defaults(run=_report)
 
+    compare = commands.add_parser(
+        "compare", help="draw the same prompts with several steps of a run, on one page"
+    )
+    compare.add_argument(
+        "run_folder", type=Path, metavar="OUT", help="train.output_dir of a run with exports"
+    )
+    compare.add_argument(
+        "--steps",
+        metavar="LIST",
+        help="such as 500,1000,best,final; base is the model before training; default: all",
+    )
+    compare.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="prompts, as `generate` takes them; default: train.sample_prompts of the run",
+    )
+    compare.add_argument(
+        "--seeds", metavar="LIST", help="draw each prompt with each of these, such as 0,1,2"
+    )
+    compare.add_argument(
+        "--lora-scales", metavar="LIST", help="draw with each of these strengths, such as 0.6,0.8,1"
+    )
+    compare.add_argument("--batch-size", type=int, default=4, help="pictures at a time")
+    compare.add_argument(
+        "--out", type=Path, metavar="FILE", help="the page; default: OUT/compare.html"
+    )
+    compare.set_defaults(run=_compare)
+
     study = commands.add_parser("study", help="train arms with several seeds, and compare them")
     study.add_argument(
         "--config",
@@ -117,6 +150,30 @@ def _report(args: argparse.Namespace) -> None:
         print(f"see {write_comparison(args.runs, args.out)}")
     else:
         print(f"see {write_report(args.runs[0], args.out)}")
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from fairhuman.common.quiet import quiet
+    from fairhuman.config.prompt_file import read_prompt_file
+    from fairhuman.evaluation.compare_steps import Asked, compare_steps
+
+    asked = Asked(
+        steps=tuple(_listed("--steps", args.steps, str)),
+        prompts=tuple(read_prompt_file(args.prompts)) if args.prompts else (),
+        seeds=tuple(_listed("--seeds", args.seeds, int)),
+        scales=tuple(_listed("--lora-scales", args.lora_scales, float)),
+        batch_size=args.batch_size,
+    )
+    quiet()
+    print(f"see {compare_steps(args.run_folder, asked, args.out or args.run_folder / COMPARED)}")
+
+
+def _listed(name: str, text: str | None, kind: Callable[[str], T]) -> list[T]:
+    """Return the parts of a list such as 1,2,3."""
+    try:
+        return [kind(part.strip()) for part in text.split(",")] if text is not None else []
+    except ValueError:
+        raise UserError(f"{name} {text}: must be a list such as 0,1,2") from None
 
 
 def _study(args: argparse.Namespace) -> int:

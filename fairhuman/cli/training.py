@@ -38,11 +38,12 @@ def add(commands: Any) -> None:
 
 def _train(args: argparse.Namespace) -> int:
     from fairhuman.config import load_config
-    from fairhuman.planning.look_ahead import check_head, lines
+    from fairhuman.planning.look_ahead import check_head, lines, of_length
 
     config = load_config(args.config, args.overrides)
     ranks = _ranks(args.ranks)
     listed = check_head(config)
+    config = of_length(config, ranks, listed)
     if args.dry_run:
         from fairhuman.common.quiet import quiet
 

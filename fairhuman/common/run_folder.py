@@ -15,15 +15,17 @@ FINAL = "final"
 CARD = "README.md"
 """In FINAL: the model's page."""
 SAMPLES = "samples"
+EXPORTS = "exports"
+"""What was trained after some of the steps, each as FINAL is."""
 TENSORBOARD = "tensorboard"
 
-FOLDERS = (CHECKPOINTS, FINAL, SAMPLES, TENSORBOARD)
+FOLDERS = (CHECKPOINTS, EXPORTS, FINAL, SAMPLES, TENSORBOARD)
 FILES = (CONFIG, ENVIRONMENT, METRICS, REPORT, WANDB_ID)
 
 STEPS = "step-????????"
 """A pattern of the checkpoints' names."""
 BEST = "best"
-"""A link in CHECKPOINTS."""
+"""A link in CHECKPOINTS and in EXPORTS."""
 MANIFEST = "manifest.json"
 LAYOUT = "layout.json"
 BALANCER = "balancer.pt"
@@ -33,6 +35,11 @@ START_LOSSES = "start_losses.json"
 def checkpoint_folder(output: Path, step: int) -> Path:
     """Return where a run keeps its checkpoint of a step."""
     return output / CHECKPOINTS / f"step-{step:08d}"
+
+
+def export_folder(output: Path, step: int) -> Path:
+    """Return where a run keeps what was trained after a step."""
+    return output / EXPORTS / f"step-{step:08d}"
 
 
 def samples_sheet(output: Path, step: int) -> Path:

@@ -92,6 +92,24 @@ def parse_yaml(text: str, source: str) -> Any:
         raise ConfigError(f"{source}: is not YAML: {_one_line(error)}") from None
 
 
+def item_lines(text: str) -> list[tuple[int, dict[str, int]]]:
+    """Return at which line, from 1, each item of a list begins, and each key of an item.
+
+    Args:
+        text: a document that `parse_yaml` has found to be a list.
+    """
+    node: Any = yaml.compose(text, Loader=yaml.SafeLoader)
+    return [
+        (
+            item.start_mark.line + 1,
+            {key.value: key.start_mark.line + 1 for key, _ in item.value}
+            if isinstance(item, yaml.MappingNode)
+            else {},
+        )
+        for item in node.value
+    ]
+
+
 class _RefusedError(Exception):
     """YAML, but not ours; the message says where and why."""
 

@@ -20,6 +20,7 @@ def conflicts(config: Config) -> list[str]:
         *_fairness_conflicts(config),
         *_train_conflicts(config),
         *_best_conflicts(config),
+        *_sample_conflicts(config),
         *_optimizer_conflicts(config),
         *_params_conflicts(config.optimizer),
         *_rate_conflicts(config),
@@ -155,6 +156,13 @@ def _rule_conflicts(fairness: Fairness) -> list[str]:
 
 def _train_conflicts(config: Config) -> list[str]:
     train, problems = config.train, []
+    if train.steps is None and train.epochs is None:
+        problems.append("train.steps: is missing; give it, or train.epochs")
+    if train.steps is not None and train.epochs is not None:
+        problems.append(
+            f"train.epochs = {train.epochs:g}: train.steps = {train.steps} says how long the run "
+            "is; set one of them to null"
+        )
     if train.validate_every and not config.data.validation:
         problems.append(
             f"train.validate_every = {train.validate_every}: no image is held out; set "
@@ -187,6 +195,40 @@ def _best_conflicts(config: Config) -> list[str]:
     return problems
 
 
+def _sample_conflicts(config: Config) -> list[str]:
+    """Return what of the samples this method cannot draw, one line each."""
+    train, method, problems = config.train, config.model.method, []
+    if train.sample_lora_scale != 1 and method != "lora":
+        problems.append(
+            f"train.sample_lora_scale = {train.sample_lora_scale:g}: model.method is {method!r}, "
+            "which has no LoRA; remove it"
+        )
+    for asked in train.sample_prompts:
+        if asked.control and not config.model.conditioned:
+            fix = f"model.method is {method!r}, which has no control images; remove it"
+            problems.append(asked.refusal("control", fix))
+        if asked.lora_scale is not None and method != "lora":
+            fix = f"model.method is {method!r}, which has no LoRA; remove it"
+            problems.append(asked.refusal("lora_scale", fix))
+        if method == "t2i_adapter" and any(side % 16 for side in asked.size or ()):
+            fix = "its sides must be multiples of 16 for method=t2i_adapter"
+            problems.append(asked.refusal("size", fix))
+    if method == "t2i_adapter" and any(side % 16 for side in train.sample_size or ()):
+        problems.append(
+            f"train.sample_size = {shown(train.sample_size)}: its sides must be multiples of 16 "
+            "for method=t2i_adapter"
+        )
+    return problems
+
+
+def warmup_problem(config: Config) -> str | None:
+    """Return why the warm-up cannot end, where train.steps is known."""
+    warmup, steps = config.optimizer.warmup_steps, config.train.steps
+    if steps is None or warmup < steps:
+        return None
+    return f"optimizer.warmup_steps = {warmup}: must be less than train.steps = {steps}"
+
+
 # diffusers' lr_end.
 POLYNOMIAL_END = 1e-7
 
@@ -194,11 +236,8 @@ POLYNOMIAL_END = 1e-7
 def _optimizer_conflicts(config: Config) -> list[str]:
     """Return what of the section optimizer cannot work, one line each."""
     optimizer, problems = config.optimizer, []
-    if optimizer.warmup_steps >= config.train.steps:
-        problems.append(
-            f"optimizer.warmup_steps = {optimizer.warmup_steps}: must be less than train.steps = "
-            f"{config.train.steps}"
-        )
+    if problem := warmup_problem(config):
+        problems.append(problem)
     if optimizer.schedule == "polynomial" and optimizer.lr <= POLYNOMIAL_END:
         problems.append(
             f"optimizer.lr = {optimizer.lr}: schedule=polynomial ends at {POLYNOMIAL_END:g}; give "

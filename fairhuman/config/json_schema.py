@@ -15,10 +15,14 @@ DIALECT = "http://json-schema.org/draft-07/schema#"
 def config_schema() -> dict[str, Any]:
     """Return the JSON schema of a training config."""
     schema = json_schema(Config, "FairHuman training config")
-    # load_config replaces a path by the text of its file before it validates.
+    # load_config replaces a path by what its file holds before it validates.
     deepspeed = schema["properties"]["deepspeed"]
     del deepspeed["type"], deepspeed["additionalProperties"]
     deepspeed["anyOf"] = [{"type": "object"}, {"type": "string"}]
+    prompts = schema["$defs"]["Train"]["properties"]["sample_prompts"]
+    listed = {key: prompts.pop(key) for key in ("type", "items", "maxItems")}
+    listed["items"] = {"anyOf": [{"type": "string"}, listed["items"]]}
+    prompts["anyOf"] = [listed, {"type": "string"}]
     return schema
 
 

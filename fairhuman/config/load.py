@@ -8,10 +8,12 @@ from typing import Any
 
 from fairhuman.common.errors import ConfigError
 from fairhuman.common.json_text import parse_config
+from fairhuman.common.paths import at_home
 from fairhuman.common.quoting import shown, shown_key
 from fairhuman.common.text_files import read_small
 from fairhuman.common.yaml_text import NULLS, Plain
 from fairhuman.config.conflicts import conflicts
+from fairhuman.config.prompt_file import read_prompt_file
 from fairhuman.config.schema import Config
 from fairhuman.config.shipped import DEEPSPEED, config_file
 from fairhuman.config.yaml_settings import apply_override, read_yaml, refusal, validate
@@ -38,6 +40,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             _resolve_deepspeed(tree)
         apply_override(tree, override, Config)
     _resolve_deepspeed(tree)
+    _resolve_prompts(tree)
     config = validate(Config, tree, path)
     problems = conflicts(config)
     if problems:
@@ -55,6 +58,23 @@ def _resolve_deepspeed(tree: dict[str, Any]) -> None:
     path = tree.get("deepspeed")
     if isinstance(path, str) and not (isinstance(path, Plain) and path in NULLS):
         tree["deepspeed"] = _read_deepspeed(path)
+
+
+def _resolve_prompts(tree: dict[str, Any]) -> None:
+    """Replace the path of a file of prompts by what it holds."""
+    train = tree.get("train")
+    if not isinstance(train, dict):
+        return
+    path = train.get("sample_prompts")
+    if isinstance(path, str) and not (isinstance(path, Plain) and path in NULLS):
+        train["sample_prompts"] = read_prompt_file(_at_home(path), "train.sample_prompts")
+
+
+def _at_home(path: str) -> Path:
+    try:
+        return at_home(Path(path))
+    except ValueError as error:
+        raise ConfigError(f"train.sample_prompts = {shown(path)}: {error}") from None
 
 
 def _read_deepspeed(path: str) -> dict[str, Any]:

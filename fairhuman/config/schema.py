@@ -13,6 +13,7 @@ from pydantic import Field, StringConstraints, field_validator
 
 from fairhuman.common.files import write_text
 from fairhuman.common.quoting import shown
+from fairhuman.config.sample_prompt import PictureSize, SamplePrompt, SamplerSteps, Scale
 from fairhuman.config.yaml_settings import (
     Name,
     PathText,
@@ -396,8 +397,12 @@ class Train(Section):
 
     output_dir: PathText
     """The folder that the run writes to, called OUT here. Two runs cannot share it."""
-    steps: Positive
-    """Total optimizer steps."""
+    steps: Positive | None = None
+    """Total optimizer steps. Give this or train.epochs."""
+    epochs: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    """How many times the run sees each training image, in place of train.steps. The steps follow
+    from the number of images and the global batch; they are logged, and in OUT/config.yaml. A run
+    that is resumed with another batch still ends after as many samples."""
     batch_size: Batch = 1
     """Samples per rank and micro-batch."""
     gradient_accumulation: Batch = 1
@@ -416,6 +421,10 @@ class Train(Section):
     """Write a checkpoint every so many steps; 0: only at the end and when the run is stopped."""
     keep_checkpoints: Positive = 2
     """How many of the newest checkpoints are kept."""
+    export_every: Count = 0
+    """Write what is trained every so many steps to OUT/exports/step-NNNNNNNN, as OUT/final has it:
+    `fairhuman generate`, `export` and `compare` and other tools take it. 0: never. With keep_best,
+    OUT/exports/best leads to the best step's. All are kept; a LoRA's are small."""
     async_save: bool = True
     """Copy a checkpoint's states to the host's memory and write them while training goes on, at
     most one at a time; where the host has no room for the copy, and for a run's last checkpoint,
@@ -440,10 +449,23 @@ class Train(Section):
     the checkpoint once more, shared among the ranks. `auto` passes over a damaged checkpoint."""
     sample_every: Count = 0
     """Draw sample pictures before the first step, every so many steps and at the end; 0: never."""
-    sample_prompts: Annotated[list[Text], Field(max_length=16)] = []
-    """Prompts of the samples; empty takes captions from the data."""
+    sample_prompts: Annotated[list[SamplePrompt], Field(max_length=64)] = []
+    """Prompts of the samples, each a text or a mapping with settings of its own; or a file of
+    them: a YAML list, JSON lines (.jsonl), or a text with a prompt per line. Empty takes captions
+    from the data."""
+    sample_negative: Text = ""
+    """What the samples should not show; this and the next ones are for prompts without a value of
+    their own."""
+    sample_size: PictureSize = None
+    """The samples' side in pixels, or WIDTHxHEIGHT; null: data.resolution."""
+    sample_seed: Seed | None = None
+    """Seed of the first sample's noise; each has the next. Null: train.seed."""
+    sample_steps: SamplerSteps = 30
+    """Of the sampler."""
     sample_guidance: Guidance = 5.0
     """Scale of classifier-free guidance for the samples; 1: none."""
+    sample_lora_scale: Scale = 1.0
+    """Factor on the LoRA's update, for model.method=lora."""
     validate_every: Count = 0
     """Measure the held-out images' losses before the first step (step 0), every so many steps and
     at the end; 0: never. They are logged as val/loss/NAME, and by quarter of the timesteps, the
@@ -460,6 +482,12 @@ class Train(Section):
     WANDB_MODE=offline. A resumed run continues the same wandb run."""
     wandb_name: WandbName | None = None
     """The run's name in wandb; null lets wandb choose one."""
+
+    @property
+    def total_steps(self) -> int:
+        """`steps`, once it is known: see `training.length`."""
+        assert self.steps is not None, "train.epochs is still to be turned into steps"
+        return self.steps
 
 
 class Config(Section):

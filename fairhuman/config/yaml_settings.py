@@ -190,7 +190,8 @@ def typed(value: Any, annotation: Any) -> Any:
     """Return a value as the type wants it, if its text says so; pydantic refuses the others."""
     kind, nullable = _without_null(annotation)
     origin, inner = get_origin(kind), get_args(kind)
-    if isinstance(value, Plain):
+    section = isinstance(kind, type) and issubclass(kind, Section)
+    if isinstance(value, Plain) and not (section and value not in NULLS):
         return _typed_scalar(value, kind, nullable)
     if kind is int and isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return int(value)  # JSON's 5e8
@@ -201,7 +202,7 @@ def typed(value: Any, annotation: Any) -> Any:
         return tuple(typed(item, kind) for item, kind in zip(value, kinds, strict=False))
     if origin is dict and isinstance(value, dict):
         return {key: typed(item, inner[1]) for key, item in value.items()}
-    if isinstance(kind, type) and issubclass(kind, Section):
+    if section:
         return value  # it does so itself
     return values(value)
 

@@ -81,7 +81,7 @@ def find_prompts(pictures: Pictures, file: Path | None) -> list[str]:
         MissingError: there is no file, and a picture without a prompt.
     """
     if file:
-        from fairhuman.models.prompts import read_prompts
+        from fairhuman.config.prompt_file import read_prompts
 
         prompts = read_prompts(file)
         if not prompts or len(pictures) % len(prompts):

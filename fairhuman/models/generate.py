@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,21 +20,22 @@ from fairhuman.common.files import replacing
 from fairhuman.common.hub import Named
 from fairhuman.common.images import open_image, upright_size
 from fairhuman.common.quiet import quiet
-from fairhuman.config import Model
+from fairhuman.config import Model, SamplePrompt
 from fairhuman.config.yaml_settings import explain
-from fairhuman.models.drawing import drawn, grid
+from fairhuman.models.drawing import Picture, grid
 from fairhuman.models.families.keys import Keys
+from fairhuman.models.families.protocol import Family
+from fairhuman.models.families.registry import check_model, family_class, load_model
 from fairhuman.models.families.sdxl import captions
-from fairhuman.models.families.sdxl.check import check_control, check_model
+from fairhuman.models.families.sdxl.check import check_control
 from fairhuman.models.families.sdxl.control import (
     load_adapter,
     load_controlnet,
     with_adapter,
     with_controlnet,
 )
-from fairhuman.models.families.sdxl.model import SDXL
 from fairhuman.models.lora_file import check_lora, find_lora, load_lora
-from fairhuman.models.prompts import check_texts, long_lines
+from fairhuman.models.prompts import check_texts
 
 KEYS = Keys("--model", "--config")
 GRID = "grid.png"
@@ -85,15 +85,10 @@ class Sampling:
     """"cut" reads the first 75 tokens of a prompt, "chunk" as many chunks of 75 as it has, up to
     16; see `models.captions`."""
 
-    @property
-    def most_chunks(self) -> int:
-        """How many chunks of tokens are read of a prompt."""
-        return captions.MOST_CHUNKS if self.long_prompts == "chunk" else 1
-
 
 def generate(
     source: Source,
-    prompts: Sequence[str],
+    prompts: Sequence[str | SamplePrompt],
     out: Path,
     sampling: Sampling | None = None,
     say: Callable[[str], None] = print,
@@ -105,7 +100,7 @@ def generate(
 
     Args:
         source: the model, with its LoRA, ControlNet or adapter.
-        prompts: of the pictures, one each.
+        prompts: of the pictures, one each; what one sets of its own goes before `sampling`.
         out: the folder to write to.
         sampling: None for the defaults.
         say: gets a line on prompts that are too long.
@@ -116,84 +111,111 @@ def generate(
         OutputError: `out` cannot be written to.
     """
     sampling = sampling or Sampling()
-    check_texts(prompts, sampling.negative)
-    _check_numbers(len(prompts), sampling, source.lora_scale)
-    paths = [out / f"{index:04d}.png" for index in range(len(prompts))]
+    asked = [
+        SamplePrompt.model_construct(prompt=prompt) if isinstance(prompt, str) else prompt
+        for prompt in prompts
+    ]
+    texts = [each.prompt for each in asked]
+    negatives = [sampling.negative if each.negative is None else each.negative for each in asked]
+    check_texts(texts, [*dict.fromkeys([sampling.negative, *negatives])])
+    _check_numbers(len(asked), sampling, source.lora_scale)
+    _check_scales(source, asked)
+    paths = [out / f"{index:04d}.png" for index in range(len(asked))]
     _check_out(out, [*paths, out / GRID])
-    controls = _open_controls(source, len(prompts))
+    control_paths = _control_paths(source, asked)
+    controls = _open_controls(control_paths)
     quiet()
-    sdxl, pipeline = _load(source)
-    for line in long_lines(pipeline, prompts, sampling.negative, sampling.most_chunks):
+    family, pipeline = load(source, sampling.long_prompts)
+    for line in family.cut_prompts(texts, "prompts"):
         say(line)
-    size = sampling.size or int(sdxl.pipeline.default_sample_size) * sdxl.cell
-    pictures = drawn(
-        pipeline,
-        prompts,
-        controls=controls,
-        batch_size=sampling.batch_size,
-        seed=sampling.seed,
-        size=size,
-        steps=sampling.steps,
-        guidance=sampling.guidance,
-        negative=sampling.negative,
-        most_chunks=sampling.most_chunks,
-    )
+    for line in family.cut_prompts([*dict.fromkeys(negatives)], "negative prompts"):
+        say(line)
+    side = sampling.size or family.side
+    pictures = [
+        Picture(
+            prompt=each.prompt,
+            seed=sampling.seed + index if each.seed is None else each.seed,
+            size=each.size or (side, side),
+            negative=negatives[index],
+            steps=each.steps or sampling.steps,
+            guidance=sampling.guidance if each.guidance is None else each.guidance,
+            control=controls[index] if controls else None,
+            lora_scale=each.lora_scale,
+        )
+        for index, each in enumerate(asked)
+    ]
+    files = family.drawn(pipeline, pictures, batch_size=sampling.batch_size)
     _make_folder(out)
     try:
-        for index, path, prompt, picture in zip(count(), paths, prompts, pictures, strict=False):
-            _save(picture, path, _settings_of(source, sampling, prompt, index))
+        for index, file in enumerate(files):
+            control = control_paths[index] if control_paths else None
+            told = _settings_of(source, sampling, pictures[index], control)
+            _save(file, paths[index], told)
     except torch.cuda.OutOfMemoryError:
+        largest = max((picture.size for picture in pictures), key=math.prod)
         raise UserError(
-            f"the GPU's memory is too small for --batch-size {sampling.batch_size} at {size} px; "
-            "give less"
+            f"the GPU's memory is too small for --batch-size {sampling.batch_size} at "
+            f"{largest[0]} x {largest[1]} px; give less"
         ) from None
     if len(paths) > 1:
         _save(_sheet(paths), out / GRID, {})
     return paths
 
 
-def _load(source: Source) -> tuple[SDXL, Any]:
-    """Check all that was named before the first weight is read, then load it."""
-    settings = _settings(source.model, source.config)
+def load(source: Source, long_prompts: Literal["cut", "chunk"] = "cut") -> tuple[Family, Any]:
+    """Return a model and the pipeline that draws with it and what is added to it.
+
+    Args:
+        source: what was named.
+        long_prompts: see `Sampling`.
+
+    Raises:
+        UserError: something that was named is not there, or does not fit; mostly before the first
+            weight is read.
+    """
+    settings = _settings(source, long_prompts)
     lora = find_lora(source.lora) if source.lora else None
-    found = check_model(settings, KEYS)
+    check_model(settings, KEYS)
     if lora:
-        check_lora(lora, found.layout.unet if found.layout else {})
+        check_lora(lora, family_class(settings, KEYS).denoiser_config(settings, KEYS))
     if source.controlnet:
         check_control(Named("--controlnet", source.controlnet), "ControlNetModel")
     if source.adapter:
         check_control(Named("--adapter", source.adapter), "T2IAdapter")
     cuda = torch.cuda.is_available()
     dtype, device = (torch.float16, "cuda") if cuda else (torch.float32, "cpu")
-    sdxl = SDXL.load(settings, dtype, torch.device(device), KEYS)
+    family = load_model(settings, dtype, torch.device(device), KEYS)
     if lora:
-        load_lora(sdxl, lora, source.lora_scale)
-    pipeline = sdxl.pipeline
+        load_lora(family.pipeline, lora, source.lora_scale)
+    pipeline = family.pipeline
     if source.controlnet:
-        control = load_controlnet(source.controlnet, sdxl.denoiser, "--controlnet")
+        control = load_controlnet(source.controlnet, family.denoiser, "--controlnet")
         pipeline = with_controlnet(pipeline, control.eval())
     elif source.adapter:
-        adapter = load_adapter(source.adapter, sdxl.denoiser, "--adapter")
+        adapter = load_adapter(source.adapter, family.denoiser, "--adapter")
         pipeline = with_adapter(pipeline, adapter.eval())
-    sdxl.denoiser.eval()
-    return sdxl, pipeline
+    family.denoiser.eval()
+    return family, pipeline
 
 
-def _settings_of(source: Source, sampling: Sampling, prompt: str, index: int) -> dict[str, object]:
+def _settings_of(
+    source: Source, sampling: Sampling, picture: Picture, control: Path | None
+) -> dict[str, object]:
     """Return what a picture's file says of how it was drawn."""
-    found: dict[str, object] = {"prompt": prompt, "seed": sampling.seed + index}
-    if source.controls:
-        found["control"] = source.controls[index % len(source.controls)]
+    found: dict[str, object] = {"prompt": picture.prompt, "seed": picture.seed}
+    if control:
+        found["control"] = control
     found |= {
-        "negative_prompt": sampling.negative,
-        "steps": sampling.steps,
-        "guidance": sampling.guidance,
+        "negative_prompt": picture.negative,
+        "steps": picture.steps,
+        "guidance": picture.guidance,
         "model": source.model,
     }
     if sampling.long_prompts != "cut":
         found["long_prompts"] = sampling.long_prompts
     if source.lora:
-        found |= {"lora": source.lora, "lora_scale": source.lora_scale}
+        scale = source.lora_scale if picture.lora_scale is None else picture.lora_scale
+        found |= {"lora": source.lora, "lora_scale": scale}
     if source.controlnet:
         found["controlnet"] = source.controlnet
     if source.adapter:
@@ -201,9 +223,19 @@ def _settings_of(source: Source, sampling: Sampling, prompt: str, index: int) ->
     return found
 
 
-def _settings(model: str, config: str | None) -> Model:
+def _settings(source: Source, long_prompts: Literal["cut", "chunk"]) -> Model:
+    """Return the section `model` of what is drawn with, for the family's checks."""
+    method: dict[str, Any] = {}
+    if source.controlnet or source.adapter:
+        method = {"method": "controlnet" if source.controlnet else "t2i_adapter"}
     try:
-        return Model(pretrained=model, config=config)
+        return Model(
+            pretrained=source.model,
+            config=source.config,
+            long_captions=long_prompts,
+            caption_chunks=captions.MOST_CHUNKS,
+            **method,
+        )
     except ValidationError as error:
         lines = [line.replace("pretrained", "model", 1) for line in explain(error, Model)]
         raise UserError("\n".join(f"--{line}" for line in lines)) from None
@@ -267,32 +299,58 @@ def _save(picture: Image.Image, path: Path, texts: Mapping[str, object]) -> None
 
 def _sheet(paths: Sequence[Path]) -> Image.Image:
     """Return a grid of pictures on disk, smaller ones if they are very many."""
-    side, _ = upright_size(paths[0])
+    side = max(side for path in paths for side in upright_size(path))
     side = max(1, min(side, math.isqrt(_MOST_GRID // len(paths))))
     pictures = []
     for path in paths:
         pictures.append(open_image(path))
-        if pictures[-1].size[0] > side:
+        if max(pictures[-1].size) > side:
             pictures[-1].thumbnail((side, side))
     return grid(pictures)
 
 
-def _open_controls(source: Source, count: int) -> list[Image.Image]:
-    """Return the control image of each picture."""
-    controls = source.controls
+def _check_scales(source: Source, asked: Sequence[SamplePrompt]) -> None:
+    for each in asked:
+        if each.lora_scale is not None and source.lora is None:
+            raise UserError(
+                each.refusal("lora_scale", "no --lora is given; give one, or remove it")
+            )
+
+
+def _control_paths(source: Source, asked: Sequence[SamplePrompt]) -> list[Path]:
+    """Return the control image of each picture: its own, or of --control; [] where none is used."""
+    controls, count = source.controls, len(asked)
     if source.controlnet and source.adapter:
         raise UserError("--controlnet and --adapter: give one of them")
-    if bool(controls) != bool(source.controlnet or source.adapter):
+    used = bool(source.controlnet or source.adapter)
+    own = next((each for each in asked if each.control), None)
+    if own and not used:
+        raise UserError(
+            own.refusal("control", "is for --controlnet or --adapter; give one, or remove it")
+        )
+    if bool(controls or own) != used:
         raise UserError("--control: an image is needed with --controlnet or --adapter, and only so")
     if len(controls) > 1 and len(controls) != count:
         raise UserError(
             f"--control: {len(controls)} images for {count} pictures; give 1 or {count}"
         )
-    opened = []
-    for path in controls:
+    paths = []
+    for index, each in enumerate(asked):
+        if each.control:
+            paths.append(Path(each.control))
+        elif controls:
+            paths.append(controls[index % len(controls)])
+        elif used:
+            raise UserError(each.refusal("control", "no image is given; add it, or give --control"))
+    return paths
+
+
+def _open_controls(paths: Sequence[Path]) -> list[Image.Image]:
+    opened: dict[Path, Image.Image] = {}
+    for path in dict.fromkeys(paths):
         try:
-            opened.append(open_image(path))
+            opened[path] = open_image(path)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             why = getattr(error, "strerror", None) or first_line(error)
             raise UserError(f"--control {path}: cannot be read as an image: {why}") from error
-    return opened * count if len(opened) == 1 else opened
+    return [opened[path] for path in paths]

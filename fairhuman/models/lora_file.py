@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from fairhuman.common.error_text import first_line
 from fairhuman.common.errors import UserError
-from fairhuman.models.families.sdxl.model import SDXL, UNUSABLE
+from fairhuman.models.families.unusable import UNUSABLE
 from fairhuman.models.formats.kinds import LORA, file_kind, folder_kind
 from fairhuman.models.formats.lora import METADATA, WEIGHTS_NAME, lora_file
 from fairhuman.models.formats.lycoris import is_lycoris
@@ -84,8 +86,8 @@ def _check_magnitudes(lora: Path, names: Iterable[str]) -> None:
 _NAME = "lora"
 
 
-def load_lora(sdxl: SDXL, file: Path, scale: float) -> None:
-    """Add a LoRA to the model's pipeline.
+def load_lora(pipeline: Any, file: Path, scale: float) -> None:
+    """Add a LoRA to a pipeline.
 
     Raises:
         UserError: it does not fit.
@@ -94,12 +96,12 @@ def load_lora(sdxl: SDXL, file: Path, scale: float) -> None:
         with open_weights(file) as weights:
             lycoris = any(map(is_lycoris, weights.tensors))
             if lycoris:
-                _load_lycoris(sdxl.pipeline, weights)
+                _load_lycoris(pipeline, weights)
         if not lycoris:
-            sdxl.pipeline.load_lora_weights(
+            pipeline.load_lora_weights(
                 file.parent, weight_name=file.name, adapter_name=_NAME, use_safetensors=True
             )
-        sdxl.pipeline.set_adapters(_NAME, scale)
+        pipeline.set_adapters(_NAME, scale)
     except UNUSABLE as error:
         raise UserError(f"--lora {file}: does not fit the model: {first_line(error)}") from error
 
@@ -115,8 +117,10 @@ def _load_lycoris(pipeline: Any, weights: Weights) -> None:
     if METADATA not in weights.metadata:
         raise ValueError(f"its header has no {METADATA}: a file for ComfyUI is not read back")
     settings = json.loads(weights.metadata[METADATA])
-    for component in ("unet", "text_encoder", "text_encoder_2"):
-        start, model = f"{component}.", getattr(pipeline, component)
+    for component, model in pipeline.components.items():
+        if not isinstance(model, nn.Module):
+            continue
+        start = f"{component}."
         parts = {
             own_name(model, name.removeprefix(start)): source.read()
             for name, source in weights.tensors.items()
@@ -126,7 +130,8 @@ def _load_lycoris(pipeline: Any, weights: Weights) -> None:
             continue
         kind = LoKrConfig if any(".lokr_" in name for name in parts) else LoHaConfig
         own = {k.removeprefix(start): v for k, v in settings.items() if k.startswith(start)}
-        model.add_adapter(kind(**own), _NAME)
+        adapted: Any = model
+        adapted.add_adapter(kind(**own), _NAME)
         loaded: Any = set_peft_model_state_dict(model, parts, _NAME)
         if loaded.unexpected_keys:
             raise ValueError(f"{component} has no {loaded.unexpected_keys[0]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,15 +55,30 @@ def count(config: Config, family: Family, method: Method, dtype: torch.dtype) ->
         make_fake(method.module, dtype)
         encoding, decoding = _vae(config, family)
         inputs, forward, step = _passes(config, family, method.module, dtype)
-    together = min(len(config.train.sample_prompts) or DRAWN, DRAWN)
-    guided = together * (1 + (config.train.sample_guidance > 1))
+    drawing = max(decoding, forward * _guided(config) // config.train.batch_size)
     return Activations(
         encoding,
-        drawing=max(decoding, forward * guided // config.train.batch_size),
+        drawing=drawing * _largest(config) // config.data.resolution**2,
         inputs=inputs * config.train.gradient_accumulation,
         forward=forward,
         step=step,
     )
+
+
+def _guided(config: Config) -> int:
+    """Return how many samples the denoiser draws together, twice as many with guidance."""
+    train = config.train
+    own = [asked.guidance for asked in train.sample_prompts if asked.guidance is not None]
+    return min(len(train.sample_prompts) or DRAWN, DRAWN) * (
+        1 + (max([train.sample_guidance, *own]) > 1)
+    )
+
+
+def _largest(config: Config) -> int:
+    """Return the pixels of the largest sample."""
+    train, side = config.train, config.data.resolution
+    own = [asked.size for asked in train.sample_prompts if asked.size]
+    return max(math.prod(size) for size in [train.sample_size or (side, side), *own])
 
 
 def _vae(config: Config, family: Family) -> tuple[int, int]:

@@ -12,6 +12,8 @@ from fairhuman.common.units import GIB
 from fairhuman.config import Config
 from fairhuman.data.index.load import open_listing
 from fairhuman.data.records import Problem, check_entries, check_held_out, refuse_unusable
+from fairhuman.training.length import with_steps
+from fairhuman.training.sample_controls import check_controls
 
 HEAD = 8
 """Samples whose files are opened; the run itself opens all of them."""
@@ -29,14 +31,33 @@ def check_head(config: Config) -> int:
     problems = [*listing.problems(), *(found for found in checked if isinstance(found, Problem))]
     refuse_unusable(listing.root, len(rows), problems, config.data.on_error)
     check_held_out(config.data.validation, len(rows))
+    check_controls(config)
     return len(rows)
+
+
+def of_length(config: Config, ranks: int, listed: int) -> Config:
+    """Return a config in which train.steps is known, as if none of the samples were left out.
+
+    Args:
+        config: the run's.
+        ranks: its processes, one on each GPU.
+        listed: samples of the data set.
+
+    Raises:
+        ConfigError: as the run would.
+    """
+    return with_steps(config, listed - config.data.validation, _batch(config, ranks))
+
+
+def _batch(config: Config, ranks: int) -> int:
+    return ranks * config.train.batch_size * config.train.gradient_accumulation
 
 
 def lines(config: Config, ranks: int, listed: int) -> Iterator[str]:
     """Yield what a run on so many ranks will do and need, as text; sizes are counted in seconds.
 
     Args:
-        config: the run's.
+        config: the run's, of known length.
         ranks: its processes, one on each GPU.
         listed: samples of the data set.
     """
@@ -45,12 +66,12 @@ def lines(config: Config, ranks: int, listed: int) -> Iterator[str]:
     from fairhuman.training.disk_space import checkpoint_bytes
 
     train = config.train
-    batch = ranks * train.batch_size * train.gradient_accumulation
+    batch = _batch(config, ranks)
     trained_on = listed - config.data.validation
-    samples = batch * train.steps
+    samples = batch * train.total_steps
     yield summary(config)
     yield (
-        f"{train.steps:,} steps of {batch} samples (ranks x train.batch_size x "
+        f"{train.total_steps:,} steps of {batch} samples (ranks x train.batch_size x "
         f"train.gradient_accumulation = {ranks} x {train.batch_size} x "
         f"{train.gradient_accumulation}): {samples:,} samples, {samples / trained_on:.3g} epochs "
         f"of {trained_on:,} images"

@@ -141,7 +141,7 @@ def compare(config: Config, every: Sequence[int]) -> list[str]:
             run.engine, make_solver(config), len(run.names), every, config.fairness.sketch_size
         )
         run.step.balancer = comparison
-        for _ in range(config.train.steps):
+        for _ in range(run.config.train.total_steps):
             run.step(run.step.load(next(run.batches)))
         if run.log:
             run.log.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import yaml
 
@@ -111,7 +112,9 @@ def _sections(run: History, data: Data) -> Iterator[Html]:
 def _samples(run: History) -> Html:
     shown = chosen(run.sheets)
     prompts = run.setting("train.sample_prompts") or []
-    listed = [folded("The prompts", Html("".join(text(p) for p in prompts)))] if prompts else []
+    listed = (
+        [folded("The prompts", Html("".join(text(_prompt(p)) for p in prompts)))] if prompts else []
+    )
     left = len(run.sheets) - len(shown)
     note = f"{left} sheets in between are in OUT/{SAMPLES}." if left else ""
     return section(
@@ -120,6 +123,14 @@ def _samples(run: History) -> Html:
         *listed,
         note=note,
     )
+
+
+def _prompt(asked: Any) -> str:
+    """Return a prompt with what is set of its own."""
+    if not isinstance(asked, dict):
+        return str(asked)
+    own = [f"{key} {value}" for key, value in asked.items() if key not in ("prompt", "control")]
+    return f"{asked.get('prompt', '')} ({', '.join(own)})" if own else str(asked.get("prompt", ""))
 
 
 def environment_table(run: History) -> Html:

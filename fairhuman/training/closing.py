@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fairhuman.checkpointing.manifest import Progress
-from fairhuman.common.run_folder import FINAL, METRICS, REPORT, SAMPLES
+from fairhuman.common.run_folder import EXPORTS, FINAL, METRICS, REPORT, SAMPLES
 from fairhuman.config import Config
 from fairhuman.report.since_start import changes_in_words
 from fairhuman.training.stop import Stop
@@ -51,6 +51,11 @@ def closing_lines(
             else []
         ),
         *([f"  the pictures    {output / SAMPLES}"] if config.train.sample_every else []),
+        *(
+            [f"  the exports     {output / EXPORTS}   (`fairhuman compare {output}`)"]
+            if config.train.export_every
+            else []
+        ),
         f"  the report      {output / REPORT}",
         f"  the numbers     {output / METRICS}, or: tensorboard --logdir {output}",
     ]

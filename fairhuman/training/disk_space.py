@@ -60,20 +60,23 @@ def check_disk(config: Config, trained: int, final: int, step: int) -> list[str]
     # The oldest is dropped when the new one is whole.
     kept = config.train.keep_checkpoints + 1 + (config.train.keep_best is not None)
     more = max(1, min(_written(config, step), kept - len(checkpointing.folders(output))))
-    needed = more * each + final
+    every, total = config.train.export_every, config.train.total_steps
+    exports = total // every - step // every if every else 0
+    needed = more * each + (1 + exports) * final
     if needed <= free:
         return []
+    rest = f", and {exports} exports of its size" if exports else ""
     return [
         f"train.output_dir: {more} more checkpoints of {each / GIB:.2f} GiB and OUT/final of "
-        f"{final / GIB:.2f} GiB take {needed / GIB:.2f} GiB, and {room}: the run will end when "
-        "it is full; free some, or lower train.keep_checkpoints"
+        f"{final / GIB:.2f} GiB{rest} take {needed / GIB:.2f} GiB, and {room}: the run will end "
+        "when it is full; free some, or lower train.keep_checkpoints"
     ]
 
 
 def _written(config: Config, step: int) -> int:
     """Return how many checkpoints the rest of a run writes, but for those of new bests."""
-    every = config.train.checkpoint_every or config.train.steps
-    return -(-config.train.steps // every) - step // every
+    every = config.train.checkpoint_every or config.train.total_steps
+    return -(-config.train.total_steps // every) - step // every
 
 
 def sizes(method: Method, config: Config) -> tuple[int, int]:

@@ -82,7 +82,7 @@ def _train(
         if prepare:
             prepare(run)
         stop.steps = True
-        return _loop(config, run, stop)
+        return _loop(run, stop)
     except UserError as error:
         if error.shared:  # all ranks are here: what they have written is not lost
             with suppress(OutputError):  # the first error is the one to show
@@ -92,8 +92,8 @@ def _train(
         run.close()
 
 
-def _loop(config: Config, run: Run, stop: Stop) -> bool:
-    device = run.device
+def _loop(run: Run, stop: Stop) -> bool:
+    config, device = run.config, run.device
     progress, timer = run.progress, run.step.timer
     in_a_row = 0
     coming: list[Loaded] = []
@@ -110,11 +110,11 @@ def _loop(config: Config, run: Run, stop: Stop) -> bool:
 
     load()
     stop.agreed(device, run.failed)  # no step is taken where a rank has no data
-    while progress.step < config.train.steps:
+    while progress.step < config.train.total_steps:
         started = time.perf_counter()
         timer.start()
         lr = run.lr()
-        last = progress.step + 1 == config.train.steps
+        last = progress.step + 1 == config.train.total_steps
         losses, balance = run.step(coming.pop(), meanwhile=None if last else load)
         progress = replace(
             progress,
@@ -136,13 +136,13 @@ def _loop(config: Config, run: Run, stop: Stop) -> bool:
         ending = agreed.stop or stuck
         best = progress.best and progress.best.step == progress.step
         if ending or best or run.due(config.train.checkpoint_every, progress.step):
-            goes_on = not (ending or progress.step == config.train.steps)
+            goes_on = not (ending or progress.step == config.train.total_steps)
             run.save(progress, background=config.train.async_save and goes_on)
         if ending:
             break
     problem = too_many_skips(config, progress) if in_a_row >= config.train.max_skips else None
     run.finish(progress, stop, problem)
-    return progress.step >= config.train.steps
+    return progress.step >= config.train.total_steps
 
 
 def too_many_skips(config: Config, progress: Progress) -> StuckError:

@@ -122,7 +122,7 @@ def card_text(
     batch = f"{config.train.batch_size} x {config.train.gradient_accumulation}"
     rows = [
         ("trained from", f"`{shown_base}`"),
-        ("steps", str(config.train.steps if steps is None else steps)),
+        ("steps", str(config.train.total_steps if steps is None else steps)),
         ("resolution", f"{config.data.resolution} px"),
         ("objectives", f"the whole image; regions: {regions}"),
         ("weights of the objectives", f"`{_weights(config)}`"),

@@ -17,6 +17,8 @@ from fairhuman.common.distributed import on_rank0
 from fairhuman.common.errors import ConfigError
 from fairhuman.common.run_folder import CARD, CHECKPOINTS, FINAL, MANIFEST, REPORT
 from fairhuman.config import Config
+from fairhuman.data.index.load import load
+from fairhuman.training.length import with_steps
 from fairhuman.zero.engine import deepspeed_config
 
 
@@ -41,10 +43,11 @@ class Start:
 
     def farewell(self, config: Config) -> list[str]:
         """Return what to say of a finished run, which is left as it is."""
-        output, step = config.train.output_dir, self.progress.step
+        train, step = config.train, self.progress.step
+        key, value = ("steps", train.steps) if train.epochs is None else ("epochs", train.epochs)
         return [
-            f"{output}: this run is finished: {step} steps were taken, and train.steps is "
-            f"{config.train.steps}. Nothing was changed; to train longer, raise train.steps",
+            f"{train.output_dir}: this run is finished: {step} steps were taken, and train.{key} "
+            f"is {value:g}. Nothing was changed; to train longer, raise train.{key}",
             *self.lines,
         ]
 
@@ -60,8 +63,17 @@ def find_start(config: Config) -> Start:
     folder, passed = _choose(config)
     if folder is None:
         return Start(setup)
-    start = on_rank0(functools.partial(_start, config, output, setup, folder))
+    images = _images(config)
+    start = on_rank0(functools.partial(_start, config, output, setup, folder, images))
     return replace(start, lines=(*passed, *start.lines))
+
+
+def _images(config: Config) -> int:
+    """Return how many images are trained on, where train.epochs counts them; a collective."""
+    if config.train.epochs is None:
+        return 0
+    usable, _ = load(config)
+    return len(usable) - config.data.validation
 
 
 def _choose(config: Config) -> tuple[Path | None, list[str]]:
@@ -93,8 +105,11 @@ def _passed_over(output: Path, resume: str, taken: Path, damaged: dict[Path, str
     return [f"passed over {folder}: it {problem}" for folder, problem in problems.items()]
 
 
-def _start(config: Config, output: Path, setup: Setup, folder: Path) -> Start:
+def _start(config: Config, output: Path, setup: Setup, folder: Path, images: int) -> Start:
     manifest = checkpointing.resumable(folder, setup)
+    train, progress = config.train, manifest.progress
+    batch = train.batch_size * train.gradient_accumulation * setup.ranks
+    config = with_steps(config, images, batch, progress)
     lines = []
     if manifest.digests is None:
         lines.append(
@@ -107,8 +122,7 @@ def _start(config: Config, output: Path, setup: Setup, folder: Path) -> Start:
             "change cannot be said"
         )
     changed = changes(old, config) if old is not None else Changes()
-    progress = manifest.progress
-    if finished(output, folder, progress, config.train.steps):
+    if finished(output, folder, progress, config.train.total_steps):
         said = [f"{change} (has no effect: the run is finished)" for change in changed.found]
         return Start(setup, folder, manifest, progress, lines=tuple(said), finished=True)
     changed.check(folder)

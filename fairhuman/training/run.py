@@ -22,7 +22,7 @@ from fairhuman.common.distributed import agreed, on_rank0
 from fairhuman.common.errors import ConfigError, OutputError, UserError
 from fairhuman.common.files import as_output_error
 from fairhuman.common.output_folder import check_cache, check_writable
-from fairhuman.common.run_folder import CONFIG, FINAL, SAMPLES
+from fairhuman.common.run_folder import CONFIG, FINAL, SAMPLES, export_folder
 from fairhuman.common.units import DTYPES, GIB
 from fairhuman.config import Config
 from fairhuman.data.dataset import Batch
@@ -35,12 +35,14 @@ from fairhuman.training.closing import closing_lines
 from fairhuman.training.denoising import Denoising
 from fairhuman.training.disk_space import check_disk, sizes
 from fairhuman.training.environment import environment, write_environment
+from fairhuman.training.exports import export_due, mark_best_export
 from fairhuman.training.held_out import HeldOut
 from fairhuman.training.metrics_log import Log
 from fairhuman.training.model_card import write_card
 from fairhuman.training.resume import Start, find_start
 from fairhuman.training.rule_check import check_rule
 from fairhuman.training.run_data import RunData
+from fairhuman.training.sample_controls import check_controls
 from fairhuman.training.sample_pictures import SamplePictures
 from fairhuman.training.step import TrainingStep, make_balancer
 from fairhuman.training.stop import Stop
@@ -62,7 +64,6 @@ class Run:
         overrides: Sequence[str] = (),
         start: Start | None = None,
     ) -> None:
-        self.config = config
         self.device = device
         self.output = Path(config.train.output_dir)
         self.first = dist.get_rank() == 0
@@ -74,7 +75,8 @@ class Run:
         _check_before_loading(config)
         start = start or find_start(config)
         self.progress = start.progress
-        self.data = RunData(config)
+        self.data = RunData(config, self.progress)
+        config = self.config = self.data.config
         self._load_model(start)
         room = self._check_disk()
         self._encode()
@@ -157,7 +159,7 @@ class Run:
         start = self.progress.step
         board = trackers(self.output, self.config, start)
         first = _first_line(self.start) if self.start else None
-        self.log = Log(self.output, self.config.train.steps, start, self.names, board, first)
+        self.log = Log(self.output, self.config.train.total_steps, start, self.names, board, first)
 
     def _say_where_from(self, start: Start, room: Sequence[str]) -> None:
         """Print what there is to know of the disk, the data and the checkpoint."""
@@ -188,7 +190,7 @@ class Run:
 
     def due(self, every: int, step: int) -> bool:
         """Return whether something that comes every so many steps, and at the end, is due."""
-        return step == self.config.train.steps or (every > 0 and step % every == 0)
+        return step == self.config.train.total_steps or (every > 0 and step % every == 0)
 
     def save(self, progress: Progress, *, background: bool) -> None:
         """Write a checkpoint; all ranks together. See `checkpointing.Saver`."""
@@ -205,7 +207,7 @@ class Run:
             )
 
     def write(self, record: dict[str, Any], progress: Progress, seconds: float) -> Progress:
-        """Log a step, with the validation and the samples that are due after it.
+        """Log a step, with the validation, the samples and the export that are due after it.
 
         Returns:
             The progress, with this step as the best if it is.
@@ -234,6 +236,9 @@ class Run:
                 self.failed = error
         if train.sample_every and self.due(train.sample_every, step):
             self._draw_samples(step)
+        if export_due(train.export_every, progress):
+            with self._averaged(), gathered(self.engine):
+                on_rank0(functools.partial(self._export, progress))
         return progress
 
     def begin(self) -> None:
@@ -277,7 +282,7 @@ class Run:
         Raises:
             UserError: the `problem` that ends the run, on every rank, when all else is written.
         """
-        done = problem is None and progress.step >= self.config.train.steps
+        done = problem is None and progress.step >= self.config.train.total_steps
         if done:
             with self._averaged(), gathered(self.engine):
                 on_rank0(functools.partial(self._save_final, progress.step))
@@ -298,16 +303,24 @@ class Run:
         if self.log:
             self.log.close()
 
+    def _export(self, progress: Progress) -> None:
+        self._write_trained(export_folder(self.output, progress.step), progress.step)
+        mark_best_export(self.output, self.config.train.export_every, progress)
+
     def _save_final(self, steps: int) -> None:
         final = self.output / FINAL
         try:
-            save(self.method, final)
+            self._write_trained(final, steps)
         except OutputError as error:
             raise OutputError(
                 f"{error}; the training is done and its last checkpoint is whole: start again "
                 f"with train.resume=auto to write {final} alone"
             ) from error
-        write_card(final, self.config, steps=steps, prompts=self.config.train.sample_prompts)
+
+    def _write_trained(self, folder: Path, steps: int) -> None:
+        save(self.method, folder)
+        prompts = [asked.prompt for asked in self.config.train.sample_prompts]
+        write_card(folder, self.config, steps=steps, prompts=prompts)
 
     def lr(self) -> float:
         """Return the learning rate of the step to come."""
@@ -363,6 +376,7 @@ def _check_before_loading(config: Config) -> None:
     agreed(lambda: check_model(config.model))
     agreed(lambda: check_training(config))
     on_rank0(functools.partial(check_tracking, config))
+    agreed(functools.partial(check_controls, config))
 
 
 def _average(engine: Engine, decay: float | None, found: Path | None) -> tuple[EMA | None, bool]:

@@ -24,19 +24,23 @@ from fairhuman.data.index.tokens import caption_tokens
 from fairhuman.data.order import StepSampler, Stream, draws
 from fairhuman.data.workers import from_workers
 from fairhuman.models.families.protocol import Family
+from fairhuman.training.length import with_steps
 from fairhuman.training.validation import EPOCH, hold_out, still
 
 
 class RunData:
     """The records that a run trains on and those that it holds out; a collective.
 
+    Args:
+        config: the run's.
+        progress: where it starts; None: at the beginning.
+
     Raises:
         DataError: the data set cannot be used.
         ConfigError: it has not what the config asks for.
     """
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    def __init__(self, config: Config, progress: Progress | None = None) -> None:
         self.usable, self.left_out = load(config)
         held_out = hold_out(self.usable.ids(), config.data.validation, config.train.seed)
         self.trained = self.usable.select(np.flatnonzero(~held_out))
@@ -46,6 +50,9 @@ class RunData:
         self.global_batch = (
             config.train.batch_size * config.train.gradient_accumulation * dist.get_world_size()
         )
+        self.config = with_steps(config, len(self.trained), self.global_batch, progress)
+        """The run's, in which train.steps is known."""
+        self._epochs = config.train.epochs
         self._cache: Cache | None = None
         self._long_captions: list[str] = []
 
@@ -77,7 +84,8 @@ class RunData:
         coming = draws(
             self.stream,
             seen=progress.samples_seen,
-            until=progress.samples_seen + (config.train.steps - progress.step) * self.global_batch,
+            until=progress.samples_seen
+            + (config.train.total_steps - progress.step) * self.global_batch,
             size=self.global_batch,
         )
         wanted = [caching.Wanted(self._people(family), coming)]
@@ -112,6 +120,9 @@ class RunData:
             yield f"left out: {problem}"
         if self.left_out:
             yield f"{len(self.left_out)} samples left out, {len(self.trained)} trained on"
+        if self._epochs is not None:
+            steps = self.config.train.total_steps
+            yield f"train.epochs = {self._epochs:g}: to step {steps} of {self.global_batch} samples"
         yield from self._long_captions
         if self.config.data.buckets:
             yield from self._bucket_lines()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,12 +14,15 @@ from fairhuman.common.distributed import agreed
 from fairhuman.common.files import replacing
 from fairhuman.common.images import open_image
 from fairhuman.common.run_folder import samples_sheet
-from fairhuman.config import Config
+from fairhuman.config import Config, SamplePrompt
 from fairhuman.data.records import Record
 from fairhuman.data.transform import Placement
-from fairhuman.models.drawing import grid
+from fairhuman.models.drawing import Picture, grid
 from fairhuman.models.families.protocol import Family
 from fairhuman.models.method import Method
+
+_CAPTIONS = 4
+"""That are taken from the data where no prompts are given."""
 
 
 class SamplePictures:
@@ -39,47 +41,59 @@ class SamplePictures:
     def __init__(
         self, config: Config, family: Family, method: Method, records: Sequence[Record]
     ) -> None:
-        self.config = config
         self.family = family
         self.method = method
-        self.examples = agreed(functools.partial(_examples, records, config))
+        self.pictures = agreed(functools.partial(sample_pictures, records, config))
 
     def write(self, output: Path, step: int, device: torch.device) -> Image.Image:
         """Draw one sheet of all pictures, write it under OUT/samples and return it."""
         with self.family.encoders_on(device):
-            drawn = self.family.drawn(
-                self.method.pipeline,
-                [example.prompt for example in self.examples],
-                controls=[example.control for example in self.examples if example.control],
-                seed=self.config.train.seed,
-                size=self.config.data.resolution,
-                guidance=self.config.train.sample_guidance,
-            )
-            sheet = grid(list(drawn))
+            sheet = grid(list(self.family.drawn(self.method.pipeline, self.pictures)))
         with replacing(samples_sheet(output, step), sync=False) as aside:
             sheet.save(aside, "png")
         return sheet
 
 
-class _Example(NamedTuple):
-    """What a sample picture is drawn from."""
+def sample_pictures(records: Sequence[Record], config: Config) -> list[Picture]:
+    """Return what a run draws: train.sample_prompts, or captions from all over the data.
 
-    prompt: str
-    control: Image.Image | None
-
-
-def _examples(records: Sequence[Record], config: Config, count: int = 4) -> list[_Example]:
-    """Return the prompts, or captions from all over the data, and control images from there."""
-    prompts = config.train.sample_prompts
-    count = len(prompts) or min(count, len(records))
+    Control images that no prompt names are taken from there too.
+    """
+    train, side = config.train, config.data.resolution
+    count = len(train.sample_prompts) or min(_CAPTIONS, len(records))
     places = np.linspace(0, len(records) - 1, count).astype(int)
-    size = (config.data.resolution, config.data.resolution)
     rng = np.random.default_rng(0)
-    examples = []
+    seed = train.seed if train.sample_seed is None else train.sample_seed
+    pictures = []
     for index, record in enumerate(records[place] for place in places):
-        control = None
-        if record.conditioning:
-            placement = Placement.draw(record.size, size, rng)
-            control = placement.image(open_image(record.conditioning))
-        examples.append(_Example(prompts[index] if prompts else record.text, control))
-    return examples
+        asked = (
+            train.sample_prompts[index]
+            if train.sample_prompts
+            else SamplePrompt.model_construct(prompt=record.text)
+        )
+        size = asked.size or train.sample_size or (side, side)
+        control = Path(asked.control) if asked.control else record.conditioning
+        pictures.append(
+            Picture(
+                prompt=asked.prompt,
+                seed=seed + index if asked.seed is None else asked.seed,
+                size=size,
+                negative=train.sample_negative if asked.negative is None else asked.negative,
+                steps=asked.steps or train.sample_steps,
+                guidance=train.sample_guidance if asked.guidance is None else asked.guidance,
+                control=_placed(open_image(control), size, rng) if control else None,
+                lora_scale=_scale(asked, config),
+            )
+        )
+    return pictures
+
+
+def _placed(image: Image.Image, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    return Placement.draw(image.size, size, rng).image(image)
+
+
+def _scale(asked: SamplePrompt, config: Config) -> float | None:
+    if asked.lora_scale is not None:
+        return asked.lora_scale
+    scale = config.train.sample_lora_scale
+    return None if scale == 1 else scale

@@ -161,7 +161,7 @@ def make_schedule(config: Config) -> Callable[[Optimizer], LRScheduler]:
             name,
             optimizer,
             num_warmup_steps=warmup,
-            num_training_steps=config.train.steps,
+            num_training_steps=config.train.total_steps,
             num_cycles=config.optimizer.cycles,
             power=config.optimizer.power,
         )

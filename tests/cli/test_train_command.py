@@ -35,9 +35,22 @@ def test_a_dry_run_says_what_the_run_would_do_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_counts_the_steps_of_epochs(
+    config: Path, people: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "--config", str(config), "--ranks", "2", "--dry-run"]
+    assert main([*words, "train.steps=null", "train.epochs=3"]) == 0
+    images = len((people / "metadata.jsonl").read_text().splitlines()) - 4  # held out
+    assert f"{-(-3 * images // 4)} steps of 4 samples" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        (
+            "train.steps=null train.epochs=0.01",
+            "optimizer.warmup_steps = 2: must be less than train.steps = 1: train.epochs = 0.01",
+        ),
         ("data.root=/nowhere", "data.root = '/nowhere': there is no such folder"),
         ("train.stepz=3", "train.stepz: unknown key"),
         ("data.validation=1000", "data.validation = 1000: the data set has"),

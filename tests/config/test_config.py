@@ -38,6 +38,9 @@ MISTAKES = [
     ("fairness.keep=-0.1", "fairness.keep = -0.1: must be greater than or equal to 0"),
     ("fairness.sketch_size=1000", "fairness.sketch_size = 1000: must be a multiple of 64"),
     ("train.steps=many", "train.steps = 'many': must be a valid integer"),
+    ("train.steps=null", "train.steps: is missing; give it, or train.epochs"),
+    ("train.epochs=2", "train.epochs = 2: train.steps = 10 says how long the run is; set one of"),
+    ("train.epochs=0", "train.epochs = 0: must be greater than 0"),
     ("train.steps=0", "train.steps = 0: must be greater than or equal to 1"),
     ("train.steps=1.5", "train.steps = 1.5: must be a valid integer"),
     ("optimizer.lr=-1", "optimizer.lr = -1: must be greater than 0"),
@@ -187,7 +190,7 @@ def test_overrides_reach_nested_keys_and_keep_types(good: Path) -> None:
     )
     assert config.optimizer.lr == 2e-4
     assert config.objectives.scale == {"face": 3.0}
-    assert config.train.sample_prompts == ["a man", "a woman, smiling"]
+    assert [p.prompt for p in config.train.sample_prompts] == ["a man", "a woman, smiling"]
     assert config.data.root == "photos/with = sign"
     assert config.deepspeed["zero_optimization"]["reduce_bucket_size"] == 1000
 

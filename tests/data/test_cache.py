@@ -54,7 +54,7 @@ def prepared(config: Config, said: list[str] | None = None) -> list[torch.Tensor
     denoising = Denoising(sdxl, config, device)
     stream = samples.steps(sdxl, Progress())
     found = []
-    for _ in range(config.train.steps):
+    for _ in range(config.train.total_steps):
         (batch,) = next(stream)
         assert (batch.pixels is None) == bool(config.data.cache)
         ready = denoising.prepare(denoising.load(batch))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fairhuman.common.errors import ConfigError
 from fairhuman.config import Model
+from fairhuman.models.drawing import Picture
 from fairhuman.models.families.flow import FlowTransformer
 from fairhuman.models.families.registry import check_model, family_class, load_model
 from fairhuman.testing.tiny_flows import tiny_flux, tiny_flux2_klein, tiny_z_image
@@ -161,24 +162,24 @@ def test_what_is_saved_draws_the_same_pictures(folder: Path, tmp_path: Path) -> 
     family = load(folder)
     family.write(tmp_path / "final")
     again = load(tmp_path / "final")
-    before, after = (
-        list(each.drawn(each.pipeline, CAPTIONS, seed=3, size=64, steps=2))
-        for each in (family, again)
-    )
+    asked = [Picture(text, 3 + i, (64, 96), steps=2) for i, text in enumerate(CAPTIONS)]
+    before, after = (list(each.drawn(each.pipeline, asked)) for each in (family, again))
     assert [one.tobytes() for one in before] == [one.tobytes() for one in after]
-    (alone,) = family.drawn(family.pipeline, CAPTIONS[1:], seed=4, size=64, steps=2)
+    (alone,) = family.drawn(family.pipeline, asked[1:])
+    assert alone.size == (64, 96)
     assert farthest(alone, before[1]) <= 1
 
 
 @torch.no_grad()
 def test_pictures_are_those_of_the_pipeline(folder: Path) -> None:
     family = load(folder)
-    (ours,) = family.drawn(family.pipeline, CAPTIONS[:1], seed=3, size=64, steps=3, guidance=2.0)
+    asked = Picture(CAPTIONS[0], 3, (96, 64), steps=3, guidance=2.0)
+    (ours,) = family.drawn(family.pipeline, [asked])
     extra = {"max_sequence_length": 256} if family.tokens == 256 else {}
     theirs = family.pipeline(
         prompt=CAPTIONS[:1],
         height=64,
-        width=64,
+        width=96,
         num_inference_steps=3,
         guidance_scale=2.0,
         generator=[torch.Generator().manual_seed(3)],

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from PIL import Image
 
-import fairhuman.models.generate as generate_module
 from fairhuman.cli import main
 from fairhuman.common.errors import OutputError
 from fairhuman.demo.tiny import tiny_sdxl
@@ -61,7 +60,7 @@ def test_a_picture_that_cannot_be_written_leaves_those_before_it(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The folder is moved away while pictures are drawn."""
-    drawn = generate_module.drawn
+    drawn = SDXL.drawn
 
     def interrupted(*args: Any, **settings: Any) -> Any:
         for index, picture in enumerate(drawn(*args, **settings)):
@@ -69,7 +68,7 @@ def test_a_picture_that_cannot_be_written_leaves_those_before_it(
                 (tmp_path / "out").rename(tmp_path / "moved")
             yield picture
 
-    monkeypatch.setattr(generate_module, "drawn", interrupted)
+    monkeypatch.setattr(SDXL, "drawn", interrupted)
     with pytest.raises(OutputError, match=r"0002.png: cannot be written: No such file"):
         generate(
             Source(str(tiny)),
@@ -88,8 +87,6 @@ def test_the_grid_is_of_the_pictures_on_disk(
     sheet = Image.open(tmp_path / "a" / "grid.png")
     first = Image.open(paths[0])
     assert sheet.crop((4, 4, 68, 68)).tobytes() == first.tobytes()
-    monkeypatch.setattr(generate_module, "_MOST_GRID", 3 * 16 * 16)
-    small = generate_module._sheet(paths)
     assert small.size == (2 * 20 + 4, 2 * 20 + 4)
 
 

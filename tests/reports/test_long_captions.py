@@ -18,8 +18,8 @@ from fairhuman.cli import main
 from fairhuman.config import Config, Lora, Model
 from fairhuman.data.cache_fill import digest_of
 from fairhuman.demo.tiny import tiny_sdxl
-from fairhuman.models.drawing import draw
 from fairhuman.models.families.sdxl import captions
+from fairhuman.models.families.sdxl.drawing import draw
 from fairhuman.models.families.sdxl.model import SDXL
 from fairhuman.models.method import make_method
 

@@ -68,7 +68,10 @@ class Enough(BaseException):
 class FakeRun:
     """What the loop needs of a run."""
 
-    def __init__(self, gpu: FakeGPU, step: TrainingStep, batches: Sequence[Batch]) -> None:
+    def __init__(
+        self, config: Config, gpu: FakeGPU, step: TrainingStep, batches: Sequence[Batch]
+    ) -> None:
+        self.config = config
         self.gpu = gpu
         self.step = step
         self.device = gpu.device
@@ -198,9 +201,9 @@ def take_steps(gpu: FakeGPU, config: Config, modes: Sequence[str]) -> dict[str, 
         fairness = config.fairness.model_copy(update={"mode": mode, "refresh_every": 5})
         changed = config.model_copy(update={"fairness": fairness})
         step = TrainingStep(cast(Any, engine), denoising, make_balancer(changed, cast(Any, engine)))
-        run = FakeRun(gpu, step, batches[: len(kinds)])
+        run = FakeRun(changed, gpu, step, batches[: len(kinds)])
         with suppress(Enough):
-            _loop(changed, cast(Run, run), Stop())
+            _loop(cast(Run, run), Stop())
         found |= {f"{mode}, {kind}": places for kind, places in zip(kinds, run.found, strict=True)}
     return found
 

@@ -184,7 +184,7 @@ def test_what_is_saved_encodes_the_same_when_it_is_loaded_back(
 
 
 def test_generate_draws_what_the_trained_pipeline_draws(tiny_model: Path, tmp_path: Path) -> None:
-    from fairhuman.models.drawing import draw
+    from fairhuman.models.families.sdxl.drawing import draw
 
     _, method = adapted(tiny_model)
     save(method, tmp_path / "lora")

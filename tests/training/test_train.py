@@ -381,7 +381,8 @@ def test_a_lora_does_not_resume_on_another_base_of_the_same_shapes(
 def as_opened(output: str, model: str) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """What a run's OUT/final makes of the base model: held-out losses, and its sample's pixels."""
     from fairhuman.config import load_config
-    from fairhuman.models.drawing import draw, grid
+    from fairhuman.models.drawing import grid
+    from fairhuman.models.families.sdxl.drawing import draw
     from fairhuman.models.families.sdxl.model import SDXL
     from fairhuman.training.denoising import Denoising
     from fairhuman.training.run_data import RunData
@@ -402,7 +403,7 @@ def as_opened(output: str, model: str) -> tuple[dict[str, float], dict[str, torc
         if name == "UNet alone":
             pipeline.text_encoder.disable_adapters()
             pipeline.text_encoder_2.disable_adapters()
-        drawn = draw(pipeline, settings.train.sample_prompts, seed=0, size=64)
+        drawn = draw(pipeline, [p.prompt for p in settings.train.sample_prompts], seed=0, size=64)
         sheet = grid(drawn).tobytes()
         pictures[name] = torch.frombuffer(bytearray(sheet), dtype=torch.uint8).int()
     found = losses.means()

@@ -15,6 +15,7 @@ from fairhuman.common.errors import ConfigError
 from fairhuman.common.files import replacing, write_text
 from fairhuman.common.lock import FolderLock
 from fairhuman.common.quiet import quiet
+from fairhuman.config.prompt_file import read_prompts
 from fairhuman.evaluation.study.cases import cases_table, studies
 from fairhuman.evaluation.study.contact_sheet import opened, sheet
 from fairhuman.evaluation.study.detection import Onlooker
@@ -26,7 +27,6 @@ from fairhuman.evaluation.study.run_trial import PICTURES, draw
 from fairhuman.evaluation.study.runner import Runner
 from fairhuman.evaluation.study.tables import tables
 from fairhuman.evaluation.study.trials import Trial, make_trials
-from fairhuman.models.prompts import read_prompts
 from fairhuman.report.history import read_run
 
 FACTORS = (1.0, 0.1, 0.01, 0.001)

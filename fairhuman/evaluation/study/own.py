@@ -49,9 +49,14 @@ def study_of(path: Path, overrides: Sequence[str] = ()) -> Study:
             f"{path}: fairness.mode = {config.fairness.mode!r}: the study compares weights that "
             "are solved for with others; set it to exact, and name objectives.regions"
         )
+    steps = config.train.steps
+    if steps is None:
+        raise ConfigError(
+            f"{path}: train.epochs = {config.train.epochs:g}: a study counts steps, and compares "
+            "its arms at the same one; set train.steps, and train.epochs to null"
+        )
     weights = ", ".join(f"{region}: {FIXED}" for region in config.objectives.regions)
     default = ["fairness.keep=0", "fairness.rule=mpd"]
-    steps = config.train.steps
     return Study(
         train=str(path),
         set=list(overrides),

@@ -20,9 +20,9 @@ from fairhuman.common.files import replacing
 from fairhuman.common.quiet import quiet
 from fairhuman.common.run_folder import FINAL
 from fairhuman.config import Config, load_config
+from fairhuman.config.prompt_file import read_prompts
 from fairhuman.fairness.published import PublishedStep
 from fairhuman.models.generate import Sampling, Source, generate
-from fairhuman.models.prompts import read_prompts
 
 if TYPE_CHECKING:
     from fairhuman.training.run import Run

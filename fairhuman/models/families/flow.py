@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fairhuman.common.error_text import first_line
 from fairhuman.common.errors import ConfigError, UserError
 from fairhuman.common.hub import Named, Place, locate, on_this_machine
 from fairhuman.config import Config, Model, Noise
-from fairhuman.models.drawing import DRAWN, decode
+from fairhuman.models.drawing import DRAWN, Picture, batches, decode
 from fairhuman.models.encoded import Posterior
 from fairhuman.models.families.keys import Keys
 from fairhuman.models.families.protocol import Frozen
 from fairhuman.models.families.sizes import KNOWN
+from fairhuman.models.families.unusable import UNUSABLE
 from fairhuman.models.families.vae import encoding, posterior_of, scaled
 from fairhuman.models.families.whole import (
     check_whole,
@@ -29,19 +29,10 @@ from fairhuman.models.families.whole import (
     made_by,
     read_layout,
 )
+from fairhuman.models.long_texts import long_ones
+from fairhuman.models.lora_scale import lora_scaled
 from fairhuman.models.noising.flow import RectifiedFlow
 from fairhuman.models.recompute import recompute_blocks
-
-# What diffusers and transformers raise for a folder that is not a whole pipeline.
-UNUSABLE = (
-    OSError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    RuntimeError,
-    SafetensorError,
-)
 
 TOKEN = 16
 """Pixels per side of what a transformer's token stands for, in all of these families."""
@@ -131,7 +122,7 @@ class FlowTransformer:
         slope = (config.max_shift - config.base_shift) / (most - least)
         return float(config.base_shift + slope * (tokens - least))
 
-    def to_vae(self, latents: Tensor, size: int) -> Tensor:
+    def to_vae(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
         """Return what the pipeline draws as the VAE decodes it, [B, C, H, W].
 
         Args:
@@ -192,6 +183,11 @@ class FlowTransformer:
                     f"{key} = {side}: {cls.name} takes images with sides that are multiples of "
                     f"{TOKEN}; give {side // TOKEN * TOKEN or TOKEN}"
                 )
+
+    @classmethod
+    def denoiser_config(cls, settings: Model, keys: Keys | None = None) -> Mapping[str, Any]:
+        """Return nothing: diffusers says of what is added whether it fits."""
+        return {}
 
     @classmethod
     def load(
@@ -306,13 +302,7 @@ class FlowTransformer:
 
     def fit_captions(self, counts: Sequence[int]) -> list[str]:
         """Return a line on captions of which the end is not read."""
-        long = [count for count in counts if count > self.tokens]
-        if not long:
-            return []
-        return [
-            f"{len(long)} of {len(counts)} captions are longer than {self.tokens} tokens (the "
-            f"longest has {max(long)}): the rest is cut off"
-        ]
+        return self._cut(counts, "captions")
 
     def moments_bytes(self, size: tuple[int, int]) -> int:
         """Return what the posterior of an image of this width and height in pixels takes."""
@@ -358,38 +348,41 @@ class FlowTransformer:
 
     @torch.no_grad()
     def drawn(
-        self,
-        pipeline: Any,
-        prompts: Sequence[str],
-        *,
-        seed: int,
-        size: int,
-        steps: int = 30,
-        guidance: float = 5.0,
-        negative: str = "",
-        batch_size: int = DRAWN,
-        controls: Sequence[Image.Image] = (),
+        self, pipeline: Any, pictures: Sequence[Picture], *, batch_size: int = DRAWN
     ) -> Iterator[Image.Image]:
-        """Yield one picture per prompt; picture i depends on seed + i alone. See `drawing.drawn`.
+        """Yield pictures in their order; see `Family.drawn`.
 
-        A `negative` prompt is read where the pipeline has classifier-free guidance.
+        A negative prompt is read where the pipeline has classifier-free guidance.
         """
-        for start in range(0, len(prompts), batch_size):
-            texts = prompts[start : start + batch_size]
-            given = self.conditions(self.encode_captions(texts))
-            given |= self.negative_conditions(self.encode_captions([negative] * len(texts)))
-            latents = pipeline(
-                **given,
-                height=size,
-                width=size,
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                generator=[
-                    torch.Generator().manual_seed(seed + start + i) for i in range(len(texts))
-                ],
-                output_type="latent",
-            ).images
-            yield from decode(self.vae, self.to_vae(latents.to(self.vae.dtype), size))
+        kinds = [(each.size, each.steps, each.guidance, each.lora_scale) for each in pictures]
+        for batch in batches(kinds, batch_size):
+            together = [pictures[i] for i in batch]
+            first = together[0]
+            given = self.conditions(self.encode_captions([each.prompt for each in together]))
+            given |= self.negative_conditions(
+                self.encode_captions([each.negative for each in together])
+            )
+            with lora_scaled(pipeline, first.lora_scale):
+                latents = pipeline(
+                    **given,
+                    width=first.size[0],
+                    height=first.size[1],
+                    num_inference_steps=first.steps,
+                    guidance_scale=first.guidance,
+                    generator=[torch.Generator().manual_seed(each.seed) for each in together],
+                    output_type="latent",
+                ).images
+            yield from decode(self.vae, self.to_vae(latents.to(self.vae.dtype), first.size))
+
+    @property
+    def side(self) -> int:
+        """Of the pictures that the model was made for, in pixels."""
+        cells = getattr(self.pipeline, "default_sample_size", 128)
+        return int(cells * self.pipeline.vae_scale_factor)
+
+    def cut_prompts(self, prompts: Sequence[str], what: str) -> list[str]:
+        """Return a line on the texts of which the end is not read; none if all are read."""
+        return self._cut(self.token_counts(prompts), what)
 
     def negative_conditions(self, prompt: Any) -> dict[str, Any]:
         """Return what the pipeline is called with for encoded negative prompts."""
@@ -398,6 +391,9 @@ class FlowTransformer:
     def write(self, folder: Path) -> None:
         """Write the pipeline into a folder, in diffusers' layout."""
         self.pipeline.save_pretrained(folder, safe_serialization=True)
+
+    def _cut(self, counts: Sequence[int], what: str) -> list[str]:
+        return long_ones(counts, self.tokens, what, "the rest is cut off")
 
     def _encoders(self) -> list[nn.Module]:
         return [getattr(self.pipeline, name) for name in self.text_encoders]

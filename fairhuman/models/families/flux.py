@@ -67,9 +67,11 @@ class Flux(FlowTransformer):
         found: Tensor = unpack(predicted, self.cell * height, self.cell * width, self.cell)
         return found
 
-    def to_vae(self, latents: Tensor, size: int) -> Tensor:
+    def to_vae(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
         """Return the patches that the pipeline draws as the VAE decodes them."""
-        return super().to_vae(self.pipeline._unpack_latents(latents, size, size, self.cell), size)
+        width, height = size
+        grid = self.pipeline._unpack_latents(latents, height, width, self.cell)
+        return super().to_vae(grid, size)
 
     @property
     def _guided(self) -> bool:

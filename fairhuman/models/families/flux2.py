@@ -108,6 +108,6 @@ class Flux2Klein(FlowTransformer):
 
         return float(compute_empirical_mu(tokens, _STEPS))
 
-    def to_vae(self, latents: Tensor, size: int) -> Tensor:
+    def to_vae(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
         """Return what the pipeline draws: in the VAE's own scale already."""
         return latents

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fairhuman.config import Noise
+from fairhuman.models.drawing import DRAWN, Picture
 from fairhuman.models.encoded import Posterior
 
 
@@ -162,14 +163,27 @@ class Family(TokenCounter, Protocol):
         """
 
     def drawn(
-        self, pipeline: Any, prompts: Sequence[str], **settings: Any
+        self, pipeline: Any, pictures: Sequence[Picture], *, batch_size: int = DRAWN
     ) -> Iterator[Image.Image]:
-        """Yield one picture per prompt, by this pipeline or one with control images.
+        """Yield pictures in their order, as they are drawn.
 
         Args:
-            pipeline: of the same parts.
+            pipeline: of the same parts, or one with control images.
+            pictures: what to draw.
+            batch_size: how many are drawn at a time; only such as differ in nothing but their
+                texts, seeds and control images are drawn together.
+        """
+
+    @property
+    def side(self) -> int:
+        """Of the pictures that the model was made for, in pixels."""
+
+    def cut_prompts(self, prompts: Sequence[str], what: str) -> list[str]:
+        """Return a line on the texts of which the end is not read; none if all are read.
+
+        Args:
             prompts: the texts.
-            **settings: of `drawing.drawn`.
+            what: they are, such as "prompts".
         """
 
     def write(self, folder: Path) -> None:

@@ -164,21 +164,3 @@ def _token_ids(tokenizer: Any, captions: Sequence[str]) -> list[list[int]]:
         list(captions), add_special_tokens=False, truncation=False, verbose=False
     ).input_ids
     return found
-
-
-def long_ones(counts: Sequence[int], size: int, what: str, then: str) -> list[str]:
-    """Return a line on the captions that are longer than so many tokens; none if none is.
-
-    Args:
-        counts: of `token_counts`.
-        size: the tokens that are read.
-        what: what is counted, such as "captions".
-        then: what becomes of the long ones.
-    """
-    long = [count for count in counts if count > size]
-    if not long:
-        return []
-    return [
-        f"{len(long)} of {len(counts)} {what} are longer than {size} tokens (the longest has "
-        f"{max(long)}): {then}"
-    ]

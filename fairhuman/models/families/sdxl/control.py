@@ -15,7 +15,8 @@ from fairhuman.common.error_text import first_line
 from fairhuman.common.errors import ConfigError
 from fairhuman.common.hub import Named
 from fairhuman.models.families.sdxl.check import check_control
-from fairhuman.models.families.sdxl.model import SDXL, UNUSABLE
+from fairhuman.models.families.sdxl.model import SDXL
+from fairhuman.models.families.unusable import UNUSABLE
 from fairhuman.models.recompute import recompute_blocks
 
 _BLOCKS = 3

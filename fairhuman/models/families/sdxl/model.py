@@ -2,44 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fairhuman.common.error_text import first_line
 from fairhuman.common.errors import ConfigError, UserError
 from fairhuman.common.hub import Named, Place
 from fairhuman.config import Config, Model, Noise
-from fairhuman.models.drawing import drawn
+from fairhuman.models.drawing import DRAWN, Picture
 from fairhuman.models.encoded import Posterior, Prompt
 from fairhuman.models.families.keys import Keys
 from fairhuman.models.families.protocol import Frozen
 from fairhuman.models.families.sdxl import captions
 from fairhuman.models.families.sdxl.check import check_model
+from fairhuman.models.families.sdxl.drawing import drawn
 from fairhuman.models.families.sdxl.empty import empty_pipeline
 from fairhuman.models.families.sdxl.single_file_base import load_single_file
 from fairhuman.models.families.sdxl.text import Tokens
 from fairhuman.models.families.sdxl.zero_snr import zero_terminal_snr
+from fairhuman.models.families.unusable import UNUSABLE
 from fairhuman.models.families.vae import encoding, posterior_of, scaled
+from fairhuman.models.long_texts import long_ones
 from fairhuman.models.noising.ddpm import DDPM
 from fairhuman.models.recompute import recompute_blocks
-
-# What diffusers and transformers raise for a folder that is not a whole SDXL.
-UNUSABLE = (
-    OSError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    RuntimeError,
-    SafetensorError,
-)
 
 
 class SDXL:
@@ -72,6 +63,12 @@ class SDXL:
     @classmethod
     def check_training(cls, config: Config) -> None:
         """Check what only training asks for: SDXL takes all settings."""
+
+    @classmethod
+    def denoiser_config(cls, settings: Model, keys: Keys | None = None) -> Mapping[str, Any]:
+        """Return the UNet's config, for what is to fit it; empty where it is not known."""
+        layout = check_model(settings, keys).layout
+        return layout.unet if layout else {}
 
     @classmethod
     def load(
@@ -240,14 +237,14 @@ class SDXL:
         read = captions.room(self.pipeline, self.chunks)
         if self.most_chunks == 1:
             then = "the rest is cut off; model.long_captions=chunk encodes it too"
-            return captions.long_ones(counts, one, "captions", then)
+            return long_ones(counts, one, "captions", then)
         then = f"every caption is encoded in {self.chunks} chunks of {one}"
         cut = "the rest is cut off; raise model.caption_chunks to encode it too"
         if self.chunks == captions.MOST_CHUNKS:
             cut = "the rest is cut off"
         return [
-            *captions.long_ones(counts, one, "captions", then),
-            *captions.long_ones(counts, read, "captions", cut),
+            *long_ones(counts, one, "captions", then),
+            *long_ones(counts, read, "captions", cut),
         ]
 
     @property
@@ -325,12 +322,29 @@ class SDXL:
         return prediction
 
     def drawn(
-        self, pipeline: Any, prompts: Sequence[str], **settings: Any
+        self, pipeline: Any, pictures: Sequence[Picture], *, batch_size: int = DRAWN
     ) -> Iterator[Image.Image]:
-        """Yield one picture per prompt, each in as many chunks as the run's captions or more."""
+        """Yield pictures, each in as many chunks as the run's captions or more."""
         return drawn(
-            pipeline, prompts, least_chunks=self.chunks, most_chunks=self.most_chunks, **settings
+            pipeline,
+            pictures,
+            batch_size=batch_size,
+            least_chunks=self.chunks,
+            most_chunks=self.most_chunks,
         )
+
+    @property
+    def side(self) -> int:
+        """Of the pictures that the model was made for, in pixels."""
+        return int(self.pipeline.default_sample_size) * self.cell
+
+    def cut_prompts(self, prompts: Sequence[str], what: str) -> list[str]:
+        """Return a line on the texts of which the end is not read; none if all are read."""
+        size = captions.room(self.pipeline, self.most_chunks)
+        then = "the rest is cut off"
+        if self.most_chunks == 1:
+            then += "; --long-prompts chunk reads it too"
+        return long_ones(self.token_counts(prompts), size, what, then)
 
     def write(self, folder: Path) -> None:
         """Write the pipeline into a folder, in diffusers' layout."""
