@@ -109,7 +109,7 @@ def test_what_is_trained_saved_and_exported_is_the_kind_s_formula(
     read = load(tiny_model)
     file = find_lora(tmp_path / "final")
     check_lora(file, dict(read.pipeline.unet.config))
-    load_lora(read, file, 1.0)
+    load_lora(read.pipeline, file, 1.0)
     for found, said in zip(says(read.pipeline), expected, strict=True):
         torch.testing.assert_close(found, said, rtol=0, atol=1e-9)
 
@@ -199,7 +199,7 @@ def test_what_cannot_be_converted_is_one_line(
         assert not out.exists()
     save_file(lokr, tmp_path / "a.safetensors")
     with pytest.raises(UserError, match="header has no lora_adapter_metadata"):
-        load_lora(load(tiny_model), tmp_path / "a.safetensors", 1.0)
+        load_lora(load(tiny_model).pipeline, tmp_path / "a.safetensors", 1.0)
     magnitude = {"text_encoder.a.lora_magnitude_vector": dora, "unet.a.lora_A.weight": dora + 1}
     for tensors, words in (
         (plain | {f"{layer}.dora_scale": dora}, "convert it first"),

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+import fairhuman.models.generate as generate_module
 from fairhuman.cli import main
 from fairhuman.common.errors import OutputError
 from fairhuman.demo.tiny import tiny_sdxl
+from fairhuman.models.families.sdxl.model import SDXL
 from fairhuman.models.generate import Sampling, Source, generate
 
 
@@ -87,6 +89,8 @@ def test_the_grid_is_of_the_pictures_on_disk(
     sheet = Image.open(tmp_path / "a" / "grid.png")
     first = Image.open(paths[0])
     assert sheet.crop((4, 4, 68, 68)).tobytes() == first.tobytes()
+    monkeypatch.setattr(generate_module, "_MOST_GRID", 3 * 16 * 16)
+    small = generate_module._sheet(paths)
     assert small.size == (2 * 20 + 4, 2 * 20 + 4)
 
 
