@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from fairhuman.common.error_text import reason
 from fairhuman.common.errors import DataError
@@ -67,14 +69,26 @@ class _Places:
         self, whole: Any, shard: str, batch: Any, pictures: list[str], copies: Copies
     ) -> None:
         self._whole, self._shard, self._copies = whole, shard, copies
-        self._columns = {name: bytes_column(batch, name) for name in pictures}
+        self._starts = {name: self._find(bytes_column(batch, name)) for name in pictures}
+
+    def _find(self, column: Any) -> NDArray[np.int64] | None:
+        """Return where a column's values begin in the file, [N]; None where they are not in it."""
+        _, offsets, content = column.buffers()
+        if content is None:  # all are null
+            return None
+        start, last = content.address - self._whole.address, self._whole.size - content.size
+        if not 0 <= start <= last:
+            return None
+        kind = np.int64 if pa.types.is_large_binary(column.type) else np.int32
+        values = np.frombuffer(offsets, kind)[column.offset : column.offset + len(column)]
+        return start + values.astype(np.int64)
 
     def __call__(self, name: str, row: int, content: bytes, label: str) -> str:
         """Return where a picture is: in the shard or, of a stream that is compressed, in a copy."""
-        at = self._columns[name][row].as_buffer().address - self._whole.address
-        if 0 <= at <= self._whole.size - len(content):
-            return str(Location(at, len(content), self._shard, label))
-        return str(self._copies.add(content, label))
+        starts = self._starts[name]
+        if starts is None:
+            return str(self._copies.add(content, label))
+        return str(Location(int(starts[row]), len(content), self._shard, label))
 
 
 @contextmanager

@@ -101,7 +101,7 @@ def _members(path: Path, file: BinaryIO) -> Iterator[_Member]:
                     continue
                 stem, _, ending = name.name.partition(".")
                 key = (name.parent / stem).as_posix()
-                yield _Member(info.name, key, ending.lower(), info.offset_data, info.size)
+                yield _Member(info.name, key, ending, info.offset_data, info.size)
     except tarfile.TarError as error:
         with path.open("rb") as head:
             packed = head.read(6).startswith(
@@ -143,30 +143,31 @@ def _row(members: list[_Member], shard: str, file: BinaryIO) -> Row:
     pictures: dict[str, str] = {}
     try:
         for member in members:
-            if member.ending == "json":
+            if member.ending.lower() == "json":
                 row = _object(member, file)
-            elif member.ending in _CAPTIONS:
-                texts[member.ending] = _text(member, file).strip()
+            elif member.ending.lower() in _CAPTIONS:
+                texts[member.ending.lower()] = _text(member, file).strip()
             elif key := _picture_key(member.ending):
                 if key in pictures:
                     raise _SampleError(f"has two pictures for {key!r}: remove {member.name}")
                 location = Location(member.offset, member.length, shard, member.name)
                 pictures[key] = str(location)
                 if key == "image":
-                    row = {"file_name": f"{shard}/{member.name}"} | row
+                    texts["file_name"] = f"{shard}/{member.name}"
         if "image" not in pictures:
             raise _SampleError("holds no image (KEY.jpg, or another picture's suffix)")
     except _SampleError as error:
         return Row(label, {}, str(error))
-    caption = next((texts[ending] for ending in _CAPTIONS if ending in texts), None)
-    named = {"file_name": f"{shard}/{label}"} if caption is None else {"text": caption}
-    return Row(label, named | row | pictures)
+    for ending in _CAPTIONS:
+        if ending in texts:
+            texts.setdefault("text", texts.pop(ending))
+    return Row(label, texts | row | pictures)
 
 
 def _picture_key(ending: str) -> str | None:
     """Return the key of the picture that a member is; None if it is none."""
     kind, _, suffix = ending.rpartition(".")
-    if f".{suffix}" not in SUFFIXES | UNOPENABLE | {PLAIN}:
+    if f".{suffix.lower()}" not in SUFFIXES | UNOPENABLE | {PLAIN}:
         return None
     if not kind:
         return "image"
