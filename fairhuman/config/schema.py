@@ -122,7 +122,8 @@ class Data(Section):
     """The training data and how images are cropped, augmented and cached."""
 
     root: PathText
-    """A folder with metadata.jsonl (the imagefolder convention)."""
+    """A folder with metadata.jsonl (the imagefolder convention), or of shards with the images inside:
+    Parquet, a dataset of Hugging Face saved by save_to_disk, or WebDataset's tars."""
     resolution: Annotated[int, Field(ge=64, le=8192, multiple_of=8)] = 1024
     """Side of the square training image, in pixels."""
     buckets: bool = False
@@ -137,7 +138,7 @@ class Data(Section):
     mask_margin: Annotated[float, Field(ge=0, le=8192)] = 16.0
     """Boxes are widened by this much on each side, in pixels at the training resolution."""
     unannotated: Literal["error", "absent"] = "error"
-    """An image that lacks a region's key in metadata.jsonl: an error, or treated as having no such
+    """An image that lacks a region's key in its row: an error, or treated as having no such
     region."""
     on_error: Literal["fail", "skip"] = "fail"
     """A sample that cannot be used: stop before training, or leave it out, counted and logged."""
@@ -172,7 +173,8 @@ class Data(Section):
     validation: Count = 0
     """How many images are held out of training, for train.validate_every."""
     columns: dict[Name, Name] = {}
-    """Your names of metadata.jsonl's keys, by ours: {text: caption, face_mask: mask_face}."""
+    """Your names of metadata.jsonl's keys, or of the shards' columns, by ours: {text: caption,
+    face_mask: mask_face}."""
     workers: Annotated[int, Field(ge=0, le=512)] = 2
     """Processes per rank that read images; 0 reads them in the training process."""
     prefetch: Annotated[int, Field(ge=1, le=1000)] = 2
