@@ -139,7 +139,7 @@ def test_a_row_that_cannot_be_packed_is_named_before_anything_is_written(
     lines = rows(root)
     lines[0]["file_name"], old = "000000.png", lines[0]["file_name"]
     os.rename(root / old, root / "000000.png")
-    MISTAKES[name][0](root, lines[1])  # type: ignore[no-untyped-call]
+    MISTAKES[name][0](root, lines[1])
     (root / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert run(root, tmp_path / "out", "parquet") == 2
     (line,) = capsys.readouterr().err.splitlines()

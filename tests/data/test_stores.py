@@ -34,6 +34,7 @@ from fairhuman.data.order import StepSampler, Stream
 from fairhuman.data.place import BESIDE
 from fairhuman.data.records import Reading, Record, load_records, write_metadata
 from fairhuman.data.stores import scan
+from fairhuman.data.stores.member import Location, parse
 
 KINDS = ("parquet", "webdataset", "saved", "compressed")
 """Of shards; `compressed` is Parquet as other tools write it."""
@@ -244,6 +245,13 @@ def test_a_shard_is_read_again_only_where_it_has_changed(
     monkeypatch.setattr(scan, "VERSION", scan.VERSION + 1)
     assert told(root) == first
     assert len(read) == 2 * len(shards) + 2
+
+
+@pytest.mark.parametrize("shard", ["0.tar", "a b+c.parquet", "shards/x-0.bytes"])
+@pytest.mark.parametrize("label", ["1.jpg", "a//b.jpg", "", "9+9/x//y", "ü\n2.png"])
+def test_a_location_is_read_from_its_text(shard: str, label: str) -> None:
+    location = Location(7, 2**40, shard, label)
+    assert parse(str(location)) == location
 
 
 def jpeg(number: int = 0, size: tuple[int, int] = (40, 30)) -> bytes:

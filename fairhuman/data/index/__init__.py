@@ -2,8 +2,8 @@
 
 In the index's folder:
 
-- `listing-KEY.arrow`: the data set's rows, read and checked; KEY is a digest of them and of how they
-  are read;
+- `listing-KEY.arrow`: the data set's rows, read and checked; KEY is a digest of them and of how
+  they are read;
 - `images.arrow`, `masks.arrow`: a row per file that was opened as one and found usable: its size
   in bytes and time of change then, its width and height. A file that has changed since is opened
   again;

@@ -7,7 +7,7 @@ that it is copied into the index once.
 
 from __future__ import annotations
 
-import mmap
+import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +24,8 @@ from fairhuman.data.stores.member import Location
 from fairhuman.data.stores.scan import Copies, Row
 
 ROWS_AT_A_TIME = 32
+_PART = 2**20
+"""Bytes of a column that are read at a time."""
 _HEADER = 2**16
 """The most bytes between two values of a column: the header of a page and its levels."""
 
@@ -63,26 +65,27 @@ class ParquetScanner:
         Raises:
             DataError: it cannot be read, or has no column with pictures.
         """
-        with _reading(path), pq.ParquetFile(path) as file, path.open("rb") as raw:
+        with (
+            _reading(path),
+            path.open("rb") as raw,
+            pq.ParquetFile(path, buffer_size=_PART) as file,
+        ):
             pictures = picture_columns(path, file.schema_arrow)
             columns = [*plain_columns(file.schema_arrow), *pictures]
-            with mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as whole:
-                first = 0
-                for group in range(file.num_row_groups):
-                    places = _Places(whole, shard, _chunks(file, group), copies)
-                    batches = file.iter_batches(ROWS_AT_A_TIME, [group], columns, use_threads=False)
-                    for batch in batches:
-                        yield from rows(batch, shard, first, pictures, places)
-                        first += len(batch)
+            first = 0
+            for group in range(file.num_row_groups):
+                places = _Places(raw.fileno(), shard, _chunks(file, group), copies)
+                batches = file.iter_batches(ROWS_AT_A_TIME, [group], columns, use_threads=False)
+                for batch in batches:
+                    yield from rows(batch, shard, first, pictures, places)
+                    first += len(batch)
 
 
 class _Places:
     """Finds the values of a row group's columns in the file, in their order."""
 
-    def __init__(
-        self, whole: mmap.mmap, shard: str, chunks: dict[str, Any], copies: Copies
-    ) -> None:
-        self._whole, self._shard, self._copies = whole, shard, copies
+    def __init__(self, file: int, shard: str, chunks: dict[str, Any], copies: Copies) -> None:
+        self._file, self._shard, self._copies = file, shard, copies
         self._next = {
             name: chunk.dictionary_page_offset or chunk.data_page_offset
             for name, chunk in chunks.items()
@@ -94,12 +97,11 @@ class _Places:
         start = self._next.get(name)
         if start is not None:
             # Stored plainly, each value follows its length in four bytes.
-            head = struct.pack("<I", len(content)) + content[:32]
-            at = self._whole.find(head, start, start + _HEADER + len(head))
-            end = at + 4 + len(content)
-            if at >= 0 and self._whole[at + 4 : end] == content:
-                self._next[name] = end
-                return str(Location(at + 4, len(content), self._shard, label))
+            value = struct.pack("<I", len(content)) + content
+            at = os.pread(self._file, _HEADER + len(value), start).find(value)
+            if at >= 0:
+                self._next[name] = start + at + len(value)
+                return str(Location(start + at + 4, len(content), self._shard, label))
         return str(self._copies.add(content, label))
 
 

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from fairhuman.common.distributed import agreed, local_rank, local_rank_count, rank
 from fairhuman.common.errors import OutputError
-from fairhuman.common.files import free_bytes, replacing, write_text
+from fairhuman.common.files import as_output_error, free_bytes, replacing, write_text
 from fairhuman.common.units import GIB
 from fairhuman.data.arrow import open_table
 from fairhuman.data.stores.folder import stat
@@ -83,11 +83,13 @@ class Copies:
         self.bytes = 0
 
     def add(self, content: bytes, label: str) -> Location:
-        """Copy a picture and return where it is."""
-        if self._file is None:
-            aside = self._stack.enter_context(replacing(self._index / self._name, shared=True))
-            self._file = self._stack.enter_context(aside.open("wb"))
-        self._file.write(content)
+        """Copy a picture and return where it is; raises an OutputError where it cannot."""
+        path = self._index / self._name
+        with as_output_error(path):
+            if self._file is None:
+                aside = self._stack.enter_context(replacing(path, shared=True))
+                self._file = self._stack.enter_context(aside.open("wb"))
+            self._file.write(content)
         self.bytes += len(content)
         return Location(self.bytes - len(content), len(content), self._name, label)
 
