@@ -122,7 +122,7 @@ class Data(Section):
     """The training data and how images are cropped, augmented and cached."""
 
     root: PathText
-    """A folder with metadata.jsonl (the imagefolder convention), or of shards with the images inside:
+    """A folder with metadata.jsonl (the imagefolder convention), or of shards that hold the images:
     Parquet, a dataset of Hugging Face saved by save_to_disk, or WebDataset's tars."""
     resolution: Annotated[int, Field(ge=64, le=8192, multiple_of=8)] = 1024
     """Side of the square training image, in pixels."""
@@ -138,8 +138,7 @@ class Data(Section):
     mask_margin: Annotated[float, Field(ge=0, le=8192)] = 16.0
     """Boxes are widened by this much on each side, in pixels at the training resolution."""
     unannotated: Literal["error", "absent"] = "error"
-    """An image that lacks a region's key in its row: an error, or treated as having no such
-    region."""
+    """An image whose row lacks a region's key: an error, or treated as having no such region."""
     on_error: Literal["fail", "skip"] = "fail"
     """A sample that cannot be used: stop before training, or leave it out, counted and logged."""
     outside: Literal["error", "allow"] = "error"
