@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +51,29 @@ def add(commands: Any) -> None:
     )
     annotate.add_argument("--jobs", type=int, help="processes; default: one per core")
     annotate.set_defaults(run=_annotate)
+
+    pack = commands.add_parser("pack", help="write a data set as Parquet or WebDataset shards")
+    pack.add_argument("folder", type=Path, help="a data set: a folder with metadata.jsonl")
+    pack.add_argument(
+        "--to", choices=("parquet", "webdataset"), required=True, help="the kind of shards"
+    )
+    pack.add_argument(
+        "--out", type=Path, required=True, help="the shards' folder; it is data.root afterwards"
+    )
+    pack.add_argument(
+        "--shard-size",
+        default="1GiB",
+        metavar="SIZE",
+        help="how large a shard becomes before the next is begun, as 512MiB; default: 1GiB",
+    )
+    pack.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="OURS=YOURS",
+        help="a key of metadata.jsonl that has another name, as in data.columns; may be repeated",
+    )
+    pack.set_defaults(run=_pack)
 
     inspect = commands.add_parser("inspect", help="write a page that shows what is in a data set")
     inspect.add_argument("folder", type=Path, help="a data set")
@@ -124,6 +148,42 @@ def _annotate(args: argparse.Namespace) -> int:
         return 130
     print("\n".join(done.lines()))
     return 0
+
+
+def _pack(args: argparse.Namespace) -> int:
+    from fairhuman.curation.packing.pack import pack
+
+    size, columns = _shard_bytes(args.shard_size), dict(map(_column, args.column))
+    try:
+        done = pack(args.folder, args.out, args.to, size, columns)
+    except KeyboardInterrupt:
+        print(
+            f"fairhuman: stopped; run the same command to continue with {args.out}",
+            file=sys.stderr,
+        )
+        return 130
+    kept = f", {done.kept} of them from before" if done.kept else ""
+    print(
+        f"{args.out}: {done.images} images in {done.shards} shards{kept}, "
+        f"{done.bytes / 2**20:.1f} MiB of pictures; train on it with data.root={args.out}"
+    )
+    return 0
+
+
+def _shard_bytes(text: str) -> int:
+    found = re.fullmatch(r"(\d{1,9})(KiB|MiB|GiB)", text)
+    if not found or not int(found[1]):
+        raise UserError(
+            f"--shard-size {text}: must be a whole number of KiB, MiB or GiB, as 512MiB"
+        )
+    return int(found[1]) * {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}[found[2]]
+
+
+def _column(text: str) -> tuple[str, str]:
+    ours, equals, yours = text.partition("=")
+    if not (ours and equals and yours):
+        raise UserError(f"--column {text}: must be OURS=YOURS, as text=caption")
+    return ours, yours
 
 
 def _inspect(args: argparse.Namespace) -> int:

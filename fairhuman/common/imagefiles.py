@@ -11,10 +11,11 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
+
+from fairhuman.common.readable import Readable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM")
 """What is opened, as Pillow calls it; MPO is a JPEG to it. TGA is opened too, by its suffix: it
@@ -56,7 +57,7 @@ class ImageError(ValueError):
     """A file that cannot be used as an image or a mask; one line that does not name the file."""
 
 
-def upright_size(path: Path) -> tuple[int, int]:
+def upright_size(path: Readable) -> tuple[int, int]:
     """Return width and height as `open_image` would give them, from the file's head alone.
 
     Raises:
@@ -69,7 +70,7 @@ def upright_size(path: Path) -> tuple[int, int]:
         return (height, width) if turned else (width, height)
 
 
-def load(path: Path) -> tuple[Image.Image, bool]:
+def load(path: Readable) -> tuple[Image.Image, bool]:
     """Read a file as it is stored, but upright.
 
     Returns:
@@ -134,7 +135,7 @@ def decoding() -> Iterator[None]:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[ImageFile.ImageFile]:
+def opened(path: Readable) -> Iterator[ImageFile.ImageFile]:
     """Open a file of one of FORMATS without decoding it."""
     try:
         found = path.stat()

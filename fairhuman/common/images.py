@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +20,7 @@ from fairhuman.common.imagefiles import (
     upright_size,
 )
 from fairhuman.common.masks import region_of
+from fairhuman.common.readable import Readable
 
 __all__ = [
     "FORMATS",
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(path: Readable) -> Image.Image:
     """Read an image as RGB: upright by EXIF, in sRGB by its ICC profile, transparency on white.
 
     A profile that cannot be parsed, or that is of another kind of colours than the pixels, says
@@ -56,7 +56,7 @@ def open_image(path: Path) -> Image.Image:
     return image
 
 
-def open_mask(path: Path) -> Image.Image:
+def open_mask(path: Readable) -> Image.Image:
     """Read a mask as grey (mode L): 255 is the region, 0 is not, what is between counts in part.
 
     Upright by EXIF. See `fairhuman.common.masks` for what is read as what.

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 
 def column_names(regions: Sequence[str]) -> list[str]:
-    """Return the keys of metadata.jsonl that are read for these regions."""
+    """Return the keys of a data set's rows that are read for these regions."""
     annotations = [name for region in regions for name in (f"{region}s", f"{region}_mask")]
-    return ["file_name", "text", "conditioning_image", *annotations]
+    return ["file_name", "image", "text", "conditioning_image", *annotations]
 
 
 QUARTERS = 4

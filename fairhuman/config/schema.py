@@ -145,7 +145,8 @@ class Data(Section):
     """The training data and how images are cropped, augmented and cached."""
 
     root: PathText
-    """A folder with metadata.jsonl (the imagefolder convention)."""
+    """A folder with metadata.jsonl (the imagefolder convention), or of shards that hold the images:
+    Parquet, a dataset of Hugging Face saved by save_to_disk, or WebDataset's tars."""
     resolution: Annotated[int, Field(ge=64, le=8192, multiple_of=8)] = 1024
     """Side of the square training image, in pixels."""
     buckets: bool = False
@@ -160,8 +161,7 @@ class Data(Section):
     mask_margin: Annotated[float, Field(ge=0, le=8192)] = 16.0
     """Boxes are widened by this much on each side, in pixels at the training resolution."""
     unannotated: Literal["error", "absent"] = "error"
-    """An image that lacks a region's key in metadata.jsonl: an error, or treated as having no such
-    region."""
+    """An image whose row lacks a region's key: an error, or treated as having no such region."""
     on_error: Literal["fail", "skip"] = "fail"
     """A sample that cannot be used: stop before training, or leave it out, counted and logged."""
     outside: Literal["error", "allow"] = "error"
@@ -195,7 +195,8 @@ class Data(Section):
     validation: Count = 0
     """How many images are held out of training, for train.validate_every."""
     columns: dict[Name, Name] = {}
-    """Your names of metadata.jsonl's keys, by ours: {text: caption, face_mask: mask_face}."""
+    """Your names of metadata.jsonl's keys, or of the shards' columns, by ours: {text: caption,
+    face_mask: mask_face}."""
     workers: Annotated[int, Field(ge=0, le=512)] = 2
     """Processes per rank that read images; 0 reads them in the training process."""
     prefetch: Annotated[int, Field(ge=1, le=1000)] = 2

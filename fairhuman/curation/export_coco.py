@@ -16,7 +16,8 @@ from fairhuman.common.files import write_text
 from fairhuman.common.images import open_mask
 from fairhuman.common.masks import extent
 from fairhuman.data.folder import open_photograph, read_rows
-from fairhuman.data.records import METADATA, Problem, Reading, check_entries, read_entries
+from fairhuman.data.records import Problem, Reading, check_entries, read_entries
+from fairhuman.data.stores.folder import METADATA, FolderStore
 
 CATEGORIES = {"face": 1, "hand": 2}
 
@@ -44,7 +45,8 @@ def export_coco(root: Path, out: Path) -> Exported:
         DataError: the data set has a mistake, each in a line.
         OutputError: the file cannot be written.
     """
-    entries, problems = read_entries(root, Reading(list(CATEGORIES), unannotated="absent"))
+    reading = Reading(list(CATEGORIES), unannotated="absent")
+    entries, problems = read_entries(FolderStore(root), reading)
     problems += [found for found in check_entries(entries) if isinstance(found, Problem)]
     if problems:
         raise DataError("\n".join(map(str, problems[:20])))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from fairhuman.common.errors import DataError
 from fairhuman.common.images import ImageError, open_image, open_mask
 from fairhuman.common.masks import extent
 from fairhuman.common.pixels import to_model
+from fairhuman.common.readable import Readable
 from fairhuman.common.transfer import to_device
 from fairhuman.config import Data
 from fairhuman.data.buckets import frame
@@ -166,7 +166,7 @@ class People(Dataset[Batch]):
         return to_latent(as_tensor(masks, placement.size), self.cell)
 
 
-def _read(read: Callable[[Path], Image.Image], path: Path) -> Image.Image:
+def _read(read: Callable[[Readable], Image.Image], path: Readable) -> Image.Image:
     """Read a file that could be read when the run began.
 
     Raises:

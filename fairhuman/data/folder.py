@@ -14,7 +14,10 @@ from fairhuman.common.errors import DataError
 from fairhuman.common.images import SUFFIXES, UNOPENABLE, ImageError, open_image
 from fairhuman.common.json_text import half_character
 from fairhuman.common.quoting import shown
-from fairhuman.data.records import METADATA, SHOWN, LineError, Problem, read_lines
+from fairhuman.common.readable import Readable
+from fairhuman.data.records import SHOWN, Problem
+from fairhuman.data.stores.folder import METADATA, read_lines
+from fairhuman.data.stores.store import LineError
 
 # Folders next to the images that hold something else.
 MASKS = "masks"
@@ -145,7 +148,7 @@ def named_files(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def open_photograph(path: Path) -> Image.Image:
+def open_photograph(path: Readable) -> Image.Image:
     """Read an image as the trainer does.
 
     Raises:

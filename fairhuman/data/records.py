@@ -1,4 +1,4 @@
-"""The data set on disk: metadata.jsonl and the files it names, checked before training."""
+"""The records of a data set: its rows and the files they name, checked before training."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from typing import Any
 from fairhuman.common.errors import DataError
 from fairhuman.common.files import write_text
 from fairhuman.common.images import ImageError, open_image, open_mask
-from fairhuman.common.json_text import JsonError, half_character, parse_lines
+from fairhuman.common.json_text import half_character
 from fairhuman.common.quoting import shown
+from fairhuman.common.readable import Readable
 from fairhuman.config import Config
 from fairhuman.data.regions import Annotation, Box
+from fairhuman.data.stores.choose import open_store
+from fairhuman.data.stores.folder import METADATA
+from fairhuman.data.stores.store import LineError, Store
 
-METADATA = "metadata.jsonl"
 CONTROL = "conditioning_image"
 
 # Boxes come from detectors and annotators that round: so far a box may stick out of the image.
@@ -39,13 +42,13 @@ class Record:
     """One image of the data set."""
 
     id: str
-    """Its file name in metadata.jsonl: what the sample's random draws depend on."""
-    image: Path
+    """Its `file_name`: what the sample's random draws depend on."""
+    image: Readable
     text: str
     regions: dict[str, Annotation]
     size: tuple[int, int]
     """Width and height, EXIF orientation applied."""
-    conditioning: Path | None = None
+    conditioning: Readable | None = None
     """The control image; None where the data set is read without them."""
 
 
@@ -63,21 +66,21 @@ class Problem:
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of metadata.jsonl whose text is right; its files have not been opened."""
+    """A row whose text is right; its files have not been opened."""
 
     place: str
     id: str
-    image: Path
+    image: Readable
     text: str
     regions: dict[str, Annotation]
-    conditioning: Path | None = None
-    within: Path | None = None
-    """The folder that its files must be in; None: they may be anywhere."""
+    conditioning: Readable | None = None
+    within: Store | None = None
+    """The data set that its files must belong to; None: they may be anywhere."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How metadata.jsonl is read."""
+    """How the rows of a data set are read."""
 
     regions: Sequence[str]
     """The regions to read, such as "face": the keys `faces` and `face_mask`."""
@@ -99,44 +102,46 @@ class Reading:
         return cls(regions, data.unannotated, data.columns, conditioned, data.outside)
 
 
-def iter_entries(root: Path, reading: Reading) -> Iterator[tuple[int, Entry | Problem]]:
-    """Yield the lines of metadata.jsonl: their numbers, and what they hold or what is wrong.
+def iter_entries(store: Store, reading: Reading) -> Iterator[tuple[int, Entry | Problem]]:
+    """Yield the rows of a data set: their numbers, and what they hold or what is wrong.
 
     Raises:
-        DataError: the folder or its metadata.jsonl is not there or cannot be read.
+        DataError: they cannot be read.
     """
-    within = root if reading.outside == "error" else None
+    within = store if reading.outside == "error" else None
     seen: dict[str, int] = {}
     names = dict(reading.columns)
-    path = metadata_path(root)
-    for number, fields in read_lines(path):
-        place = f"{path}:{number}"
+    image_key = names.get(store.image_key, store.image_key)
+    for number, place, fields in store.lines():
         try:
             if isinstance(fields, LineError):
                 raise fields
             name = _name(fields, names.get("file_name", "file_name"))
             if name in seen:
-                raise LineError(f"{shown(name)} is listed already ({path}:{seen[name]})")
+                raise LineError(f"{shown(name)} is listed already ({store.place(seen[name])})")
             seen[name] = number
             caption = _string(fields, names.get("text", "text"))
             annotations = {
-                region: _annotation(fields, region, root, reading.unannotated, names)
+                region: _annotation(fields, region, store, reading.unannotated, names)
                 for region in reading.regions
             }
+            image = store.file(_name(fields, image_key))
             control = (
-                root / _name(fields, names.get(CONTROL, CONTROL)) if reading.conditioned else None
+                store.file(_name(fields, names.get(CONTROL, CONTROL)))
+                if reading.conditioned
+                else None
             )
-            entry = Entry(place, name, root / name, caption, annotations, control, within)
+            entry = Entry(place, name, image, caption, annotations, control, within)
             yield number, entry
         except LineError as error:
             yield number, Problem(place, str(error))
 
 
-def read_entries(root: Path, reading: Reading) -> tuple[list[Entry], list[Problem]]:
+def read_entries(store: Store, reading: Reading) -> tuple[list[Entry], list[Problem]]:
     """Return what `iter_entries` yields: what can be read, and what is wrong with the rest."""
     found: list[Entry] = []
     problems: list[Problem] = []
-    for _, entry in iter_entries(root, reading):
+    for _, entry in iter_entries(store, reading):
         if isinstance(entry, Entry):
             found.append(entry)
         else:
@@ -149,41 +154,6 @@ def check_entries(entries: Sequence[Entry]) -> list[Record | Problem]:
     # Decoding happens in C, outside Python's lock.
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         return list(pool.map(check_entry, entries))
-
-
-class LineError(Exception):
-    """What is wrong with one line of metadata.jsonl."""
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | LineError]]:
-    """Yield the numbers of metadata.jsonl's lines and what they hold, or why they hold no object.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    for number, found in parse_lines(path, lenient=True):
-        if isinstance(found, JsonError):
-            yield number, LineError(str(found))
-        elif isinstance(found, dict):
-            yield number, found
-        else:
-            yield number, LineError("must be a JSON object")
-
-
-def metadata_path(root: Path) -> Path:
-    """Return the path of metadata.jsonl; raise a DataError if it is not there."""
-    path = root / METADATA
-    try:
-        if not root.is_dir():
-            raise DataError(f"data.root = {str(root)!r}: there is no such folder")
-        if not path.is_file():
-            raise DataError(
-                f"data.root = {str(root)!r}: holds no {METADATA} (one JSON object per image; see "
-                "'Your own data' in the docs); `fairhuman annotate` writes one"
-            )
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    return path
 
 
 def _string(fields: dict[str, Any], key: str) -> str:
@@ -212,7 +182,7 @@ def _name(fields: dict[str, Any], key: str) -> str:
 
 
 def _annotation(
-    fields: dict[str, Any], region: str, root: Path, unannotated: str, names: dict[str, str]
+    fields: dict[str, Any], region: str, store: Store, unannotated: str, names: dict[str, str]
 ) -> Annotation:
     boxes_key, mask_key = (names.get(key, key) for key in (f"{region}s", f"{region}_mask"))
     boxes, mask = fields.get(boxes_key), fields.get(mask_key)
@@ -224,7 +194,7 @@ def _annotation(
             )
         return Annotation()
     # An empty name is none, as tools write it.
-    file = root / _name(fields, mask_key) if mask not in (None, "") else None
+    file = store.file(_name(fields, mask_key)) if mask not in (None, "") else None
     return Annotation(read_boxes(boxes_key, [] if boxes is None else boxes), file)
 
 
@@ -258,7 +228,7 @@ def _box(key: str, box: Any) -> Box:
     return (x, y, width, height)
 
 
-Measure = Callable[[Path, bool], tuple[int, int]]
+Measure = Callable[[Readable, bool], tuple[int, int]]
 """Returns the size of a picture, given its path and whether it is a mask, or raises ImageError."""
 
 
@@ -278,20 +248,14 @@ def check_entry(entry: Entry, measure: Measure | None = None) -> Record | Proble
     return Record(entry.id, entry.image, entry.text, entry.regions, size, entry.conditioning)
 
 
-def is_within(path: Path, folder: Path) -> bool:
-    """Return whether a file is in a folder, links followed."""
-    real, root = os.path.realpath(path), os.path.realpath(folder)
-    return real.startswith(root.rstrip(os.sep) + os.sep)
-
-
-def _decoded(path: Path, is_mask: bool) -> tuple[int, int]:
+def _decoded(path: Readable, is_mask: bool) -> tuple[int, int]:
     return (open_mask if is_mask else open_image)(path).size
 
 
 def _measured(
-    entry: Entry, key: str, path: Path, is_mask: bool, measure: Measure
+    entry: Entry, key: str, path: Readable, is_mask: bool, measure: Measure
 ) -> tuple[int, int]:
-    if entry.within is not None and not is_within(path, entry.within):
+    if entry.within is not None and not entry.within.holds(path):
         raise LineError(
             f"{key}{path} is not in the data's folder: move or copy it there, or set "
             "data.outside=allow"
@@ -324,7 +288,7 @@ def check_boxes(region: str, boxes: Sequence[Box], size: tuple[int, int]) -> Non
 
 
 def _check_like(
-    entry: Entry, key: str, path: Path, is_mask: bool, size: tuple[int, int], measure: Measure
+    entry: Entry, key: str, path: Readable, is_mask: bool, size: tuple[int, int], measure: Measure
 ) -> None:
     """Check a picture that belongs to an image of this size."""
     found = _measured(entry, key, path, is_mask, measure)
@@ -345,20 +309,21 @@ def load_records(
         on_error: "fail", or "skip" to leave out the samples that cannot be used.
 
     Returns:
-        The records in the order of metadata.jsonl, and what was left out.
+        The records in the order of the data set's rows, and what was left out.
 
     Raises:
         DataError: every problem, one line each (the first 20), or a data set without a sample.
     """
-    entries, problems = read_entries(root, reading)
+    store = open_store(root, columns=reading.columns)
+    entries, problems = read_entries(store, reading)
     checked = check_entries(entries)
     records = [found for found in checked if isinstance(found, Record)]
     problems += [found for found in checked if isinstance(found, Problem)]
-    refuse_unusable(root, len(records), problems, on_error)
+    refuse_unusable(store, len(records), problems, on_error)
     return records, problems
 
 
-def refuse_unusable(root: Path, usable: int, problems: Sequence[Problem], on_error: str) -> None:
+def refuse_unusable(store: Store, usable: int, problems: Sequence[Problem], on_error: str) -> None:
     """Check that a data set has something to train on and, unless told to skip, nothing wrong.
 
     Raises:
@@ -367,13 +332,13 @@ def refuse_unusable(root: Path, usable: int, problems: Sequence[Problem], on_err
     if problems and on_error == "fail":
         lines = [str(problem) for problem in problems[:SHOWN]]
         if len(problems) > SHOWN:
-            lines.append(f"{root}: and {len(problems) - SHOWN} more")
-        lines.append(f"{root}: correct these, or set data.on_error=skip to leave them out")
+            lines.append(f"{store.root}: and {len(problems) - SHOWN} more")
+        lines.append(f"{store.root}: correct these, or set data.on_error=skip to leave them out")
         raise DataError("\n".join(lines))
     if not usable:
         lines = [str(problem) for problem in problems[:SHOWN]]
-        why = f"({len(problems)} left out)" if problems else f"({METADATA} is empty)"
-        lines.append(f"data.root = {str(root)!r}: holds no usable sample {why}")
+        why = f"({len(problems)} left out)" if problems else f"({store.rows_are_in} is empty)"
+        lines.append(f"data.root = {str(store.root)!r}: holds no usable sample {why}")
         raise DataError("\n".join(lines))
 
 

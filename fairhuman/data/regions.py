@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+
+from fairhuman.common.readable import Readable
 
 Box = tuple[float, float, float, float]
 """x, y, width, height in pixels."""
@@ -21,7 +22,7 @@ class Annotation:
     """Where one region is in a stored image. Empty boxes and no mask: it is nowhere."""
 
     boxes: tuple[Box, ...] = ()
-    mask: Path | None = None
+    mask: Readable | None = None
     """A grey image, white = region. Where there is one it is used instead of the boxes."""
 
 

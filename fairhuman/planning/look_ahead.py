@@ -29,7 +29,7 @@ def check_head(config: Config) -> int:
     rows = np.flatnonzero(np.asarray(listing.column("problem").is_null()))
     checked = check_entries([listing.entry(int(row)) for row in rows[:HEAD]])
     problems = [*listing.problems(), *(found for found in checked if isinstance(found, Problem))]
-    refuse_unusable(listing.root, len(rows), problems, config.data.on_error)
+    refuse_unusable(listing.store, len(rows), problems, config.data.on_error)
     check_held_out(config.data.validation, len(rows))
     check_controls(config)
     return len(rows)

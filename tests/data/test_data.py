@@ -291,7 +291,9 @@ def test_masks_cover_the_annotated_regions(people: Path) -> None:
             area = float(sample.masks[0, channel].sum()) * 64
             expected = 0.0
             if mask:
-                expected = float(np.asarray(Image.open(mask), dtype=np.float64).sum()) / 255
+                expected = (
+                    float(np.asarray(Image.open(mask.open("rb")), dtype=np.float64).sum()) / 255
+                )
             assert area == pytest.approx(expected, rel=1e-4)
 
 

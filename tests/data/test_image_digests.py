@@ -14,7 +14,7 @@ from test_index import age, config_of, spoil
 
 from fairhuman.data.index.digests import image_digests
 from fairhuman.data.index.load import load
-from fairhuman.data.index.place import BESIDE
+from fairhuman.data.place import BESIDE
 
 
 def digests(root: Path, check: str = "full") -> dict[str, str]:

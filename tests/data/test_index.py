@@ -26,8 +26,8 @@ from fairhuman.config import Config
 from fairhuman.data.index import check
 from fairhuman.data.index.files import Files
 from fairhuman.data.index.load import load
-from fairhuman.data.index.place import BESIDE
 from fairhuman.data.index.records import Records
+from fairhuman.data.place import BESIDE
 from fairhuman.data.records import Reading, Record, load_records, write_metadata
 
 AGO = 10**12  # nanoseconds: long before anything that a test does

@@ -126,7 +126,7 @@ def _limit(run: Run) -> None:
 def _lose_image(run: Run) -> None:
     """Lose the held-out image that rank 1 measures first."""
     if run.first:
-        run.data.held_out[1].image.unlink()
+        Path(str(run.data.held_out[1].image)).unlink()
     dist.barrier()
 
 

@@ -33,6 +33,7 @@ from fairhuman.data.dataset import People
 from fairhuman.data.folder import find_images, named_files, open_photograph, scan_rows
 from fairhuman.data.order import generator
 from fairhuman.data.records import Entry, Problem, Reading, Record, check_entries, read_entries
+from fairhuman.data.stores.folder import FolderStore
 from fairhuman.data.transform import Placement
 from fairhuman.models.families.sdxl.captions import Tokenizers, room, token_counts
 
@@ -85,7 +86,8 @@ def inspect(root: Path, view: View) -> Inspection:
     """
     columns = view.data.columns
     reading = Reading(view.regions, "absent", columns, outside=view.data.outside)
-    entries, problems = read_entries(root, reading)
+    store = FolderStore(root)
+    entries, problems = read_entries(store, reading)
     if not entries and not problems:
         raise DataError(f"{root}: metadata.jsonl names no image")
     rows = {row["file_name"]: row for row in _rows(root, view)}

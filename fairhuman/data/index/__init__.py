@@ -2,14 +2,15 @@
 
 In the index's folder:
 
-- `listing-KEY.arrow`: the lines of metadata.jsonl, read and checked; KEY is a digest of its bytes
-  and of how they are read;
+- `listing-KEY.arrow`: the data set's rows, read and checked; KEY is a digest of them and of how
+  they are read;
 - `images.arrow`, `masks.arrow`: a row per file that was opened as one and found usable: its size
   in bytes and time of change then, its width and height. A file that has changed since is opened
   again;
 - `images-*.arrow`, `masks-*.arrow`: rows that are not in there yet, of a check that was stopped;
 - `digests.arrow`: digests of the image files, where `data.cache` asks for them;
-- `tokens-KEY.npy`: how many tokens each caption has.
+- `tokens-KEY.npy`: how many tokens each caption has;
+- `shards/`: where in the shards the pictures are; see `stores.scan`.
 
 The tables are memory-mapped: the processes of a machine share one copy in memory.
 """

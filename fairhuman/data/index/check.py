@@ -25,9 +25,9 @@ from fairhuman.common.distributed import (
 )
 from fairhuman.common.images import ImageError, open_image, open_mask, upright_size
 from fairhuman.data.index.files import Files, Seen, add
-from fairhuman.data.index.listing import Listing
-from fairhuman.data.index.stats import settled, stats
-from fairhuman.data.records import is_within
+from fairhuman.data.index.listing import IMAGE, Listing
+from fairhuman.data.stores.settled import settled
+from fairhuman.data.stores.store import Store
 
 IMAGES, MASKS = "images", "masks"
 SAVE_S = 10.0
@@ -89,13 +89,13 @@ def check_files(listing: Listing, folder: Path, check: str) -> dict[str, Column]
             else:
                 columns[name].sizes[row] = result.width, result.height
     if places:
-        agreed(lambda: _remember(listing.root, folder, list(places), found))
+        agreed(lambda: _remember(listing.store, folder, list(places), found))
     return columns
 
 
 def _columns(listing: Listing) -> dict[str, Column]:
     """Return the columns that name files, with no sizes yet."""
-    images = ["id", "control"] if listing.reading.conditioned else ["id"]
+    images = [IMAGE, "control"] if listing.reading.conditioned else [IMAGE]
     kinds = dict.fromkeys(images, IMAGES) | dict.fromkeys(listing.masks(), MASKS)
     return {
         name: Column(kind, listing.column(name), np.zeros((len(listing), 2), np.int32), {})
@@ -118,7 +118,7 @@ def _stale(
             if check != "trust":
                 # Each rank of a machine asks for its share of the files.
                 asked = np.flatnonzero(usable)[local_rank() :: local_rank_count()]
-                told = stats(listing.root, column.names.take(asked).to_pylist())
+                told = listing.store.stats(column.names.take(asked).to_pylist())
                 usable[asked] = (told[:, 0] == known.bytes[asked]) & (
                     told[:, 1] == known.changed[asked]
                 )
@@ -137,7 +137,7 @@ class _Opener:
     """Opens files, and writes what it finds into the index from time to time."""
 
     def __init__(self, listing: Listing, folder: Path, *, whole: bool) -> None:
-        self.root, self.folder, self.whole = listing.root, folder, whole
+        self.store, self.folder, self.whole = listing.store, folder, whole
         self.outside = listing.reading.outside == "allow"
 
     def open_all(self, items: Sequence[Item], of: int) -> list[Seen | str]:
@@ -166,16 +166,16 @@ class _Opener:
 
     def open(self, item: Item) -> Seen | str:
         """Return what a file is, or why it cannot be used."""
-        path, is_mask = self.root / item.name, item.kind == MASKS
-        inside = is_within(path, self.root)
+        file, is_mask = self.store.file(item.name), item.kind == MASKS
+        inside = self.store.holds(file)
         if not (inside or self.outside):
             return "is not in the data's folder"
-        size, changed = settled(path)
+        size, changed = settled(self.store, item.name)
         try:
             if self.whole:
-                width, height = (open_mask if is_mask else open_image)(path).size
+                width, height = (open_mask if is_mask else open_image)(file).size
             else:
-                width, height = upright_size(path)
+                width, height = upright_size(file)
         except ImageError as error:
             return str(error)
         return Seen(item.name, self.whole, inside, size, changed, width, height)
@@ -195,14 +195,16 @@ def _sound(kind: str, items: Sequence[Item], found: Sequence[Seen | str]) -> lis
     ]
 
 
-def _remember(root: Path, folder: Path, items: Sequence[Item], found: Sequence[Seen | str]) -> None:
+def _remember(
+    store: Store, folder: Path, items: Sequence[Item], found: Sequence[Seen | str]
+) -> None:
     """Write what was found into this machine's index."""
     if local_rank() != 0:
         return
     for kind in (IMAGES, MASKS):
         seen = _sound(kind, items, found)
         # On another machine, that opened it, a copy may have another time of change.
-        told = stats(root, [row.name for row in seen])
+        told = store.stats([row.name for row in seen])
         rows = [
             row._replace(changed=int(changed) if row.changed >= 0 else -1)
             for row, (size, changed) in zip(seen, told, strict=True)

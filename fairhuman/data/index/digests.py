@@ -25,9 +25,11 @@ from fairhuman.common.distributed import (
     shared,
 )
 from fairhuman.common.files import replacing
-from fairhuman.data.index.arrow import open_table
+from fairhuman.data.arrow import open_table
+from fairhuman.data.index.listing import IMAGE
 from fairhuman.data.index.records import Records
-from fairhuman.data.index.stats import settled, stats
+from fairhuman.data.stores.settled import settled
+from fairhuman.data.stores.store import Store
 
 BYTES = 20
 """Of a digest: BLAKE2b."""
@@ -67,14 +69,14 @@ def image_digests(records: Records, check: str) -> dict[str, str]:
     """
     listing = records.listing
     path = listing.path.with_name("digests.arrow")
-    names = listing.column("id").take(records.rows)
+    names = listing.column(IMAGE).take(records.rows)
     known, digests = _known(path, names)
 
     def find() -> NDArray[np.int64]:
         asked = np.flatnonzero(known[:, 0] >= 0)[local_rank() :: local_rank_count()]
         if check == "trust":
             return asked[:0]
-        told = stats(listing.root, names.take(asked).to_pylist())
+        told = listing.store.stats(names.take(asked).to_pylist())
         return asked[(told != known[asked]).any(axis=1)]
 
     changed = np.concatenate(gathered(find))
@@ -82,15 +84,15 @@ def image_digests(records: Records, check: str) -> dict[str, str]:
     # Copies on other machines may be known there alone.
     stale = np.unique(np.concatenate(gathered(lambda: stale)))
     found = shared(
-        lambda mine: _read_all(listing.root, mine, of=len(stale)), names.take(stale).to_pylist()
+        lambda mine: _read_all(listing.store, mine, of=len(stale)), names.take(stale).to_pylist()
     )
     if found:
-        agreed(lambda: _remember(path, listing.root, found))
+        agreed(lambda: _remember(path, listing.store, found))
     for place, row in zip(stale.tolist(), found, strict=True):
         digests[place] = row.digest
     return {
         name: digest.hex()
-        for name, digest in zip(names.to_pylist(), digests, strict=True)
+        for name, digest in zip(records.ids(), digests, strict=True)
         if digest is not None  # each is known by now
     }
 
@@ -112,33 +114,32 @@ def _known(path: Path, names: Any) -> tuple[NDArray[np.int64], list[bytes | None
     return numbers, digests
 
 
-def _read_all(root: Path, names: Sequence[str], of: int) -> list[_Read]:
+def _read_all(store: Store, names: Sequence[str], of: int) -> list[_Read]:
     threads = max(1, (os.cpu_count() or 1) // local_rank_count())
     found = []
     with (
         ThreadPoolExecutor(threads) as pool,
         tqdm(total=of, desc="reading images", delay=2, disable=rank() != 0) as bar,
     ):
-        for row in pool.map(lambda name: _read(root, name), names):
+        for row in pool.map(lambda name: _read(store, name), names):
             found.append(row)
             bar.update(min(rank_count(), of - bar.n))
     return found
 
 
-def _read(root: Path, name: str) -> _Read:
-    path = root / name
-    before = settled(path)
-    digest = hashlib.blake2b(path.read_bytes(), digest_size=BYTES).digest()
-    size, changed = settled(path)
+def _read(store: Store, name: str) -> _Read:
+    before = settled(store, name)
+    digest = hashlib.blake2b(store.file(name).read_bytes(), digest_size=BYTES).digest()
+    size, changed = settled(store, name)
     return _Read(name, size, changed if (size, changed) == before else -1, digest)
 
 
-def _remember(path: Path, root: Path, found: Sequence[_Read]) -> None:
+def _remember(path: Path, store: Store, found: Sequence[_Read]) -> None:
     """Write what was read into this machine's index."""
     if local_rank() != 0:
         return
     # On another machine, that read it, a copy may have another time of change.
-    told = stats(root, [row.name for row in found])
+    told = store.stats([row.name for row in found])
     rows = [
         row._replace(changed=int(changed))._asdict()
         for row, (size, changed) in zip(found, told, strict=True)

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from fairhuman.common.files import replacing
-from fairhuman.data.index.arrow import open_table
+from fairhuman.data.arrow import open_table
 
 VERSION = 1
 """To be raised when files that were usable come to be refused."""

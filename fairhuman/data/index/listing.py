@@ -1,4 +1,4 @@
-"""The lines of metadata.jsonl as an Arrow table on disk, read once and memory-mapped."""
+"""The rows of a data set as an Arrow table on disk, read once and memory-mapped."""
 
 from __future__ import annotations
 
@@ -15,49 +15,50 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from fairhuman.common.errors import DataError
 from fairhuman.common.files import as_output_error, replacing
-from fairhuman.data.index.arrow import open_table
+from fairhuman.common.readable import Readable
+from fairhuman.data.arrow import open_table
 from fairhuman.data.records import (
-    METADATA,
     Entry,
     Problem,
     Reading,
     Record,
     iter_entries,
-    metadata_path,
 )
 from fairhuman.data.regions import Annotation, Box
+from fairhuman.data.stores.store import Store
 
-VERSION = 1
+VERSION = 2
 """To be raised when lines come to be read otherwise."""
+IMAGE = "image"
+"""The column that names the images' files."""
 KEPT = 4
-"""Listings of a data set that are kept: of other settings, or of its metadata.jsonl before."""
+"""Listings of a data set that are kept: of other settings, or of its rows before."""
 CHUNK = 2**14
 """Lines that are in memory while a listing is written."""
 
 
 @dataclass(frozen=True)
 class Key:
-    """Which lines are read, and how."""
+    """Which rows are read, and how."""
 
     digest: str
     lines: int
-    """Of metadata.jsonl; for the progress bar alone."""
+    """How many they are, about; for the progress bar alone."""
 
 
 class Listing:
-    """The lines of one metadata.jsonl as they are read by one `Reading`."""
+    """The rows of one data set as they are read by one `Reading`."""
 
-    def __init__(self, path: Path, root: Path, reading: Reading) -> None:
-        self.path, self.root, self.reading = path, root, reading
+    def __init__(self, path: Path, store: Store, reading: Reading) -> None:
+        self.path, self.store, self.reading = path, store, reading
         self.table = open_table(path)
         self._batches = self.table.to_batches()
         # Of the table's chunks; a row is found by bisection.
         self._starts = np.cumsum([0, *map(len, self._batches)])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Listing, (self.path, self.root, self.reading)
+        return Listing, (self.path, self.store, self.reading)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -78,14 +79,14 @@ class Listing:
                 yield Problem(self.place(int(start + place)), messages[int(place)].as_py())
 
     def place(self, row: int) -> str:
-        """Return the file and line of a row."""
+        """Return where a row is stored, for messages."""
         batch, at = self._at(row)
-        return f"{self.root / METADATA}:{batch.column('line')[at].as_py()}"
+        return self.store.place(batch.column("line")[at].as_py())
 
     def entry(self, row: int) -> Entry:
         """Return a row that can be read."""
         record = self.record(row, (0, 0))
-        within = self.root if self.reading.outside == "error" else None
+        within = self.store if self.reading.outside == "error" else None
         place = self.place(row)
         regions, control = record.regions, record.conditioning
         return Entry(place, record.id, record.image, record.text, regions, control, within)
@@ -97,16 +98,16 @@ class Listing:
         def value(column: str) -> Any:
             return batch.column(column)[at].as_py()
 
-        def path(column: str) -> Path | None:
+        def file(column: str) -> Readable | None:
             name = value(column)
-            return self.root / name if name else None
+            return self.store.file(name) if name else None
 
         regions = {
-            region: Annotation(_as_boxes(value(_boxes(region))), path(_mask(region)))
+            region: Annotation(_as_boxes(value(_boxes(region))), file(_mask(region)))
             for region in self.reading.regions
         }
-        name = value("id")
-        return Record(name, self.root / name, value("text"), regions, size, path("control"))
+        image = self.store.file(value(IMAGE))
+        return Record(value("id"), image, value("text"), regions, size, file("control"))
 
     def boxes(self, region: str) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
         """Yield the rows and numbers, [n] and [n, 4], of a region's boxes, chunk by chunk."""
@@ -131,29 +132,23 @@ class Listing:
         return self._batches[chunk], row - int(self._starts[chunk])
 
 
-def key_of(root: Path, reading: Reading) -> Key:
+def key_of(store: Store, reading: Reading) -> Key:
     """Return which listing is that of a data set as it is now.
 
     Raises:
-        DataError: metadata.jsonl is not there or cannot be read.
+        DataError: its rows cannot be read.
     """
+    rows = store.identity()
     told = {
         "version": VERSION,
+        "rows": rows.digest,
         "regions": reading.regions,
         "unannotated": reading.unannotated,
         "columns": dict(reading.columns),
         "conditioned": reading.conditioned,
     }
     digest = hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=16)
-    path, lines = metadata_path(root), 0
-    try:
-        with path.open("rb") as file:
-            while part := file.read(2**22):
-                digest.update(part)
-                lines += part.count(b"\n")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    return Key(digest.hexdigest(), lines)
+    return Key(digest.hexdigest(), rows.lines)
 
 
 def path_of(folder: Path, key: Key) -> Path:
@@ -161,18 +156,18 @@ def path_of(folder: Path, key: Key) -> Path:
     return folder / f"listing-{key.digest}.arrow"
 
 
-def write_listing(path: Path, key: Key, root: Path, reading: Reading, *, show: bool) -> None:
-    """Read metadata.jsonl and write its listing, in place of the oldest of KEPT others.
+def write_listing(path: Path, key: Key, store: Store, reading: Reading, *, show: bool) -> None:
+    """Read the rows of a data set and write their listing, in place of the oldest of KEPT others.
 
     Raises:
-        DataError: metadata.jsonl cannot be read.
+        DataError: they cannot be read.
         OutputError: the listing cannot be written.
     """
     schema = _schema(reading)
     lines = tqdm(
-        iter_entries(root, reading),
+        iter_entries(store, reading),
         total=key.lines,
-        desc=METADATA,
+        desc=store.rows_are_in,
         unit="lines",
         delay=2,
         disable=not show,
@@ -180,7 +175,7 @@ def write_listing(path: Path, key: Key, root: Path, reading: Reading, *, show: b
     with replacing(path, shared=True) as aside, pa.ipc.new_file(str(aside), schema) as file:
         chunk: list[dict[str, Any]] = []
         for number, found in lines:
-            chunk.append(_row(number, found, root, reading))
+            chunk.append(_row(number, found, store, reading))
             if len(chunk) == CHUNK:
                 file.write_batch(pa.RecordBatch.from_pylist(chunk, schema))
                 chunk = []
@@ -198,6 +193,7 @@ def _schema(reading: Reading) -> Any:
         ("line", pa.int64()),
         ("problem", pa.string()),
         ("id", pa.string()),
+        (IMAGE, pa.string()),
         ("text", pa.string()),
         ("control", pa.string()),
     ]
@@ -206,23 +202,21 @@ def _schema(reading: Reading) -> Any:
     return pa.schema(fields)
 
 
-def _row(number: int, found: Entry | Problem, root: Path, reading: Reading) -> dict[str, Any]:
+def _row(number: int, found: Entry | Problem, store: Store, reading: Reading) -> dict[str, Any]:
     if isinstance(found, Problem):
         return {"line": number, "problem": found.message}
     row: dict[str, Any] = {"line": number, "id": found.id, "text": found.text}
-    row["control"] = _name(found.conditioning, root)
+    row[IMAGE] = store.name(found.image)
+    row["control"] = _name(found.conditioning, store)
     for region in reading.regions:
         annotation = found.regions[region]
         row[_boxes(region)] = [number for box in annotation.boxes for number in box]
-        row[_mask(region)] = _name(annotation.mask, root)
+        row[_mask(region)] = _name(annotation.mask, store)
     return row
 
 
-def _name(path: Path | None, root: Path) -> str | None:
-    """Return what gives the path when it is joined to the root."""
-    if path is None:
-        return None
-    return str(path.relative_to(root) if path.is_relative_to(root) else path)
+def _name(file: Readable | None, store: Store) -> str | None:
+    return None if file is None else store.name(file)
 
 
 def _boxes(region: str) -> str:

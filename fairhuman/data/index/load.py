@@ -11,27 +11,28 @@ from numpy.typing import NDArray
 from fairhuman.common.distributed import agreed, gathered, local_rank, rank
 from fairhuman.common.errors import DataError
 from fairhuman.common.images import ImageError
+from fairhuman.common.readable import Readable
 from fairhuman.config import Config
-from fairhuman.data.index.arrow import open_table
+from fairhuman.data.arrow import open_table
 from fairhuman.data.index.check import MASKS, Column, check_files
-from fairhuman.data.index.listing import Listing, key_of, path_of, write_listing
-from fairhuman.data.index.place import open_folder
+from fairhuman.data.index.listing import IMAGE, Listing, key_of, path_of, write_listing
 from fairhuman.data.index.records import Records
+from fairhuman.data.place import open_folder
 from fairhuman.data.records import (
-    METADATA,
     TOLERANCE_PX,
     Problem,
     Reading,
     check_entry,
     refuse_unusable,
 )
+from fairhuman.data.stores.choose import open_store
 
 
 def load(config: Config) -> tuple[Records, list[Problem]]:
     """Read and check the data set of a training config; a collective.
 
     Returns:
-        The records in the order of metadata.jsonl, and what was left out.
+        The records in the order of the data set's rows, and what was left out.
 
     Raises:
         DataError: every problem, one line each (the first 20), or a data set without a sample.
@@ -47,40 +48,41 @@ def load(config: Config) -> tuple[Records, list[Problem]]:
             problems.append(found)
             usable[row] = False
     rows = np.flatnonzero(usable)
-    refuse_unusable(listing.root, len(rows), problems, config.data.on_error)
-    return Records(listing, rows, columns["id"].sizes[rows]), problems
+    refuse_unusable(listing.store, len(rows), problems, config.data.on_error)
+    return Records(listing, rows, columns[IMAGE].sizes[rows]), problems
 
 
 def open_listing(config: Config) -> Listing:
-    """Return the lines of a config's data set, read if they are not; a collective.
+    """Return the rows of a config's data set, read if they are not; a collective.
 
     Raises:
-        DataError: metadata.jsonl cannot be read, or is another one on another machine.
+        DataError: its rows cannot be read, or are others on another machine.
         OutputError: the listing cannot be written.
     """
     root, reading = Path(config.data.root), Reading.of(config)
-    keys = gathered(lambda: key_of(root, reading))
+    store = open_store(root, config.data.index, reading.columns)
+    keys = gathered(lambda: key_of(store, reading))
     if len(set(keys)) > 1:
         raise DataError(
-            f"{root / METADATA}: is not the same file on all machines: copy one to the others"
+            f"{root}: {store.rows_are_in} is not the same on all machines: copy one to the others"
         )
     folder = agreed(lambda: open_folder(root, config.data.index))
     path = path_of(folder, keys[0])
 
     def write() -> None:
         if local_rank() == 0 and open_table(path) is None:
-            write_listing(path, keys[0], root, reading, show=rank() == 0)
+            write_listing(path, keys[0], store, reading, show=rank() == 0)
 
     agreed(write)
-    return Listing(path, root, reading)
+    return Listing(path, store, reading)
 
 
 def _is_suspect(listing: Listing, columns: dict[str, Column]) -> NDArray[np.bool_]:
     """Return which rows `check_entry` may find something wrong with, by the same arithmetic."""
-    sizes = columns["id"].sizes
+    sizes = columns[IMAGE].sizes
     suspect = sizes[:, 0] == 0
     for name, column in columns.items():
-        if name != "id":
+        if name != IMAGE:
             named = np.asarray(column.names.is_valid())
             suspect |= named & (column.sizes != sizes).any(axis=1)
     for region in listing.reading.regions:
@@ -95,13 +97,17 @@ def _is_suspect(listing: Listing, columns: dict[str, Column]) -> NDArray[np.bool
 
 def _measure(
     listing: Listing, columns: dict[str, Column], row: int
-) -> Callable[[Path, bool], tuple[int, int]]:
+) -> Callable[[Readable, bool], tuple[int, int]]:
     """Return what tells `check_entry` the sizes of a row's files, which have been opened."""
 
-    def measure(path: Path, is_mask: bool) -> tuple[int, int]:
+    def measure(path: Readable, is_mask: bool) -> tuple[int, int]:
         for column in columns.values():
             name = column.names[row].as_py()
-            if name is None or (column.kind == MASKS) != is_mask or listing.root / name != path:
+            if (
+                name is None
+                or (column.kind == MASKS) != is_mask
+                or listing.store.file(name) != path
+            ):
                 continue
             if row in column.messages:
                 raise ImageError(column.messages[row])

@@ -11,9 +11,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from fairhuman.common.errors import ConfigError
+from fairhuman.common.errors import ConfigError, DataError
 from fairhuman.config import Config, load_config
-from fairhuman.data.records import METADATA
+from fairhuman.data.stores.choose import open_store
 from fairhuman.evaluation.study.plan import Arm, Study
 from fairhuman.planning.plan import Plan
 
@@ -66,7 +66,7 @@ class Trial:
             "config": settings,
             "published": self.published,
             "compared": {mark: self.marks.at(mark) for mark in self.compared},
-            "data": _file_digest(Path(self.config.data.root) / METADATA),
+            "data": _rows_digest(self.config),
             "model": _files(Path(self.config.model.pretrained)),
             **others,
         }
@@ -174,10 +174,13 @@ def _folder(study: Study, name: str) -> Path:
     return Path(study.output_dir) / "runs" / re.sub(r"[^A-Za-z0-9.=+-]+", "-", name)
 
 
-def _file_digest(path: Path) -> str | None:
-    if not path.is_file():
+def _rows_digest(config: Config) -> str | None:
+    """Return what the rows of a data set are known by; None where there are none yet."""
+    root = Path(config.data.root)
+    try:
+        return open_store(root, config.data.index, config.data.columns).identity().digest
+    except DataError:  # the run itself says what is wrong
         return None
-    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
 def _files(folder: Path) -> list[Any]:
