@@ -58,15 +58,12 @@ class Lora(Section):
     factor: Annotated[int, Field(ge=2, le=8192)] | None = None
     """kind=lokr: sides of the small matrix, where this divides a weight's; null: about the square
     roots of the weight's sides. The smaller it is, the more is trained."""
-    targets: Annotated[list[Name], Field(min_length=1, max_length=1000)] = [
-        "to_q",
-        "to_k",
-        "to_v",
-        "to_out.0",
-    ]
-    """The UNet layers to adapt, given by the ends of their names. The default is every attention
-    projection; `proj_in`, `proj_out`, `ff.net.0.proj` and `ff.net.2` are the transformers' other
-    linear layers, `conv1`, `conv2` and `conv_shortcut` the convolutions of the residual blocks."""
+    targets: Annotated[list[Name], Field(min_length=1, max_length=1000)] | None = None
+    """The layers of the UNet or transformer to adapt, given by the ends of their names. Null: every
+    attention projection (to_q, to_k, to_v, to_out.0), and of FLUX.1 and FLUX.2 also those of the
+    captions and the feed-forward layers, as diffusers' own training does. Of SDXL, `proj_in`,
+    `proj_out`, `ff.net.0.proj` and `ff.net.2` are the transformers' other linear layers, `conv1`,
+    `conv2` and `conv_shortcut` the convolutions of the residual blocks."""
     text_encoders: bool = False
     """Also adapt the attention layers of both text encoders, with the same rank and alpha: for
     words that the model does not know. Captions are then encoded in every step, by encoders that

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ class LoRA:
 
     def __init__(self, family: Family, settings: Lora, seed: int, checkpointing: bool) -> None:
         unet: Any = family.denoiser
-        _check_targets(unet, settings.targets)
+        targets = settings.targets or family.lora_targets
+        _check_targets(unet, targets)
         unet.requires_grad_(False)
         self.adapted: dict[str, Any] = {family.part: unet}
         """By their names in the pipeline."""
@@ -43,7 +45,7 @@ class LoRA:
         self.pipeline = family.pipeline
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            adapt(unet, settings.targets, settings)
+            adapt(unet, targets, settings)
             if settings.text_encoders:
                 first, second = self.pipeline.text_encoder, self.pipeline.text_encoder_2
                 self.adapted |= {"text_encoder": first, "text_encoder_2": second}
@@ -85,7 +87,7 @@ def own_name(model: Any, layer: str) -> str:
     return layer if hasattr(model, "text_model") else layer.removeprefix("text_model.")
 
 
-def _check_targets(unet: nn.Module, targets: list[str]) -> None:
+def _check_targets(unet: nn.Module, targets: Sequence[str]) -> None:
     """Check every target, where peft would pass over one that nothing is named by."""
     for target in targets:
         found = [
@@ -98,7 +100,7 @@ def _check_targets(unet: nn.Module, targets: list[str]) -> None:
         )
         if not found:
             raise ConfigError(
-                f"model.lora.targets: the UNet has no layer {target!r}; targets are ends of "
+                f"model.lora.targets: the model has no layer {target!r}; targets are ends of "
                 "layers' names, such as to_q, to_k, to_v, to_out.0, ff.net.0.proj, ff.net.2, conv1"
             )
         if unable:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
@@ -14,7 +14,7 @@ from fairhuman.common.run_folder import CARD
 from fairhuman.config import Config
 
 _WHAT = {
-    "full": "The UNet was trained whole; the text encoders and the VAE are as they were.",
+    "full": "Its {denoiser} was trained whole; the text encoders and the VAE are as they were.",
     "lora": "{kind}: low-rank additions to the layers of {adapted}.",
     "controlnet": "A ControlNet: it guides the model by a control image.",
     "t2i_adapter": "A T2I-Adapter: it guides the model by a control image.",
@@ -27,10 +27,10 @@ _TAGS = {
 }
 _LOAD = {
     "full": """\
-pipeline = StableDiffusionXLPipeline.from_pretrained("{here}")
+pipeline = {pipeline}.from_pretrained("{here}")
 """,
     "lora": """\
-pipeline = StableDiffusionXLPipeline.from_pretrained("{base}")
+pipeline = {pipeline}.from_pretrained("{base}")
 pipeline.load_lora_weights("{here}")
 """,
     "controlnet": """\
@@ -58,16 +58,30 @@ fairhuman generate --model {base} --lora {here} --prompt "…" --out pictures
 fairhuman export --model {here} --to comfy-lora --out {here}.safetensors
 """
 _IMPORTS = {
-    "full": "StableDiffusionXLPipeline",
-    "lora": "StableDiffusionXLPipeline",
+    "full": "{pipeline}",
+    "lora": "{pipeline}",
     "controlnet": "ControlNetModel, StableDiffusionXLControlNetPipeline",
     "t2i_adapter": "StableDiffusionXLAdapterPipeline, T2IAdapter",
 }
 
 
+class Described(Protocol):
+    """A family, as far as a card tells of it; see `Family`."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def pipeline_name(self) -> str: ...  # noqa: D102
+    @property
+    def tag(self) -> str: ...  # noqa: D102
+    @property
+    def part(self) -> str: ...  # noqa: D102
+
+
 def write_card(
     folder: Path,
     config: Config,
+    family: Described,
     *,
     steps: int | None = None,
     prompts: Sequence[str] = (),
@@ -79,6 +93,7 @@ def write_card(
     Args:
         folder: where the model is.
         config: what it was trained with.
+        family: of the model.
         steps: how many were made; None: as many as the config asks for.
         prompts: examples to try.
 
@@ -88,6 +103,7 @@ def write_card(
     path = folder / CARD
     text = card_text(
         config,
+        family,
         name=folder.resolve().name,
         steps=steps,
         prompts=prompts,
@@ -98,6 +114,7 @@ def write_card(
 
 def card_text(
     config: Config,
+    family: Described,
     *,
     name: str,
     steps: int | None = None,
@@ -113,7 +130,7 @@ def card_text(
         "library_name": "diffusers",
         "pipeline_tag": "text-to-image",
         "license": "unknown",
-        "tags": ["stable-diffusion-xl", "text-to-image", "diffusers", "fairhuman", *_TAGS[method]],
+        "tags": [family.tag, "text-to-image", "diffusers", "fairhuman", *_TAGS[method]],
     }
     if prompts:
         front["widget"] = [{"text": prompt} for prompt in prompts]
@@ -131,12 +148,17 @@ def card_text(
         ("precision", config.train.precision),
         ("prediction", config.model.prediction_type or "as the model it was trained from"),
     ]
-    adapted = "the UNet and both text encoders" if config.model.lora.text_encoders else "the UNet"
+    denoiser = "UNet" if family.part == "unet" else family.part
+    adapted = f"the {denoiser}"
+    if config.model.lora.text_encoders:
+        adapted += " and both text encoders"
     kind = config.model.lora.kind
-    what = _WHAT[method].format(adapted=adapted, kind=_KINDS[kind])
+    what = _WHAT[method].format(adapted=adapted, denoiser=denoiser, kind=_KINDS[kind])
     table = "\n".join(f"| {key} | {value} |" for key, value in rows)
-    load = _LOAD[method].format(here=name, base=shown_base)
-    loads = _code(f"from diffusers import {_IMPORTS[method]}\n\n{load}", "python")
+    pipeline = family.pipeline_name
+    load = _LOAD[method].format(here=name, base=shown_base, pipeline=pipeline)
+    imports = _IMPORTS[method].format(pipeline=pipeline)
+    loads = _code(f"from diffusers import {imports}\n\n{load}", "python")
     if method == "lora" and config.model.lora.of_lycoris:
         loads = _BY_FAIRHUMAN + _code(_DRAW.format(here=name, base=shown_base), "console")
     resolved = _dump(redacted(config.model_dump(mode="json")))
@@ -146,7 +168,7 @@ def card_text(
 
 # {name}
 
-Stable Diffusion XL, fine-tuned with FairHuman on the whole image and on its regions at once, by
+{family.name}, fine-tuned with FairHuman on the whole image and on its regions at once, by
 the method of [arXiv 2507.02714](https://arxiv.org/abs/2507.02714). {what}
 
 | | |

@@ -320,7 +320,7 @@ class Run:
     def _write_trained(self, folder: Path, steps: int) -> None:
         save(self.method, folder)
         prompts = [asked.prompt for asked in self.config.train.sample_prompts]
-        write_card(folder, self.config, steps=steps, prompts=prompts)
+        write_card(folder, self.config, self.family, steps=steps, prompts=prompts)
 
     def lr(self) -> float:
         """Return the learning rate of the step to come."""

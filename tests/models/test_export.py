@@ -24,6 +24,7 @@ from fairhuman.common.errors import OutputError, UserError
 from fairhuman.common.units import DTYPES
 from fairhuman.config import Config
 from fairhuman.demo.tiny import tiny_sdxl
+from fairhuman.models.families.sdxl.model import SDXL
 from fairhuman.models.formats import components, writer
 from fairhuman.models.formats.components import Sources
 from fairhuman.models.formats.lora_names import LoraNames
@@ -802,7 +803,7 @@ def test_a_card_is_the_hubs(tmp_path: Path, config: Config, method: str) -> None
 
     model = config.model.model_copy(update={"method": method})
     config = config.model_copy(update={"model": model})
-    path = write_card(tmp_path, config, prompts=[CAPTIONS[0]])
+    path = write_card(tmp_path, config, SDXL, prompts=[CAPTIONS[0]])
     card = ModelCard.load(path)
     assert card.data.base_model == "stabilityai/stable-diffusion-xl-base-1.0"
     assert card.data.license == "unknown"
@@ -823,6 +824,6 @@ def test_a_card_is_the_hubs(tmp_path: Path, config: Config, method: str) -> None
 
 def test_a_card_names_no_folder_as_its_base_model(tmp_path: Path, config: Config) -> None:
     model = config.model.model_copy(update={"pretrained": str(tmp_path)})
-    text = write_card(tmp_path, config.model_copy(update={"model": model})).read_text()
+    text = write_card(tmp_path, config.model_copy(update={"model": model}), SDXL).read_text()
     assert "base_model:" not in text
     assert str(tmp_path) not in text

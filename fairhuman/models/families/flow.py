@@ -53,6 +53,8 @@ class FlowTransformer:
     """As people call it."""
     pipeline_name: ClassVar[str]
     """Of diffusers' class."""
+    tag: ClassVar[str]
+    """That the hub knows it by."""
     text_encoders: ClassVar[Sequence[str]]
     """Their names in the pipeline."""
     tokenizers: ClassVar[Sequence[str]] = ("tokenizer",)
@@ -95,6 +97,11 @@ class FlowTransformer:
     def empty_prompt(self, batch: int) -> Any:
         """Return what `encode` returns for so many captions, without its values."""
         raise NotImplementedError
+
+    @property
+    def lora_targets(self) -> Sequence[str]:
+        """The layers that a LoRA adapts by default: every attention projection."""
+        return ("to_q", "to_k", "to_v", "to_out.0")
 
     def read_as(self, text: str) -> str:
         """Return the text that the tokenizer gets for a caption."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ class Flux(FlowTransformer):
 
     name = "FLUX.1"
     pipeline_name = "FluxPipeline"
+    tag = "flux"
     text_encoders = ("text_encoder", "text_encoder_2")
     tokenizers = ("tokenizer", "tokenizer_2")
     prompt_type = Prompt
@@ -39,6 +41,16 @@ class Flux(FlowTransformer):
             torch.empty(batch, self.tokens, t5.config.d_model, dtype=t5.dtype),
             torch.empty(batch, clip.config.hidden_size, dtype=clip.dtype),
         )
+
+    @property
+    def lora_targets(self) -> Sequence[str]:
+        """Attention and feed-forward layers of both streams."""
+        streams = (
+            *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
+            *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
+            *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
+        )
+        return streams
 
     def conditions(self, prompt: Prompt) -> dict[str, Any]:
         """Return what the pipeline is called with; its guidance is an input of the transformer."""

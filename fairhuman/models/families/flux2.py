@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +31,7 @@ class Flux2Klein(FlowTransformer):
 
     name = "FLUX.2 klein"
     pipeline_name = "Flux2KleinPipeline"
+    tag = "flux-2"
     text_encoders = ("text_encoder",)
     prompt_type = Embeds
     patch = 1
@@ -66,6 +68,15 @@ class Flux2Klein(FlowTransformer):
         encoder = self.pipeline.text_encoder
         width = 3 * encoder.config.hidden_size
         return Embeds(torch.empty(batch, self.tokens, width, dtype=encoder.dtype))
+
+    @property
+    def lora_targets(self) -> Sequence[str]:
+        """Attention projections of the double blocks, and the fused ones of the single blocks."""
+        single = range(self.pipeline.transformer.config.num_single_layers)
+        return (
+            *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.to_qkv_mlp_proj"),
+            *(f"single_transformer_blocks.{i}.attn.to_out" for i in single),
+        )
 
     def conditions(self, prompt: Embeds) -> dict[str, Any]:
         """Return what the pipeline is called with."""

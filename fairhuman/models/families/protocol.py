@@ -74,6 +74,22 @@ class Family(TokenCounter, Protocol):
     """What images are encoded in."""
 
     @property
+    def name(self) -> str:
+        """As people call it."""
+
+    @property
+    def pipeline_name(self) -> str:
+        """Of diffusers' class."""
+
+    @property
+    def tag(self) -> str:
+        """That the hub knows it by."""
+
+    @property
+    def lora_targets(self) -> Sequence[str]:
+        """The layers that a LoRA adapts by default, by the ends of their names."""
+
+    @property
     def part(self) -> str:
         """The denoiser's name in the pipeline."""
 

@@ -24,6 +24,7 @@ class ZImage(FlowTransformer):
 
     name = "Z-Image"
     pipeline_name = "ZImagePipeline"
+    tag = "z-image"
     text_encoders = ("text_encoder",)
     prompt_type = Padded
 

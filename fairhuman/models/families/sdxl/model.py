@@ -36,6 +36,10 @@ from fairhuman.models.recompute import recompute_blocks
 class SDXL:
     """An SDXL pipeline's parts, as training uses them."""
 
+    name = "Stable Diffusion XL"
+    pipeline_name = "StableDiffusionXLPipeline"
+    tag = "stable-diffusion-xl"
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     part = "unet"
     """The denoiser's name in the pipeline."""
 
