@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from fairhuman.common.errors import UserError
+from fairhuman.common.files import replacing
 from fairhuman.models.formats.lora_names import LoraNames
 from fairhuman.models.formats.modelspec import modelspec
 from fairhuman.models.formats.weights import Source, Weights, open_weights
@@ -80,7 +81,12 @@ def to_kohya(
             tensors[f"{kohya}.alpha"] = _scalar(layer.alpha)
         metadata = {
             "format": "pt",
-            **modelspec(out.stem, adapter="lora", v_prediction=None, fields=fields),
+            **modelspec(
+                out.stem,
+                adapter="lora",
+                v_prediction=None,
+                fields={**_trained_at(weights), **(fields or {})},
+            ),
             "ss_base_model_version": "sdxl_base_v1-0",
             "ss_network_module": "networks.lora",
             "ss_network_dim": _common([layer.rank for layer in layers.values()]),
@@ -122,6 +128,7 @@ def from_kohya(
             adapter="lora",
             implementation="diffusers",
             v_prediction=None,
+            fields=_trained_at(weights),
         )
         metadata = {
             "format": "pt",
@@ -132,6 +139,31 @@ def from_kohya(
         }
         with written_aside(out / WEIGHTS_NAME, force=force) as aside:
             write_safetensors(aside, tensors, metadata, dtype)
+
+
+def describe(file: Path, title: str, resolution: int) -> None:
+    """Write into the header of a LoRA that diffusers has written what it is.
+
+    Args:
+        file: replaced; its tensors and the rest of its header stay.
+        title: what a browser of models shows.
+        resolution: side in pixels of the images that it was trained on.
+    """
+    own = modelspec(
+        title,
+        adapter="lora",
+        implementation="diffusers",
+        resolution=resolution,
+        v_prediction=None,
+    )
+    with open_weights(file) as weights, replacing(file) as aside:
+        write_safetensors(aside, weights.tensors, {**weights.metadata, **own})
+
+
+def _trained_at(weights: Weights) -> dict[str, str]:
+    """Return the resolution that a LoRA's header tells, as one of ModelSpec's fields."""
+    found = weights.metadata.get("modelspec.resolution")
+    return {"resolution": found} if found else {}
 
 
 def lora_file(path: Path) -> Path:
