@@ -14,6 +14,7 @@ from snippets import PAGES, ROOT, commands, snippets
 
 from fairhuman import cli, train
 from fairhuman.config import load_config
+from fairhuman.config.prompt_file import read_prompt_file
 from fairhuman.data.records import Reading, load_records
 from fairhuman.evaluation.study.plan import load_study
 
@@ -121,6 +122,8 @@ def test_configs_can_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         file.write_text(code, encoding="utf-8")
         if "\narms:" in code:
             load_study(file)
+        elif "\n- " in code and "\ntrain:" not in code:
+            assert read_prompt_file(file)
         else:
             load_config(file)
 

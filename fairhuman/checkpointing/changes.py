@@ -43,6 +43,10 @@ _MEASURED = (
     "objectives.scale",
     "objectives.snr_gamma",
 )
+_SCHEDULE = (
+    "train.steps",
+    *(f"optimizer.{key}" for key in ("schedule", "warmup_steps", "cycles", "power")),
+)
 # What held-out losses are of, besides the weights.
 _HELD_OUT = (
     "train.seed",
@@ -187,9 +191,38 @@ def _json(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
 
 
+def _unused(key: str, config: Config) -> str | None:
+    """Return why nothing in a run reads a key, where nothing does."""
+    data, timesteps, mode = config.data, config.noise.timesteps, config.fairness.mode
+    samples = ("negative", "size", "seed", "steps", "guidance", "lora_scale")
+    readers = (
+        (("data.zoom", "data.zoom_share"), data.crop == "zoom", f"data.crop is {data.crop}"),
+        (("data.bucket_step", "data.max_aspect"), data.buckets, "data.buckets is false"),
+        (
+            ("noise.logit_mean", "noise.logit_std"),
+            timesteps == "logit_normal",
+            f"noise.timesteps is {timesteps}",
+        ),
+        (
+            ("fairness.refresh_every", "fairness.between"),
+            mode in ("amortized", "sketch"),
+            f"fairness.mode is {mode}",
+        ),
+        (("fairness.sketch_size",), mode == "sketch", f"fairness.mode is {mode}"),
+        (
+            tuple(f"train.sample_{name}" for name in samples),
+            config.train.sample_every > 0,
+            "train.sample_every is 0",
+        ),
+    )
+    return next((why for keys, read, why in readers if key in keys and not read), None)
+
+
 def _effect(change: Change, config: Config, progress: Progress) -> str:
     """Return what becomes of a change, in words."""
     key, then = change.key, f"takes effect from step {progress.step + 1}"
+    if why := _unused(key, config):
+        return f"has no effect: {why}"
     name = config.optimizer.name
     without = {"SGD": ("betas", "eps"), "Adafactor": ("betas", "eps"), "Lion8bit": ("eps",)}
     if key in [f"optimizer.{own}" for own in without.get(name, ())]:
@@ -198,7 +231,7 @@ def _effect(change: Change, config: Config, progress: Progress) -> str:
         return "has no effect: the trained weights are the checkpoint's"
     if key == "model.pretrained" and config.model.method == "full":
         return f"{then}; the trained weights are the checkpoint's"
-    if key in ("optimizer.schedule", "optimizer.warmup_steps", "train.steps"):
+    if key in _SCHEDULE:
         return f"{then}, on the schedule as if it had always been so"
     if key == "train.precision" or key.startswith("deepspeed.zero_optimization"):
         return f"{then}; the state is converted where its form is another"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from dataclasses import replace
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fairhuman.cli import imports
-from fairhuman.common.errors import UserError
+from fairhuman.common.counted import counted
+from fairhuman.common.errors import OutputError, UserError
 
 
 def add(commands: Any) -> None:
@@ -77,7 +79,7 @@ def add(commands: Any) -> None:
 
     inspect = commands.add_parser("inspect", help="write a page that shows what is in a data set")
     inspect.add_argument("folder", type=Path, help="a data set")
-    inspect.add_argument("--out", type=Path, default=Path("inspect.html"), help="the page")
+    inspect.add_argument("--out", type=Path, help="the page; default: inspect.html in the folder")
     inspect.add_argument(
         "--model",
         help="a folder in diffusers' layout, or a name on the hub: count the captions' tokens with "
@@ -120,7 +122,8 @@ def _export_annotations(args: argparse.Namespace) -> None:
     from fairhuman.curation.export_coco import export_coco
 
     done = export_coco(args.folder, args.out)
-    print(f"{args.out}: {done.annotations} annotations of {done.images} images")
+    found = f"{counted(done.annotations, 'annotation')} of {counted(done.images, 'image')}"
+    print(f"{args.out}: {found}")
 
 
 def _annotate(args: argparse.Namespace) -> int:
@@ -204,11 +207,14 @@ def _inspect(args: argparse.Namespace) -> int:
         view = View.plain(args.folder, args.resolution or 1024)
     if args.model:
         view = replace(view, tokenizers=load_tokenizers(args.model))
+    out = args.out or args.folder / "inspect.html"
+    if out.parent.is_dir() and not os.access(out.parent, os.W_OK):
+        raise OutputError(f"{out}: cannot be written there; name another place with --out")
     found = inspect(args.folder, view)
-    write_page(found, args.out, args.limit)
+    write_page(found, out, args.limit)
     print(found.summary())
     mistakes = found.mistakes(frozenset(args.allow)) if args.strict else []
     for line in mistakes:
         print(line)
-    print(f"see {args.out}")
+    print(f"see {out}")
     return 1 if mistakes else 0

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from fairhuman.common.counted import counted
 from fairhuman.common.errors import UserError
 
 STOPPED = 130
@@ -153,7 +154,7 @@ def _generate(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return STOPPED
-    print(f"{len(paths)} pictures in {args.out}")
+    print(f"{counted(len(paths), 'picture')} in {args.out}")
     return 0
 
 

@@ -14,6 +14,7 @@ from fairhuman.config import Model
 from fairhuman.models.families.protocol import Family
 from fairhuman.models.families.sdxl.control import ControlNet, T2IAdapter
 from fairhuman.models.families.sdxl.model import SDXL
+from fairhuman.models.formats.lora import WEIGHTS_NAME, describe
 from fairhuman.models.lora import LoRA
 
 
@@ -77,11 +78,19 @@ def frozen_digest(module: nn.Module) -> str | None:
     return hashlib.blake2b(torch.cat(first).cpu().numpy().tobytes(), digest_size=20).hexdigest()
 
 
-def save(method: Method, folder: Path) -> None:
+def save(method: Method, folder: Path, *, title: str = "", resolution: int = 1024) -> None:
     """Write what was trained: whole, in place of what was there, or not at all.
+
+    Args:
+        method: what is trained.
+        folder: to write to.
+        title: what a LoRA's header calls it; empty: the header is diffusers' alone.
+        resolution: side in pixels of the images that it was trained on, for that header.
 
     Raises:
         OutputError: it cannot be written; what was there still is.
     """
     with replacing(folder) as aside:
         method.write(aside)
+        if title and (aside / WEIGHTS_NAME).is_file():
+            describe(aside / WEIGHTS_NAME, title, resolution)

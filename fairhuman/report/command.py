@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fairhuman.common.files import write_text
@@ -10,6 +10,7 @@ from fairhuman.common.run_folder import REPORT
 from fairhuman.report.compare import comparison
 from fairhuman.report.history import read_run
 from fairhuman.report.run_page import run_page
+from fairhuman.report.unlike import unlike
 
 
 def write_report(folder: Path, out: Path | None = None) -> Path:
@@ -24,7 +25,18 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     return out
 
 
-def write_comparison(folders: Sequence[Path], out: Path) -> Path:
-    """Write the page that compares runs; return where it is. Raises what `write_report` does."""
-    write_text(out, comparison([read_run(folder) for folder in folders]))
+def write_comparison(
+    folders: Sequence[Path], out: Path, say: Callable[[str], None] = print
+) -> Path:
+    """Write the page that compares runs; return where it is. Raises what `write_report` does.
+
+    Args:
+        folders: of the runs.
+        out: the page.
+        say: gets a line for each thing that makes their numbers incomparable.
+    """
+    runs = [read_run(folder) for folder in folders]
+    write_text(out, comparison(runs))
+    for line in unlike(runs):
+        say(f"warning: {line}")
     return out

@@ -12,8 +12,9 @@ from fairhuman.report.bars import share_below
 from fairhuman.report.chart import Data, Line, lines
 from fairhuman.report.gallery import gallery
 from fairhuman.report.history import History, names_of
-from fairhuman.report.parts import Html, label, page, section, table
+from fairhuman.report.parts import Html, label, page, section, table, text
 from fairhuman.report.run_page import headlines
+from fairhuman.report.unlike import unlike
 
 _COLOURS = 8
 
@@ -41,6 +42,8 @@ def differences(trees: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]
 
 
 def _sections(runs: Sequence[History], names: Sequence[str], data: Data) -> Iterator[Html]:
+    if warnings := list(unlike(runs)):
+        yield section("Not like for like", Html("".join(map(text, warnings))))
     yield section("Headlines", _headlines(runs, names))
     yield section("How the runs differ", _differences(runs, names))
     objectives = list(dict.fromkeys(name for run in runs for name in run.names))

@@ -318,7 +318,8 @@ class Run:
             ) from error
 
     def _write_trained(self, folder: Path, steps: int) -> None:
-        save(self.method, folder)
+        title = f"{self.output.resolve().name}, {steps} steps"
+        save(self.method, folder, title=title, resolution=self.config.data.resolution)
         prompts = [asked.prompt for asked in self.config.train.sample_prompts]
         write_card(folder, self.config, self.family, steps=steps, prompts=prompts)
 

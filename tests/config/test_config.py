@@ -338,3 +338,24 @@ def test_rules_take_what_is_theirs(good: Path) -> None:
         ["fairness.mode=dwa", "fairness.dwa_window=3"],
     ):
         load_config(good, overrides)
+
+
+def test_relative_paths_start_from_the_working_directory_wherever_the_config_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs, here = tmp_path / "configs", tmp_path / "here"
+    configs.mkdir()
+    here.mkdir()
+    path = configs / "mine.yaml"
+    path.write_text(GOOD)
+    (here / "ds.json").write_text('{"zero_optimization": {"stage": 1}}')
+    (here / "prompts.txt").write_text("a man\n")
+    words = ["deepspeed=ds.json", "train.sample_prompts=prompts.txt"]
+    monkeypatch.chdir(here)
+    for name in (path, Path("../configs/mine.yaml")):
+        config = load_config(name, words)
+        assert config.deepspeed["zero_optimization"]["stage"] == 1
+        assert [asked.prompt for asked in config.train.sample_prompts] == ["a man"]
+    monkeypatch.chdir(configs)
+    with pytest.raises(ConfigError, match=r"ds\.json"):
+        load_config("mine.yaml", words)

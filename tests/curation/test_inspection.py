@@ -36,6 +36,25 @@ deepspeed: {zero_optimization: {stage: 1}}
 """
 
 
+def test_the_page_is_written_into_the_folder_that_it_shows(
+    people: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / "data"
+    shutil.copytree(people, data)
+    assert main(["inspect", str(data), "--resolution", "64"]) == 0
+    assert f"see {data / 'inspect.html'}" in capsys.readouterr().out
+    assert (data / "inspect.html").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    # It is no image: looking again finds the same.
+    before = (data / "inspect.html").read_bytes()
+    assert main(["inspect", str(data), "--resolution", "64"]) == 0
+    assert (data / "inspect.html").read_bytes() == before
+
+
 def noise(seed: int, size: tuple[int, int] = (400, 200)) -> Image.Image:
     values = np.random.default_rng(seed).integers(0, 255, (8, 16, 3), dtype=np.uint8)
     return Image.fromarray(values).resize(size, Image.Resampling.BICUBIC)

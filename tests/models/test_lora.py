@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fairhuman.common.errors import ConfigError, UserError
 from fairhuman.config import Lora, Model
 from fairhuman.models.families.sdxl.model import SDXL
-from fairhuman.models.formats.lora import from_kohya, to_kohya
+from fairhuman.models.formats.lora import WEIGHTS_NAME, from_kohya, to_kohya
+from fairhuman.models.formats.weights import open_weights
 from fairhuman.models.generate import Sampling, Source, generate
 from fairhuman.models.method import make_method, save
 
@@ -139,3 +141,28 @@ def pixels(path: Path) -> bytes:
     from PIL import Image
 
     return Image.open(path).tobytes()
+
+
+def test_its_header_tells_the_resolution_that_it_was_trained_at(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    method = make_method(load(tiny_model), settings(tiny_model, rank=2), seed=0)
+    as_if_trained(method.module)
+    plain, told = tmp_path / "plain", tmp_path / "told"
+    save(method, plain)
+    save(method, told, title="run, 7 steps", resolution=768)
+    kohya, back = tmp_path / "kohya.safetensors", tmp_path / "back"
+    unet: Any = load(tiny_model).pipeline.unet.config
+    to_kohya(told, kohya, unet=unet)
+    from_kohya(kohya, back, unet=unet)
+    headers = {}
+    for path in (plain / WEIGHTS_NAME, told / WEIGHTS_NAME, kohya, back / WEIGHTS_NAME):
+        with open_weights(path) as weights:
+            headers[path] = dict(weights.metadata)
+    before, *after = headers.values()
+    assert [header["modelspec.resolution"] for header in after] == ["768x768"] * 3
+    assert after[0]["modelspec.title"] == "run, 7 steps"
+    assert {key: after[0][key] for key in before} == before  # what diffusers reads stays
+    first, second = (load_file(folder / WEIGHTS_NAME) for folder in (plain, told))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -218,6 +218,43 @@ def test_the_page_says_how_far_what_is_held_out_has_changed_since_the_start(
     assert "Validation since the start" in (tmp_path / "both.html").read_text()
 
 
+def test_runs_that_are_not_like_for_like_say_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def compared(*runs: Path) -> tuple[list[str], str]:
+        write_comparison(runs, tmp_path / "both.html")
+        page = " ".join(re.sub(r"<[^>]+>", " ", (tmp_path / "both.html").read_text()).split())
+        return capsys.readouterr().out.splitlines(), page
+
+    def changed(name: str, section: str, **keys: Any) -> Path:
+        make_run(tmp_path / name)
+        path = tmp_path / name / "config.yaml"
+        tree = yaml.safe_load(path.read_text())
+        tree[section] |= keys
+        path.write_text(yaml.safe_dump(tree))
+        return tmp_path / name
+
+    one = changed("one", "train")
+    warned, page = compared(one, changed("steps", "train", steps=99, seed=7))
+    assert warned == []
+    assert "Not like for like" not in page
+    other = changed("other", "optimizer", lr=0.5)
+    (line,), page = compared(one, other)
+    assert re.fullmatch(r"warning: optimizer.lr differs \(\S+ in one, 0.5 in other\): .*", line)
+    assert "Not like for like" in page
+    assert line.removeprefix("warning: ") in page
+    data = changed("data", "data", root="/a/people")
+    (line,), page = compared(data, changed("moved", "data", root="/b/people"))
+    assert "data.root differs (people in data, people in moved)" in line
+    assert "/b/" not in page
+    (line,), _ = compared(one, changed("batch", "train", batch_size=9))
+    assert line.startswith("warning: the global batch differs (")
+    assert line.endswith("18 in batch): a step shows other numbers of images")
+    made = [changed(f"rank {r}", "model", method="lora", lora={"rank": r}) for r in (4, 8)]
+    (line,), _ = compared(*made)
+    assert "model.lora.rank differs (4 in rank 4, 8 in rank 8)" in line
+
+
 def test_what_is_absent_is_a_gap_and_a_number_between_gaps_a_dot(tmp_path: Path) -> None:
     make_run(tmp_path / "run", steps=9)
     run = read_run(tmp_path / "run")

@@ -185,7 +185,21 @@ def tree_of(made: Config) -> dict[str, Any]:
         ({"train": {"ema_decay": 0.5}}, "train.ema_decay: null -> 0.5 (takes effect"),
         ({"noise": {"offset": 0.1}}, "noise.offset: 0.0 -> 0.1 (takes effect"),
         ({"objectives": {"regions": ["hand", "face"]}}, "objectives.regions: ["),
-        ({"fairness": {"refresh_every": 3}}, "fairness.refresh_every: null -> 3 (takes effect"),
+        (
+            {"fairness": {"refresh_every": 3}},
+            "fairness.refresh_every: null -> 3 (has no effect: fairness.mode is exact)",
+        ),
+        (
+            {"fairness": {"refresh_every": 3, "mode": "amortized"}},
+            "fairness.refresh_every: null -> 3 (takes effect from step 3)",
+        ),
+        ({"data": {"zoom": 3.0}}, "data.zoom: 2.0 -> 3.0 (has no effect: data.crop is center)"),
+        ({"train": {"sample_steps": 9}}, "train.sample_steps: 30 -> 9 (has no effect: train.sam"),
+        ({"noise": {"logit_mean": 1.0}}, "noise.logit_mean: 0.0 -> 1.0 (has no effect: noise.time"),
+        (
+            {"optimizer": {"schedule": "polynomial", "power": 2.0}},
+            "optimizer.power: 1.0 -> 2.0 (takes effect from step 3, on the schedule as if",
+        ),
         ({"fairness": {"keep": 0.9}}, "fairness.keep: 0.0 -> 0.9 (takes effect from step 3)"),
         ({"data": {"root": "y"}}, "data.root: x -> y (takes effect from step 3: the data"),
         (

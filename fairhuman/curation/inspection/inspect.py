@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fairhuman.common.counted import counted
 from fairhuman.common.errors import DataError, UserError
 from fairhuman.common.files import write_text
 from fairhuman.common.pixels import data_uri
@@ -140,7 +141,7 @@ def _look(entry: Entry, checked: Record | Problem, view: View) -> _Look:
     placement = _placement(checked, view)
     measured = measure(checked.regions, placement, CELL, view.data.mask_margin)
     sample.sizes, sample.findings = measured.sizes, measured.findings
-    counts = [f"{len(sample.sizes_of(region))} {region}s" for region in view.regions]
+    counts = [counted(len(sample.sizes_of(region)), region) for region in view.regions]
     sample.detail = f"{checked.size[0]} x {checked.size[1]} px, {', '.join(counts)}"
     if view.train_view:
         sample.picture = _as_trained(checked, view)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fairhuman.common.counted import counted
 from fairhuman.curation.inspection.findings import KINDS, NOTES, Finding, Size
 
 
@@ -58,13 +59,14 @@ class Inspection:
     def summary(self) -> str:
         """Return the counts in a line."""
         counts = [
-            f"{sum(len(s.sizes_of(region)) for s in self.samples)} {region}s"
+            counted(sum(len(s.sizes_of(region)) for s in self.samples), region)
             for region in self.regions
         ]
         wrong = sum(any(f.kind not in NOTES for f in s.findings) for s in self.samples)
+        images = counted(len(self.samples), "image")
         return (
-            f"{len(self.samples)} images, {', '.join(counts)}, seen at {self.resolution} px; "
-            f"{wrong} images have something wrong"
+            f"{images}, {', '.join(counts)}, seen at {self.resolution} px; "
+            f"{wrong} {'image has' if wrong == 1 else 'images have'} something wrong"
         )
 
     def mistakes(self, allowed: frozenset[str] = frozenset()) -> list[str]:

@@ -8,6 +8,7 @@ from html import escape
 from importlib import resources
 from pathlib import Path
 
+from fairhuman.common.counted import counted
 from fairhuman.evaluation.study.outcome import Outcome
 from fairhuman.evaluation.study.tables import Table
 from fairhuman.report.gallery import gallery
@@ -111,7 +112,8 @@ def standalone(figure: Html) -> str:
 def _headlines(found: Outcome) -> list[tuple[str, str, str]]:
     arm = found.reference
     seeds = len(found.results[arm])
-    items = [("runs", str(seeds * len(found.results)), f"{len(found.results)} arms, {seeds} seeds")]
+    each = f"{counted(len(found.results), 'arm')}, {counted(seeds, 'seed')}"
+    items = [("runs", str(seeds * len(found.results)), each)]
     for name in found.names:
         change = found.change(arm, "steps", name)
         items.append((label(name), f"{change.show()} %", f"held-out loss, {arm}"))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from fairhuman.common.counted import counted
 from fairhuman.evaluation.study.detection import Look
 from fairhuman.evaluation.study.line import distance
 from fairhuman.evaluation.study.outcome import Outcome, Spread
@@ -95,8 +96,8 @@ def _distances(found: Outcome, seeds: int) -> Table:
         "How much more the whole image's loss has changed than on the line of "
         f"`{found.line}` where the region has changed as much, in percentage points, after the "
         "same number of steps: below 0 the whole is better than with fixed weights. Seed by "
-        f"seed, each with its own line; mean ± standard error over {seeds} seeds, or over those "
-        "in which the arm is between the line's ends."
+        "seed, each with its own line; mean ± standard error over "
+        f"{counted(seeds, 'seed')}, or over those in which the arm is between the line's ends."
     )
     header = ["arm", *(f"at the gain of the {label(region)}" for region in regions)]
     return Table("Distance from the line of fixed weights", note, header, rows)

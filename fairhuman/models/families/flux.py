@@ -45,12 +45,11 @@ class Flux(FlowTransformer):
     @property
     def lora_targets(self) -> Sequence[str]:
         """Attention and feed-forward layers of both streams."""
-        streams = (
+        return (
             *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
             *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
             *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
         )
-        return streams
 
     def conditions(self, prompt: Prompt) -> dict[str, Any]:
         """Return what the pipeline is called with; its guidance is an input of the transformer."""

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from fairhuman.common.errors import UserError
+from fairhuman.common.files import replacing
 from fairhuman.models.formats.lora_names import LoraNames
 from fairhuman.models.formats.lycoris import is_lycoris, scalar, to_lycoris
 from fairhuman.models.formats.modelspec import modelspec
@@ -92,7 +93,12 @@ def to_kohya(
             module = "lycoris.kohya" if _is_dora(layers, _peft_shape, path) else "networks.lora"
         metadata = {
             "format": "pt",
-            **modelspec(out.stem, adapter="lora", v_prediction=None, fields=fields),
+            **modelspec(
+                out.stem,
+                adapter="lora",
+                v_prediction=None,
+                fields={**_trained_at(weights), **(fields or {})},
+            ),
             "ss_base_model_version": "sdxl_base_v1-0",
             "ss_network_module": module,
             "ss_network_dim": _common(ranks),
@@ -144,6 +150,7 @@ def from_kohya(
             adapter="lora",
             implementation="diffusers",
             v_prediction=None,
+            fields=_trained_at(weights),
         )
         metadata = {
             "format": "pt",
@@ -154,6 +161,31 @@ def from_kohya(
         }
         with written_aside(out / WEIGHTS_NAME, force=force) as aside:
             write_safetensors(aside, tensors, metadata, dtype)
+
+
+def describe(file: Path, title: str, resolution: int) -> None:
+    """Write into the header of a LoRA that diffusers has written what it is.
+
+    Args:
+        file: replaced; its tensors and the rest of its header stay.
+        title: what a browser of models shows.
+        resolution: side in pixels of the images that it was trained on.
+    """
+    own = modelspec(
+        title,
+        adapter="lora",
+        implementation="diffusers",
+        resolution=resolution,
+        v_prediction=None,
+    )
+    with open_weights(file) as weights, replacing(file) as aside:
+        write_safetensors(aside, weights.tensors, {**weights.metadata, **own})
+
+
+def _trained_at(weights: Weights) -> dict[str, str]:
+    """Return the resolution that a LoRA's header tells, as one of ModelSpec's fields."""
+    found = weights.metadata.get("modelspec.resolution")
+    return {"resolution": found} if found else {}
 
 
 def lora_file(path: Path) -> Path:
