@@ -1,0 +1,39 @@
+"""The shipped configs fit the cards that they are for, by the plan of `fairhuman doctor`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fairhuman.config import load_config
+from fairhuman.planning.memory_plan import Sizes, plan_memory
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+# In GiB, one of each.
+CARDS = {
+    "sdxl_lora_12gb": 12,
+    "sdxl_lora": 16,
+    "sdxl_full_24gb": 24,
+    "sdxl_full_48gb": 48,
+    "sdxl_full": 80,
+}
+
+
+def test_every_config_for_a_card_is_tested() -> None:
+    names = {path.stem for path in CONFIGS.glob("sdxl_*.yaml")}
+    assert {name for name in names if name.startswith(("sdxl_lora", "sdxl_full"))} == set(CARDS)
+    for name, card in CARDS.items():
+        assert f"{card} GiB" in (CONFIGS / f"{name}.yaml").read_text().partition("model:")[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CARDS)
+def test_it_fits_its_card_with_a_tenth_to_spare(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CONFIGS.parent)
+    config = load_config(name)
+    memory = plan_memory(config, Sizes.of(config), 1)
+    assert memory.fits()[CARDS[name]] == "yes"
+    # What a comment says of the peak is what the plan says.
+    peak = memory.total(memory.peak) / 2**30
+    assert f"  # {peak:.1f} GiB" in (CONFIGS / f"{name}.yaml").read_text()
