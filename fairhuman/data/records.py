@@ -105,31 +105,38 @@ def iter_entries(root: Path, reading: Reading) -> Iterator[tuple[int, Entry | Pr
     Raises:
         DataError: the folder or its metadata.jsonl is not there or cannot be read.
     """
-    within = root if reading.outside == "error" else None
     seen: dict[str, int] = {}
-    names = dict(reading.columns)
     path = metadata_path(root)
     for number, fields in read_lines(path):
         place = f"{path}:{number}"
         try:
             if isinstance(fields, LineError):
                 raise fields
-            name = _name(fields, names.get("file_name", "file_name"))
+            name = _name(fields, reading.columns.get("file_name", "file_name"))
             if name in seen:
                 raise LineError(f"{shown(name)} is listed already ({path}:{seen[name]})")
             seen[name] = number
-            caption = _string(fields, names.get("text", "text"))
-            annotations = {
-                region: _annotation(fields, region, root, reading.unannotated, names)
-                for region in reading.regions
-            }
-            control = (
-                root / _name(fields, names.get(CONTROL, CONTROL)) if reading.conditioned else None
-            )
-            entry = Entry(place, name, root / name, caption, annotations, control, within)
-            yield number, entry
+            yield number, read_entry(fields, place, root, reading)
         except LineError as error:
             yield number, Problem(place, str(error))
+
+
+def read_entry(fields: dict[str, Any], place: str, root: Path, reading: Reading) -> Entry:
+    """Return what one line of metadata.jsonl holds.
+
+    Raises:
+        LineError: a key is missing or holds what it must not.
+    """
+    names = dict(reading.columns)
+    name = _name(fields, names.get("file_name", "file_name"))
+    caption = _string(fields, names.get("text", "text"))
+    annotations = {
+        region: _annotation(fields, region, root, reading.unannotated, names)
+        for region in reading.regions
+    }
+    control = root / _name(fields, names.get(CONTROL, CONTROL)) if reading.conditioned else None
+    within = root if reading.outside == "error" else None
+    return Entry(place, name, root / name, caption, annotations, control, within)
 
 
 def read_entries(root: Path, reading: Reading) -> tuple[list[Entry], list[Problem]]:
