@@ -71,9 +71,8 @@ def painted_mask(body: bytes, size: tuple[int, int]) -> bytes:
     try:
         with Image.open(io.BytesIO(body), formats=["PNG"]) as image:
             if image.size != size:
-                raise DataError(
-                    f"the mask is {image.width} x {image.height} px, its image {size[0]} x {size[1]}"
-                )
+                found = f"{image.width} x {image.height}"
+                raise DataError(f"the mask is {found} px, its image {size[0]} x {size[1]}")
             values = np.asarray(image.convert("RGB").convert("L")).copy()
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         if isinstance(error, DataError):

@@ -62,7 +62,7 @@ def serve(root: Path, view: View, port: int, *, open_page: bool) -> None:
     """
     session = Session(root, view)
     try:
-        with _listening(port) as listener:
+        with listening(port) as listener:
             token = secrets.token_urlsafe(24)
             address = f"http://127.0.0.1:{listener.getsockname()[1]}/{token}/"
             print(f"{len(session.samples)} images; open {address}", flush=True)
@@ -80,11 +80,17 @@ def serve(root: Path, view: View, port: int, *, open_page: bool) -> None:
         session.close()
 
 
-def _listening(port: int) -> socket.socket:
+def listening(port: int) -> socket.socket:
+    """Return a socket that listens on a port of 127.0.0.1; 0 takes a free one.
+
+    Raises:
+        UserError: the port is taken, or not for everybody.
+    """
     listener = socket.socket()
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
+        listener.listen()  # before the address is printed
     except OSError as error:
         listener.close()
         raise UserError(f"--port {port}: {error.strerror}; choose another, or 0") from None

@@ -58,8 +58,7 @@ export class Masks {
   setTool(tool, region) {
     this.tool = tool;
     this.active = region;
-    this.brush.visible(false);
-    if (tool && region) this.#moveBrush(this.brush.position());
+    if (!tool) this.brush.visible(false);
   }
 
   setSize(size) {
