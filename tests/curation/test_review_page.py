@@ -14,8 +14,11 @@ import pytest
 from PIL import Image
 
 pytest.importorskip("starlette", reason="starlette is not installed: the extra review")
-uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed: the extra review")
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytest.importorskip("uvicorn", reason="uvicorn is not installed: the extra review")
+pytest.importorskip("playwright", reason="playwright is not installed")
+
+import uvicorn
+from playwright import sync_api
 
 from fairhuman.curation.inspection.inspect import View
 from fairhuman.curation.review.server import listening, make_app

@@ -58,7 +58,7 @@ const saver = new Saver({
 
 let state = null, history = null;
 let active = Object.keys(colours)[0], tool = "select", showsCrop = true;
-let opening = 0;
+let opening = 0, target = null;  // the image that is on its way to be shown, or is shown
 const ahead = new Map();
 
 const draft = () => history.current;
@@ -73,15 +73,20 @@ function draftOf(found) {
 async function open(number) {
   if (number === undefined) return;
   const turn = ++opening;
+  target = number;
   if (history) panel.flush();
   await masks.idle();
   await saver.idle();
-  if (turn !== opening || at("conflict").open) return;
+  if (turn !== opening) return;
   let found;
   try {
-    found = await api.state(number);
+    if (!at("conflict").open) found = await api.state(number);
   } catch (error) {
-    return fail(error);
+    fail(error);
+  }
+  if (!found) {
+    target = state?.number;
+    return;
   }
   if (turn !== opening) return;
   show(found);
@@ -312,7 +317,7 @@ function fail(error) {
 }
 
 bindKeys({
-  go: (by) => open(list.step(state.number, by)),
+  go: (by) => open(list.step(target, by)),
   accept, tool: setTool, toggleDone: () => save(!state.done),
   addBox: () => { setTool("select"); boxes.addInMiddle(active); },
   cycle: (by) => { setTool("select"); boxes.cycle(by); },
@@ -338,7 +343,7 @@ bindKeys({
   arrow: (dx, dy, resize) => {
     if (masks.tool) masks.nudge(dx, dy);
     else if (boxes.choice) boxes.nudge(dx, dy, resize);
-    else if (dx && !resize) open(list.step(state.number, Math.sign(dx)));
+    else if (dx && !resize) open(list.step(target, Math.sign(dx)));
     return true;
   },
 });
@@ -359,8 +364,8 @@ const clicks = {
   fit: () => canvas.fit(),
   "show-masks": () => setMasks(!masks.group.visible()),
   "show-crop": () => setCrop(!showsCrop),
-  previous: () => open(list.step(state.number, -1)),
-  next: () => open(list.step(state.number, 1)),
+  previous: () => open(list.step(target, -1)),
+  next: () => open(list.step(target, 1)),
   accept, help: () => at("keys").showModal(),
   "keys-close": () => at("keys").close(),
 };
