@@ -124,6 +124,8 @@ def test_only_the_page_itself_is_answered(folder: Path) -> None:
         ({"host": "localhost:9", "origin": "http://localhost:9"}, 200),  # a tunnel's other port
         ({"host": "evil.example"}, 403),
         ({"host": "127.0.0.1.evil.example"}, 403),
+        ({"host": "["}, 403),
+        ({"host": "evil.example@127.0.0.1"}, 403),
         ({"host": "evil.example", "origin": "http://evil.example"}, 403),
         ({"origin": "http://evil.example"}, 403),
         ({"origin": "http://127.0.0.1:9999"}, 403),
@@ -569,6 +571,17 @@ def test_a_set_that_cannot_be_reviewed_is_told_in_a_line(
         assert words in error
         assert error.count("\n") == 1
     assert not (tmp_path / "empty" / "metadata.jsonl").exists()
+
+
+def test_a_session_ends_where_metadata_was_broken_meanwhile(folder: Path) -> None:
+    with reviewing(folder) as client:
+        painted = png(Image.new("L", SIZE, 255))
+        name = client.post("api/images/0/masks/face", content=painted).json()["mask"]
+        (folder / "metadata.jsonl").write_text('{"file_name')
+        assert client.get("api/images/0").status_code == 422
+    assert (folder / name).exists()  # a row may name it
+    with pytest.raises(UserError, match=r"metadata\.jsonl:1"):
+        Session(folder, View.plain(folder, 512), progress=False)
 
 
 def test_without_starlette_the_extra_is_named(folder: Path) -> None:

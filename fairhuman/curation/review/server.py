@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import socket
 import sys
@@ -10,7 +11,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from fairhuman.common.errors import DataError, OutputError, UserError
 from fairhuman.common.extras import install_line
@@ -34,7 +34,7 @@ try:
 except ImportError as error:
     raise UserError(f"fairhuman review: {error}; install it: {install_line('review')}") from None
 
-HOSTS = ("127.0.0.1", "localhost")
+_HOST = re.compile(r"(127\.0\.0\.1|localhost)(:\d+)?")  # any port: a tunnel may have another
 STATIC = Path(__file__).parent / "static"
 _HEADERS = {
     "content-security-policy": (
@@ -162,14 +162,14 @@ class _Guard:
     def _refusal(self, request: Request) -> Response | None:
         host = request.headers.get("host", "")
         # A name that leads to 127.0.0.1 would make this server another site's own (DNS rebinding).
-        if urlsplit(f"//{host}").hostname not in HOSTS:
+        if _HOST.fullmatch(host) is None:
             return _error(403, "this server is for 127.0.0.1")
         origin = request.headers.get("origin")
         if origin is None and request.method not in ("GET", "HEAD"):
             return _error(403, "a change must have an Origin header")
         if origin is not None and origin != f"http://{host}":
             return _error(403, "another page may not ask for this")
-        first = request.url.path.split("/")[1]
+        first = request.scope["path"].split("/")[1]
         if not secrets.compare_digest(first.encode(), self._token.encode()):
             return _error(404, "open the address that `fairhuman review` has printed")
         return None

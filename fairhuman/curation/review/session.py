@@ -132,8 +132,12 @@ class Session:
         with self._lock:
             if not self._closed:
                 self._closed = True
-                self._remove_unused()
-                self._folder_lock.release()
+                try:
+                    self._remove_unused()
+                except DataError:
+                    pass  # somebody has broken metadata.jsonl: what it names is not known
+                finally:
+                    self._folder_lock.release()
 
     def overview(self) -> dict[str, Any]:
         """Return the images, worst first, and where the last session ended."""
