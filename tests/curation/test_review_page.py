@@ -102,9 +102,10 @@ class Reviewed:
     def point(self, x: float, y: float) -> tuple[float, float]:
         """Return where a pixel of the fitted image is on the screen."""
         box = self.page.locator("#stage").bounding_box()
-        scale = min((box["width"] - 24) / SIZE[0], (box["height"] - 24) / SIZE[1])
+        # There is a margin of 12 px, and one of 48 px for the hint below.
+        scale = min((box["width"] - 24) / SIZE[0], (box["height"] - 60) / SIZE[1])
         left = box["x"] + (box["width"] - SIZE[0] * scale) / 2
-        top = box["y"] + (box["height"] - SIZE[1] * scale) / 2
+        top = box["y"] + 12 + (box["height"] - 60 - SIZE[1] * scale) / 2
         return left + x * scale, top + y * scale
 
     def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:

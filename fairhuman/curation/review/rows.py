@@ -31,9 +31,10 @@ class Rows:
 
     def _read(self) -> None:
         # Asked before it is read: a change meanwhile is then seen the next time.
-        self._stat = stat(self._path)
+        found = stat(self._path)
         self.all = read_rows(self.root)
         self._places = {row["file_name"]: place for place, row in enumerate(self.all)}
+        self._stat = found
 
     def refresh(self) -> None:
         """Read the file again if another program has changed it.

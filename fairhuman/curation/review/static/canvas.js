@@ -1,6 +1,7 @@
 // The stage: the photograph, the crop, zooming and panning. Coordinates are the upright image's.
 
 const LEAST = 0.02, MOST = 32;
+const MARGIN = 12, BELOW = 48;  // around a fitted image; the hint is below
 
 export class Canvas {
   constructor(container) {
@@ -43,12 +44,12 @@ export class Canvas {
   }
 
   fit() {
-    const [width, height] = this.size, margin = 12;
-    const room = [this.stage.width() - 2 * margin, this.stage.height() - 2 * margin];
+    const [width, height] = this.size;
+    const room = [this.stage.width() - 2 * MARGIN, this.stage.height() - MARGIN - BELOW];
     const scale = Math.max(LEAST, Math.min(room[0] / width, room[1] / height));
     this.stage.scale({x: scale, y: scale});
     this.stage.position({
-      x: (this.stage.width() - width * scale) / 2, y: (this.stage.height() - height * scale) / 2,
+      x: MARGIN + (room[0] - width * scale) / 2, y: MARGIN + (room[1] - height * scale) / 2,
     });
     this.fitted = true;
     this.moved();
