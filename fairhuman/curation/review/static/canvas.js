@@ -76,7 +76,8 @@ export class Canvas {
   }
 
   middle() {
-    const {x, y} = this.toImage({x: this.stage.width() / 2, y: this.stage.height() / 2});
+    const down = (this.stage.height() + MARGIN - BELOW) / 2;
+    const {x, y} = this.toImage({x: this.stage.width() / 2, y: down});
     return {x: clamp(x, 0, this.size[0]), y: clamp(y, 0, this.size[1])};
   }
 
