@@ -8,11 +8,14 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fairhuman.cli import imports
 from fairhuman.common.counted import counted
 from fairhuman.common.errors import OutputError, UserError
+
+if TYPE_CHECKING:
+    from fairhuman.curation.inspection.inspect import View
 
 
 def add(commands: Any) -> None:
@@ -106,6 +109,23 @@ def add(commands: Any) -> None:
     )
     inspect.set_defaults(run=_inspect)
 
+    review = commands.add_parser(
+        "review", help="look through a data set in a browser and correct its annotation"
+    )
+    review.add_argument("folder", type=Path, help="a data set, or a folder of images")
+    review.add_argument(
+        "--config", type=Path, help="the training config whose regions and crops are shown"
+    )
+    review.add_argument(
+        "--resolution", type=int, help="training resolution; default: 1024, or the config's"
+    )
+    review.add_argument("--epoch", type=int, default=0, help="the epoch whose crops are shown")
+    review.add_argument(
+        "--port", type=int, default=0, help="port on 127.0.0.1; default: one that is free"
+    )
+    review.add_argument("--open", action="store_true", help="open the page in your browser")
+    review.set_defaults(run=_review)
+
 
 def _demo_data(args: argparse.Namespace) -> None:
     from fairhuman.demo.drawn import draw_people
@@ -190,9 +210,8 @@ def _column(text: str) -> tuple[str, str]:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from fairhuman.config import load_config
     from fairhuman.curation.inspection.findings import KINDS
-    from fairhuman.curation.inspection.inspect import View, inspect, write_page
+    from fairhuman.curation.inspection.inspect import inspect, write_page
     from fairhuman.models.families.sdxl.captions import load_tokenizers
 
     for kind in args.allow:
@@ -200,11 +219,7 @@ def _inspect(args: argparse.Namespace) -> int:
             raise UserError(f"--allow {kind}: must be one of {', '.join(KINDS)}")
     if args.train_view != bool(args.config):
         raise UserError("--train-view and --config go together: the crop is the config's")
-    if args.train_view:
-        sized = [f"data.resolution={args.resolution}"] if args.resolution else []
-        view = View.of(load_config(args.config, [f"data.root={args.folder}", *sized]), args.epoch)
-    else:
-        view = View.plain(args.folder, args.resolution or 1024)
+    view = _view(args)
     if args.model:
         view = replace(view, tokenizers=load_tokenizers(args.model))
     out = args.out or args.folder / "inspect.html"
@@ -218,3 +233,22 @@ def _inspect(args: argparse.Namespace) -> int:
         print(line)
     print(f"see {out}")
     return 1 if mistakes else 0
+
+
+def _view(args: argparse.Namespace) -> View:
+    """Return how a data set is looked at: by --config, --resolution and --epoch."""
+    from fairhuman.config import load_config
+    from fairhuman.curation.inspection.inspect import View
+
+    if not args.config:
+        return View.plain(args.folder, args.resolution or 1024)
+    sized = [f"data.resolution={args.resolution}"] if args.resolution else []
+    return View.of(load_config(args.config, [f"data.root={args.folder}", *sized]), args.epoch)
+
+
+def _review(args: argparse.Namespace) -> None:
+    from fairhuman.curation.review.server import serve
+
+    if not 0 <= args.port < 2**16:
+        raise UserError(f"--port {args.port}: must be between 0 and 65535")
+    serve(args.folder, _view(args), args.port, open_page=args.open)

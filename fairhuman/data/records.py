@@ -108,33 +108,45 @@ def iter_entries(store: Store, reading: Reading) -> Iterator[tuple[int, Entry | 
     Raises:
         DataError: they cannot be read.
     """
-    within = store if reading.outside == "error" else None
     seen: dict[str, int] = {}
-    names = dict(reading.columns)
-    image_key = names.get(store.image_key, store.image_key)
     for number, place, fields in store.lines():
         try:
             if isinstance(fields, LineError):
                 raise fields
-            name = _name(fields, names.get("file_name", "file_name"))
+            name = _name(fields, reading.columns.get("file_name", "file_name"))
             if name in seen:
                 raise LineError(f"{shown(name)} is listed already ({store.place(seen[name])})")
             seen[name] = number
-            caption = _string(fields, names.get("text", "text"))
-            annotations = {
-                region: _annotation(fields, region, store, reading.unannotated, names)
-                for region in reading.regions
-            }
-            image = store.file(_name(fields, image_key))
-            control = (
-                store.file(_name(fields, names.get(CONTROL, CONTROL)))
-                if reading.conditioned
-                else None
-            )
-            entry = Entry(place, name, image, caption, annotations, control, within)
-            yield number, entry
+            yield number, read_entry(fields, place, store, reading)
         except LineError as error:
             yield number, Problem(place, str(error))
+
+
+def read_entry(fields: dict[str, Any], place: str, store: Store, reading: Reading) -> Entry:
+    """Return what one row holds.
+
+    Raises:
+        LineError: a key is missing or holds what it must not.
+    """
+    names = dict(reading.columns)
+    image_key = names.get(store.image_key, store.image_key)
+    caption = _string(fields, names.get("text", "text"))
+    annotations = {
+        region: _annotation(fields, region, store, reading.unannotated, names)
+        for region in reading.regions
+    }
+    control = None
+    if reading.conditioned:
+        control = store.file(_name(fields, names.get(CONTROL, CONTROL)))
+    return Entry(
+        place,
+        id=_name(fields, names.get("file_name", "file_name")),
+        image=store.file(_name(fields, image_key)),
+        text=caption,
+        regions=annotations,
+        conditioning=control,
+        within=store if reading.outside == "error" else None,
+    )
 
 
 def read_entries(store: Store, reading: Reading) -> tuple[list[Entry], list[Problem]]:

@@ -112,6 +112,12 @@ class Placement:
         (x, right), (y, bottom) = corners
         return (x, y, min(right, self.stored[0]), min(bottom, self.stored[1]))
 
+    def shown(self) -> Box:
+        """Return what the training image shows, in pixels of the stored image."""
+        left = self.resized[0] - self.left - self.size[0] if self.flip else self.left
+        x, y, right, bottom = self._source(left)
+        return (x, y, right - x, bottom - y)
+
     def boxes(self, boxes: Sequence[Box]) -> list[Box]:
         """Bring boxes of the stored image into the training image's pixels; they may stick out."""
         scale_x = self.resized[0] / self.stored[0]

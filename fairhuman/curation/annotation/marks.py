@@ -20,6 +20,9 @@ from typing import Any
 MARK = "detected"
 """The key of our marks: by region, the detector, its confidences, and digests."""
 
+HUMAN = "human"
+"""Who a mark names where a human has looked at a region; see `put_by_human`."""
+
 CAPTION_MARK = "caption_from"
 """The key of a caption's mark: its file, and a digest of the text."""
 
@@ -80,6 +83,40 @@ def put(
         "picture": picture,
         "digest": digest(found["boxes"], found["mask"], root),
     }
+
+
+def put_by_human(
+    row: dict[str, Any],
+    region: str,
+    boxes: list[list[float]],
+    mask: str | None,
+    picture: str | None,
+) -> None:
+    """Write what a human says of a region into a row, so that no detector replaces it.
+
+    The mark has no digest of the annotation, so that it is a human's even where it is just what a
+    detector had found.
+
+    Args:
+        row: changed in place.
+        region: its name.
+        boxes: x, y, width, height in pixels; empty: it is not in the image.
+        mask: a file name, or None.
+        picture: the digest of the image file.
+    """
+    row[f"{region}s"] = boxes
+    row.pop(f"{region}_mask", None)
+    if mask:
+        row[f"{region}_mask"] = mask
+    marks = row.pop(MARK, None)
+    row[MARK] = dict(marks) if isinstance(marks, dict) else {}
+    row[MARK][region] = {"by": HUMAN, "picture": picture}
+
+
+def put_text_by_human(row: dict[str, Any], text: str) -> None:
+    """Write a caption of a human into a row, so that no caption file replaces it."""
+    row["text"] = text
+    row.pop(CAPTION_MARK, None)
 
 
 def drop(row: dict[str, Any], region: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 import signal
@@ -14,11 +13,11 @@ from PIL import Image
 
 from fairhuman.common.error_text import first_line
 from fairhuman.common.errors import DataError
-from fairhuman.common.files import replacing
 from fairhuman.curation.annotation.detector import Detector, DetectorChoice, Region
 from fairhuman.curation.annotation.marks import picture_digest
 from fairhuman.curation.geometry import clip, draw_outlines
-from fairhuman.data.folder import MASKS, open_photograph
+from fairhuman.curation.written_masks import write_mask
+from fairhuman.data.folder import open_photograph
 
 
 @dataclass
@@ -110,21 +109,4 @@ def _written(name: str, region: str, content: bytes | None) -> str | None:
     assert _state is not None
     if content is None:
         return None
-    # Named by its content, it never replaces one that metadata.jsonl still names.
-    mark = hashlib.sha256(content).hexdigest()[:8]
-    relative = f"{MASKS}/{_state.detector.name}/{_short(name)}.{region}.{mark}.png"
-    path = _state.root / relative
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path, shared=True, sync=False) as aside:
-        aside.write_bytes(content)
-    return relative
-
-
-def _short(name: str) -> str:
-    """Return a file name that leaves room for an ending; the longest has 255 bytes."""
-    folder, slash, last = name.rpartition("/")
-    encoded = last.encode()
-    if len(encoded) > 200:
-        mark = hashlib.sha256(encoded).hexdigest()[:8]
-        last = f"{encoded[:190].decode(errors='ignore')}.{mark}"
-    return f"{folder}{slash}{last}"
+    return write_mask(_state.root, _state.detector.name, name, region, content)

@@ -49,15 +49,18 @@ def annotated(
     return drawn
 
 
-def trained(pixels: NDArray[np.float32], masks: Mapping[str, NDArray[np.float32]]) -> Image.Image:
+def trained(
+    pixels: NDArray[np.float32], masks: Mapping[str, NDArray[np.float32]], side: int = SIDE
+) -> Image.Image:
     """Return a training image next to its masks at latent resolution, cell by cell.
 
     Args:
         pixels: [3, H, W] in [-1, 1], as the trainer has them.
         masks: [H / cell, W / cell] in [0, 1] by region, as the trainer has them.
+        side: the longer side of each of the two, in pixels.
     """
     image = to_image(torch.from_numpy(pixels))
-    scale = SIDE / max(image.size)
+    scale = side / max(image.size)
     size = (round(image.width * scale), round(image.height * scale))
     image = image.resize(size, Image.Resampling.BOX)
     sheet = Image.new("RGB", (2 * size[0], size[1]))
@@ -84,12 +87,9 @@ def tint(
 
 def _darkened(values: NDArray[np.float32], placement: Placement) -> NDArray[np.float32]:
     height, width = values.shape[:2]
-    scale_x, scale_y = width / placement.resized[0], height / placement.resized[1]
-    left = placement.left
-    if placement.flip:
-        left = placement.resized[0] - placement.left - placement.size[0]
+    scale_x, scale_y = width / placement.stored[0], height / placement.stored[1]
+    x, y, across, down = placement.shown()
     inside = np.zeros((height, width), dtype=bool)
-    right, bottom = left + placement.size[0], placement.top + placement.size[1]
-    rows = slice(round(placement.top * scale_y), round(bottom * scale_y))
-    inside[rows, round(left * scale_x) : round(right * scale_x)] = True
+    rows = slice(round(y * scale_y), round((y + down) * scale_y))
+    inside[rows, round(x * scale_x) : round((x + across) * scale_x)] = True
     return np.where(inside[..., None], values, values * 0.4)

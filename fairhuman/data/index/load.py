@@ -39,34 +39,61 @@ def load(config: Config) -> tuple[Records, list[Problem]]:
         OutputError: the index cannot be written.
     """
     listing = open_listing(config)
-    columns = check_files(listing, listing.path.parent, config.data.check)
-    problems = list(listing.problems())
+    records, unusable = check_records(listing, config.data.check)
+    problems = [*listing.problems(), *unusable.values()]
+    refuse_unusable(listing.store, len(records), problems, config.data.on_error)
+    return records, problems
+
+
+def check_records(listing: Listing, check: str) -> tuple[Records, dict[int, Problem]]:
+    """Check the rows of a listing against the files that they name; a collective.
+
+    Args:
+        listing: the same on every rank.
+        check: how files are opened that are not known; see `check_files`.
+
+    Returns:
+        The records that can be used, and by row what is wrong with the others that can be read.
+
+    Raises:
+        OutputError: the index cannot be written.
+    """
+    columns = check_files(listing, listing.path.parent, check)
+    problems: dict[int, Problem] = {}
     usable = np.asarray(listing.column("problem").is_null())
-    for row in np.flatnonzero(usable & _is_suspect(listing, columns)):
-        found = check_entry(listing.entry(int(row)), _measure(listing, columns, int(row)))
+    for row in map(int, np.flatnonzero(usable & _is_suspect(listing, columns))):
+        found = check_entry(listing.entry(row), _measure(listing, columns, row))
         if isinstance(found, Problem):
-            problems.append(found)
+            problems[row] = found
             usable[row] = False
     rows = np.flatnonzero(usable)
-    refuse_unusable(listing.store, len(rows), problems, config.data.on_error)
     return Records(listing, rows, columns[IMAGE].sizes[rows]), problems
 
 
 def open_listing(config: Config) -> Listing:
-    """Return the rows of a config's data set, read if they are not; a collective.
+    """Return the rows of a config's data set; see `read_listing`."""
+    return read_listing(Path(config.data.root), Reading.of(config), config.data.index)
+
+
+def read_listing(root: Path, reading: Reading, index: str | None) -> Listing:
+    """Return the rows of a data set, read if they are not; a collective.
+
+    Args:
+        root: the data set's folder.
+        reading: how its rows are read.
+        index: `data.index`.
 
     Raises:
         DataError: its rows cannot be read, or are others on another machine.
         OutputError: the listing cannot be written.
     """
-    root, reading = Path(config.data.root), Reading.of(config)
-    store = open_store(root, config.data.index, reading.columns)
+    store = open_store(root, index, reading.columns)
     keys = gathered(lambda: key_of(store, reading))
     if len(set(keys)) > 1:
         raise DataError(
             f"{root}: {store.rows_are_in} is not the same on all machines: copy one to the others"
         )
-    folder = agreed(lambda: open_folder(root, config.data.index))
+    folder = agreed(lambda: open_folder(root, index))
     path = path_of(folder, keys[0])
 
     def write() -> None:
