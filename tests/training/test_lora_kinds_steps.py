@@ -65,9 +65,10 @@ def test_a_step_goes_along_the_gradients_and_continues_under_another_stage(
         for name, row in rows.items():
             expected = torch.einsum("k,k...->...", torch.tensor(weights, dtype=DOUBLE), row)
             expected *= relative_rate(kind, name)
-            error = float((moves[name].double() - expected).norm() / expected.norm())
-            assert error < 1e-3, (kind, name, error)
+            error = (moves[name].double() - expected).norm()
+            rounding = 2**-23 * saved[0][name].norm()  # of the weights, whose differences these are
+            assert error < 1e-3 * expected.norm() + rounding / LR, (kind, name)
         assert all(torch.equal(old, saved[1][name]) for name, old in saved[0].items())
         for name, end in ends[0].items():
-            moved = (end - saved[0][name]).norm()
-            assert (end - ends[1][name]).norm() < 0.02 * moved, (kind, name)
+            moved, rounding = (end - saved[0][name]).norm(), 2**-23 * end.norm()
+            assert (end - ends[1][name]).norm() < 0.02 * moved + rounding, (kind, name)
