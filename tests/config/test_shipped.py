@@ -51,7 +51,7 @@ def test_a_file_of_the_same_name_goes_before(elsewhere: Path) -> None:
     ("given", "overrides", "words"),
     [
         ("sdxl_lra", [], "sdxl_lra: there is no such file, and no config"),
-        ("sdxl_lra", [], "called so (did you mean sdxl_lora?); those are demo, paper, sdxl_contr"),
+        ("sdxl_lra", [], "called so (did you mean sdxl_lora?); those are demo, flux1_lora, "),
         ("demo", ["deepspeed=zero4"], "called so (did you mean zero3?); those are zero1, zero2"),
         ("configs/demo", [], "configs/demo: there is no such config file"),
         ("demo.yaml", [], "demo.yaml: there is no such config file"),

@@ -54,10 +54,8 @@ def test_a_cache_and_recomputation_change_nothing_of_a_lora(
     assert all(torch.equal(plain[name], again[name]) for name in plain)
     assert all(name.startswith("transformer.") for name in plain)
     card = (tmp_path / "plain/final/README.md").read_text()
-    assert (
-        f"from diffusers import {json.loads((model / 'model_index.json').read_text())['_class_name']}"
-        in card
-    )
+    index = json.loads((model / "model_index.json").read_text())
+    assert f"from diffusers import {index['_class_name']}" in card
 
     words = ["generate", "--model", str(model), "--size", "64", "--steps", "2", "--prompt", "a boy"]
     assert main([*words, "--out", str(tmp_path / "base")]) == 0
