@@ -17,23 +17,12 @@ def tiny_flux(seed: int = 0, guided: bool = True) -> Any:
         guided: dev, which takes the guidance as an input; else schnell.
     """
     from diffusers import FluxPipeline, FluxTransformer2DModel
-    from transformers import T5Config, T5EncoderModel
 
     tokenizer_2 = letters_t5(512)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         text_encoder = _clip(tokenizer := letters_clip())
-        text_encoder_2 = T5EncoderModel(
-            T5Config(
-                vocab_size=len(tokenizer_2),
-                d_model=32,
-                d_kv=8,
-                d_ff=64,
-                num_layers=2,
-                num_heads=4,
-                feed_forward_proj="gated-gelu",
-            )
-        )
+        text_encoder_2 = _t5(tokenizer_2, width=32)
         transformer = FluxTransformer2DModel(
             in_channels=16,
             num_layers=1,
@@ -54,6 +43,44 @@ def tiny_flux(seed: int = 0, guided: bool = True) -> Any:
         text_encoder_2=text_encoder_2,
         tokenizer_2=tokenizer_2,
         transformer=transformer,
+    )
+
+
+def tiny_sd3(seed: int = 0) -> Any:
+    """Return a StableDiffusion3Pipeline: SD 3.5's structure at a ten-thousandth of its size."""
+    from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    tokenizer_3 = letters_t5(512)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        text_encoder = _clip(tokenizer := letters_clip(), projected=True)
+        text_encoder_2 = _clip(tokenizer_2 := letters_clip(), projected=True)
+        transformer = SD3Transformer2DModel(
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=64,
+            caption_projection_dim=32,
+            pooled_projection_dim=64,
+            pos_embed_max_size=24,
+            dual_attention_layers=(0,),
+            qk_norm="rms_norm",
+        )
+        text_encoder_3 = _t5(tokenizer_3, width=64)
+        vae = _vae(shift=0.0609, scale=1.5305)
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=_scheduler(dynamic=False),
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        text_encoder_2=text_encoder_2,
+        tokenizer_2=tokenizer_2,
+        text_encoder_3=text_encoder_3,
+        tokenizer_3=tokenizer_3,
     )
 
 
@@ -155,16 +182,33 @@ def _vae(shift: float, scale: float) -> Any:
     )
 
 
-def _clip(tokenizer: Any) -> Any:
-    from transformers import CLIPTextConfig, CLIPTextModel
+def _t5(tokenizer: Any, width: int) -> Any:
+    from transformers import T5Config, T5EncoderModel
 
-    return CLIPTextModel(
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=len(tokenizer),
+            d_model=width,
+            d_kv=8,
+            d_ff=64,
+            num_layers=2,
+            num_heads=4,
+            feed_forward_proj="gated-gelu",
+        )
+    )
+
+
+def _clip(tokenizer: Any, projected: bool = False) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=32,
             intermediate_size=64,
             num_hidden_layers=2,
             num_attention_heads=4,
+            projection_dim=32,
             max_position_embeddings=77,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,

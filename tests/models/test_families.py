@@ -1,31 +1,45 @@
-"""Rectified-flow families: the loss is that of diffusers' own training, and what is saved opens."""
+"""Rectified-flow families are what `fairhuman.testing` asks of each, and refuse what is SDXL's."""
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fairhuman.common.errors import ConfigError
 from fairhuman.config import Model
 from fairhuman.models.drawing import Picture
+from fairhuman.models.empty import empty_model
 from fairhuman.models.families.flow import FlowTransformer
-from fairhuman.models.families.registry import check_model, family_class, load_model
-from fairhuman.testing.tiny_flows import tiny_flux, tiny_flux2_klein, tiny_z_image
+from fairhuman.models.families.registry import check_model, family_class, pipelines
+from fairhuman.testing.family import (
+    CAPTIONS,
+    CPU,
+    Encode,
+    check_captions,
+    check_loss,
+    check_pictures,
+    check_plan,
+    check_training,
+    farthest,
+    load,
+    scaled_mean,
+)
+from fairhuman.testing.tiny_flows import tiny_flux, tiny_flux2_klein, tiny_sd3, tiny_z_image
 
-CPU = torch.device("cpu")
-CAPTIONS = ["a woman with a red hat", "two men at a table"]
 MAKERS: dict[str, Callable[[], Any]] = {
     "FLUX.1 dev": tiny_flux,
     "FLUX.1 schnell": lambda: tiny_flux(guided=False),
     "Z-Image": tiny_z_image,
     "FLUX.2 klein": tiny_flux2_klein,
+    "SD 3.5": tiny_sd3,
 }
 
 
@@ -36,24 +50,15 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return out
 
 
-def load(folder: Path, **settings: Any) -> FlowTransformer:
-    found = load_model(Model(pretrained=str(folder), **settings), torch.float32, CPU)
-    assert isinstance(found, FlowTransformer)
-    return found
+def whitened_patches(pipeline: Any, pixels: Tensor) -> Tensor:
+    """FLUX.2's latents, as diffusers' example of its training has them."""
+    patches = pipeline._patchify_latents(pipeline.vae.encode(pixels).latent_dist.mode())
+    norm = pipeline.vae.bn
+    mean, variance = norm.running_mean.view(1, -1, 1, 1), norm.running_var.view(1, -1, 1, 1)
+    return (patches - mean) / torch.sqrt(variance + 1e-4)
 
 
-def mean_latents(pipeline: Any, pixels: Tensor) -> Tensor:
-    """What diffusers' examples train on, without the draw from the posterior."""
-    mode = pipeline.vae.encode(pixels).latent_dist.mode()
-    if hasattr(pipeline.vae, "bn"):
-        mode = pipeline._patchify_latents(mode)
-        mean = pipeline.vae.bn.running_mean.view(1, -1, 1, 1)
-        std = torch.sqrt(pipeline.vae.bn.running_var.view(1, -1, 1, 1) + 1e-4)
-        return (mode - mean) / std
-    return (mode - pipeline.vae.config.shift_factor) * pipeline.vae.config.scaling_factor
-
-
-def prediction(pipeline: Any, noisy: Tensor, sigma: Tensor, captions: list[str]) -> Tensor:
+def predict(pipeline: Any, noisy: Tensor, sigma: Tensor, captions: list[str]) -> Tensor:
     """Call the transformer as the pipeline does while it samples."""
     name = type(pipeline).__name__
     batch, channels, height, width = noisy.shape
@@ -80,6 +85,11 @@ def prediction(pipeline: Any, noisy: Tensor, sigma: Tensor, captions: list[str])
             list(noisy.unsqueeze(2)), (1000 - 1000 * sigma) / 1000, states
         ).sample
         return -torch.stack([part.squeeze(1) for part in out])
+    if name == "StableDiffusion3Pipeline":
+        embeds, _, pooled, _ = pipeline.encode_prompt(
+            captions, None, None, do_classifier_free_guidance=False
+        )
+        return pipeline.transformer(noisy, embeds, pooled, 1000 * sigma).sample
     embeds, ids = pipeline.encode_prompt(captions)
     places = pipeline._prepare_latent_ids(noisy)
     predicted = pipeline.transformer(
@@ -93,42 +103,14 @@ def prediction(pipeline: Any, noisy: Tensor, sigma: Tensor, captions: list[str])
     return pipeline._unpack_latents_with_ids(predicted, places)
 
 
-def farthest(one: Image.Image, other: Image.Image) -> int:
-    """Return the largest difference of two pictures, of 255."""
-    return int(np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max())
-
-
-@torch.no_grad()
 def test_the_loss_is_that_of_diffusers_examples(folder: Path) -> None:
-    import diffusers
-
-    family = load(folder)
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
-    pipeline.set_progress_bar_config(disable=True)
-    pixels = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    latents = mean_latents(pipeline, pixels)
-    posterior = family.posterior(pixels)
-    found = family.latents(posterior._replace(std=torch.zeros_like(posterior.std)), latents)
-    torch.testing.assert_close(found, latents, rtol=1e-5, atol=1e-6)
-
-    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
-    steps = torch.tensor([37, 941])
-    sigma = family.noising.sigmas(steps, (latents.shape[2], latents.shape[3]))
-    noisy = (1 - sigma.double().view(-1, 1, 1, 1)) * latents + sigma.view(-1, 1, 1, 1) * noise
-    torch.testing.assert_close(family.noising.add_noise(latents, noise, steps), noisy.float())
-    expected = prediction(pipeline, noisy.float(), sigma, list(CAPTIONS))
-    prompt = family.encode_captions(CAPTIONS)
-    time_ids = torch.zeros(2, 6)
-    ours = family.predict(family.denoiser, noisy.float(), steps, prompt, time_ids)
-    error = (expected.double() - (noise - latents).double()).square().mean()
-    mine = (ours.double() - family.noising.target(latents, noise, steps).double()).square().mean()
-    assert ours.shape == latents.shape
-    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=5e-5)  # of float32, by batch
-    assert abs(mine - error) < 1e-6 * error
+    encode: Encode = whitened_patches if folder.name == "FLUX.2-klein" else scaled_mean
+    check_loss(folder, predict, encode)
 
 
 def test_timesteps_are_those_of_the_scheduler(folder: Path) -> None:
     family = load(folder)
+    assert isinstance(family, FlowTransformer)
     scheduler = type(family.pipeline.scheduler).from_config(family.pipeline.scheduler.config)
     grid = (96, 64)
     tokens = grid[0] * grid[1] // family.patch**2
@@ -138,36 +120,16 @@ def test_timesteps_are_those_of_the_scheduler(folder: Path) -> None:
     torch.testing.assert_close(ours.flip(0), scheduler.sigmas[:-1], rtol=1e-5, atol=1e-7)
 
 
-@torch.no_grad()
 def test_a_caption_is_encoded_as_if_it_were_alone(folder: Path) -> None:
-    family = load(folder)
-    together = family.encode_captions([*CAPTIONS, None])
-    for index, text in enumerate([*CAPTIONS, ""]):
-        alone = family.encode_captions([text])
-        for part, whole in zip(alone, together, strict=True):
-            assert torch.equal(part[0], whole[index])
-    assert family.prompt_bytes() == sum(p.numel() * p.element_size() for p in alone)
-
-
-def test_the_end_of_a_long_caption_is_said_to_be_cut(folder: Path) -> None:
-    family = load(folder)
-    counts = family.token_counts(["a" * 20, "a " * 700])
-    assert counts[0] <= family.tokens < counts[1]
-    (line,) = family.fit_captions(counts)
-    assert f"longer than {family.tokens} tokens" in line
-    assert family.fit_captions(counts[:1]) == []
+    check_captions(folder)
 
 
 def test_what_is_saved_draws_the_same_pictures(folder: Path, tmp_path: Path) -> None:
-    family = load(folder)
-    family.write(tmp_path / "final")
-    again = load(tmp_path / "final")
-    asked = [Picture(text, 3 + i, (64, 96), steps=2) for i, text in enumerate(CAPTIONS)]
-    before, after = (list(each.drawn(each.pipeline, asked)) for each in (family, again))
-    assert [one.tobytes() for one in before] == [one.tobytes() for one in after]
-    (alone,) = family.drawn(family.pipeline, asked[1:])
-    assert alone.size == (64, 96)
-    assert farthest(alone, before[1]) <= 1
+    check_pictures(folder, tmp_path)
+
+
+def test_memory_is_planned_from_the_configs_alone(folder: Path) -> None:
+    check_plan(folder)
 
 
 @torch.no_grad()
@@ -175,7 +137,8 @@ def test_pictures_are_those_of_the_pipeline(folder: Path) -> None:
     family = load(folder)
     asked = Picture(CAPTIONS[0], 3, (96, 64), steps=3, guidance=2.0)
     (ours,) = family.drawn(family.pipeline, [asked])
-    extra = {"max_sequence_length": 256} if family.tokens == 256 else {}
+    extra = {"max_sequence_length": 256} if folder.name == "FLUX.1-schnell" else {}
+    family.pipeline.set_progress_bar_config(disable=True)
     theirs = family.pipeline(
         prompt=CAPTIONS[:1],
         height=64,
@@ -189,10 +152,6 @@ def test_pictures_are_those_of_the_pipeline(folder: Path) -> None:
 
 
 def test_a_missing_tensor_is_named_before_weights_are_read(folder: Path, tmp_path: Path) -> None:
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
     broken = tmp_path / "broken"
     shutil.copytree(folder, broken)
     file = broken / "transformer" / "diffusion_pytorch_model.safetensors"
@@ -220,3 +179,50 @@ def test_settings_of_sdxl_alone_are_refused(
     name = family_class(model).name
     with pytest.raises(ConfigError, match=f"{key}: is for SDXL, and the model is {name}"):
         check_model(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("black-forest-labs/FLUX.1-dev", 11.90),
+        ("black-forest-labs/FLUX.2-klein-base-4B", 3.88),
+        ("black-forest-labs/FLUX.2-klein-base-9B", 9.08),
+        ("stabilityai/stable-diffusion-3.5-large", 8.06),
+        ("stabilityai/stable-diffusion-3.5-medium", 2.24),
+        ("Tongyi-MAI/Z-Image", 6.15),
+    ],
+)
+def test_published_models_have_the_sizes_that_their_makers_tell(
+    name: str, billions: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    family, _, described_by = empty_model(Model(pretrained=name), torch.bfloat16)
+    count = sum(p.numel() for p in family.denoiser.parameters()) / 1e9
+    assert round(count, 2) == billions
+    assert described_by == name
+
+
+@pytest.mark.slow
+def test_the_kit_trains_a_family(tmp_path: Path) -> None:
+    tiny_sd3().save_pretrained(tmp_path / "model")
+    check_training(tmp_path / "model", tmp_path)
+
+
+def test_a_package_adds_a_family_by_its_entry_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package of two files, as pip would install it."""
+    (tmp_path / "my_family.py").write_text(
+        "from fairhuman.models.families.sd3 import SD3\n\n\nclass Mine(SD3):\n    name = 'Mine'\n"
+    )
+    told = tmp_path / "my_family-1.0.dist-info"
+    told.mkdir()
+    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: my-family\nVersion: 1.0\n")
+    (told / "entry_points.txt").write_text("[fairhuman.families]\nMyPipeline = my_family:Mine\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model_index.json").write_text('{"_class_name": "MyPipeline"}')
+    assert "MyPipeline" in pipelines()
+    assert family_class(Model(pretrained=str(folder))).name == "Mine"
+    del sys.modules["my_family"]

@@ -73,7 +73,7 @@ def model_of(folder: Path, config: dict[str, Any]) -> Path:
         ("StableDiffusionPipeline", {"cross_attention_dim": 768}, "SD 1.x"),
         ("StableDiffusionPipeline", {"cross_attention_dim": 1024}, "SD 2.x"),
         ("StableDiffusionInpaintPipeline", {"cross_attention_dim": 768}, "SD 1.x"),
-        ("StableDiffusion3Pipeline", {}, "SD 3"),
+        ("StableDiffusion3InpaintPipeline", {}, "SD 3"),
         ("StableDiffusionXLImg2ImgPipeline", {}, "refiner"),
         ("FluxFillPipeline", {}, "FLUX"),
         ("KandinskyV22Pipeline", {}, "Kandinsky"),
@@ -88,7 +88,7 @@ def test_a_pipeline_of_another_family_is_called_by_its_name(
     assert line.startswith(f"model.pretrained = '{folder}': is a")
     assert name in line
     assert words in line
-    assert "FairHuman trains SDXL, FLUX.1" in line
+    assert "FairHuman trains what is of Flux2KleinPipeline, FluxPipeline, " in line
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ _SDXL = "fairhuman.models.families.sdxl.model:SDXL"
 _OURS = {
     "Flux2KleinPipeline": "fairhuman.models.families.flux2:Flux2Klein",
     "FluxPipeline": "fairhuman.models.families.flux:Flux",
+    "StableDiffusion3Pipeline": "fairhuman.models.families.sd3:SD3",
     "ZImagePipeline": "fairhuman.models.families.z_image:ZImage",
 }
 

@@ -122,6 +122,38 @@ def _klein(width: int, inner: int, double: int, single: int, heads: int) -> Layo
     )
 
 
+def _sd3(layers: int, side: int, dual: int) -> Layout:
+    clip_g = {
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 20,
+        "projection_dim": 1280,
+        "hidden_act": "gelu",
+    }
+    transformer = {
+        "sample_size": 128,
+        "num_layers": layers,
+        "num_attention_heads": layers,
+        "caption_projection_dim": 64 * layers,
+        "pos_embed_max_size": side,
+        "dual_attention_layers": list(range(dual)),
+        "qk_norm": "rms_norm",
+    }
+    vae = _VAE | {"scaling_factor": 1.5305, "shift_factor": 0.0609}
+    return Layout(
+        "StableDiffusion3Pipeline",
+        {
+            "scheduler": _scheduler(shift=3.0),
+            "vae": Part("diffusers", "AutoencoderKL", vae),
+            "text_encoder": Part("transformers", "CLIPTextModelWithProjection", _CLIP),
+            "text_encoder_2": Part("transformers", "CLIPTextModelWithProjection", clip_g),
+            "text_encoder_3": Part("transformers", "T5EncoderModel", _T5),
+            "transformer": Part("diffusers", "SD3Transformer2DModel", transformer),
+        },
+    )
+
+
 _KLEIN_4B = _klein(2560, 9728, 5, 20, 24)
 _KLEIN_9B = _klein(4096, 12288, 8, 24, 32)
 KNOWN = {
@@ -132,6 +164,8 @@ KNOWN = {
     "black-forest-labs/FLUX.2-klein-base-4B": _KLEIN_4B,
     "black-forest-labs/FLUX.2-klein-9B": _KLEIN_9B,
     "black-forest-labs/FLUX.2-klein-base-9B": _KLEIN_9B,
+    "stabilityai/stable-diffusion-3.5-large": _sd3(38, 192, 0),
+    "stabilityai/stable-diffusion-3.5-medium": _sd3(24, 384, 13),
     "Tongyi-MAI/Z-Image": _z_image(6.0),
     "Tongyi-MAI/Z-Image-Turbo": _z_image(3.0),
 }

@@ -15,6 +15,7 @@ from fairhuman.common.errors import ConfigError, UserError
 from fairhuman.common.hub import Named, Place, locate
 from fairhuman.config import Model
 from fairhuman.models.families.keys import Keys
+from fairhuman.models.families.registry import pipelines
 from fairhuman.models.formats import kinds
 from fairhuman.models.formats.base import BASE
 from fairhuman.models.formats.kinds import Kind, file_kind, folder_kind
@@ -23,7 +24,6 @@ from fairhuman.models.formats.single_file import in_one_form, opened_parts
 from fairhuman.models.formats.weights import PICKLED, open_weights, weights_in
 
 SINGLE = ".safetensors"
-_TRAINS = "FairHuman trains SDXL, FLUX.1, FLUX.2 klein and Z-Image"
 _BELONGS = {
     kinds.LORA: "give the SDXL that it was trained on (and to draw with it: generate --lora)",
     kinds.VAE: "give a whole SDXL; this one belongs to model.vae",
@@ -134,7 +134,7 @@ def _check_parts(named: Named, layout: PipelineFolder, own_vae: bool) -> None:
     if own_vae and unet.get("in_channels", 4) != latents:  # another one is checked by its key
         named.refuse(
             f"its UNet takes {unet.get('in_channels', 4)!r} channels and its VAE gives {latents!r};"
-            f" {_TRAINS} (not inpainting or editing models)"
+            " FairHuman trains no inpainting or editing models"
         )
     if unet.get("cross_attention_dim") != width:
         named.refuse(
@@ -205,7 +205,11 @@ def _refuse_kind(named: Named, kind: Kind | None) -> None:
     """Refuse what is no SDXL pipeline; `None` is not known to be none."""
     if kind is None or kind.of_sdxl:
         return
-    named.refuse(f"is {kind}; {_BELONGS.get(kind.name, _TRAINS)}")
+    named.refuse(f"is {kind}; {_BELONGS.get(kind.name) or _trained()}")
+
+
+def _trained() -> str:
+    return f"FairHuman trains what is of {', '.join(pipelines())}"
 
 
 def _check_suffix(named: Named, file: Path) -> None:
