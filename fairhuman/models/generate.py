@@ -175,15 +175,16 @@ def load(source: Source, long_prompts: Literal["cut", "chunk"] = "cut") -> tuple
     """
     settings = _settings(source, long_prompts)
     lora = find_lora(source.lora) if source.lora else None
+    kind = family_class(settings, KEYS)
     check_model(settings, KEYS)
     if lora:
-        check_lora(lora, family_class(settings, KEYS).denoiser_config(settings, KEYS))
+        check_lora(lora, kind.denoiser_config(settings, KEYS))
     if source.controlnet:
         check_control(Named("--controlnet", source.controlnet), "ControlNetModel")
     if source.adapter:
         check_control(Named("--adapter", source.adapter), "T2IAdapter")
     cuda = torch.cuda.is_available()
-    dtype, device = (torch.float16, "cuda") if cuda else (torch.float32, "cpu")
+    dtype, device = (kind.draws_in, "cuda") if cuda else (torch.float32, "cpu")
     family = load_model(settings, dtype, torch.device(device), KEYS)
     if lora:
         load_lora(family.pipeline, lora, source.lora_scale)

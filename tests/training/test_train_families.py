@@ -100,6 +100,7 @@ def test_pipelines_open_what_was_trained(people: Path, tmp_path: Path) -> None:
     ("override", "line"),
     [
         ("objectives.snr_gamma=5", "objectives.snr_gamma: is for models that predict"),
+        ("train.precision=fp16", "train.precision = 'fp16': FLUX.2 klein's text encoders overflow"),
         ("data.resolution=72", "data.resolution = 72: FLUX.2 klein takes images with sides"),
     ],
 )

@@ -63,6 +63,8 @@ class FlowTransformer:
     """The class of encoded captions, a NamedTuple of tensors."""
     part: ClassVar[str] = "transformer"
     """The denoiser's name in the pipeline."""
+    draws_in: ClassVar[torch.dtype] = torch.bfloat16
+    """What pictures are drawn in on a GPU: the text encoders overflow in float16."""
     patch: ClassVar[int] = 2
     """Cells of the latent grid per side of one of the transformer's tokens."""
 
@@ -181,6 +183,10 @@ class FlowTransformer:
                     f"{key}: is for models that predict the noise or v, and {cls.name} is a "
                     "rectified flow; leave it out"
                 )
+        if config.train.precision == "fp16":
+            raise ConfigError(
+                f"train.precision = 'fp16': {cls.name}'s text encoders overflow in fp16; use bf16"
+            )
         sides = {"data.resolution": config.data.resolution}
         if config.data.buckets:
             sides["data.bucket_step"] = config.data.bucket_step
