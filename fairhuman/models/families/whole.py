@@ -129,10 +129,11 @@ def _named(folder: Path, pipeline: str) -> dict[str, tuple[str, str]]:
 def _check_header(folder: Path, model: nn.Module, all_named: bool) -> None:
     path = weights_in(folder)
     with open_weights(path) as weights:
+        parameters = {name for name, _ in model.named_parameters()}  # buffers may be left out
         for name, tensor in model.state_dict().items():
             source = weights.tensors.get(name)
             if source is None:
-                if all_named:
+                if all_named and name in parameters:
                     raise UserError(f"{path}: {name} is missing")
                 continue
             if source.shape != tuple(tensor.shape):
