@@ -10,10 +10,10 @@ BUILD_FILES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard
 help:
 	@echo "make demo     draw people, make a tiny SDXL, train it on two CPU ranks: 10 minutes"
 	@echo "make test     the tests, but for the slowest"
-	@echo "make test-all all tests, as CI runs them"
+	@echo "make test-all the tests that CI runs"
 	@echo "make fuzz     5,000 configs and overrides, 2,000 data folders at random (FUZZ_SEED=n)"
 	@echo "make chaos    end a run at 100 random moments, resume it, count what was lost (CHAOS='--kills 10')"
-	@echo "make nightly  fuzz and chaos, then the tests as on older processors, on a machine that is busy: hours"
+	@echo "make nightly  fuzz and chaos, then all tests, as on older processors, on a machine that is busy: hours"
 	@echo "make lint     ruff and mypy"
 	@echo "make docs     the documentation, into build/docs"
 	@echo "make bench    microbenchmarks (BENCH='--op gram --quick'), then a step of each mode (STEP='--mode exact')"
@@ -39,10 +39,10 @@ demo: $(STAMP)
 # One worker per core; a file's tests stay together, for they share runs, and in our order.
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow and not nightly"
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not nightly"
 
 # Each file reads FUZZ_EXAMPLES and FUZZ_SEED; what failed is kept in .hypothesis/, and is tried
 # first in the next run.

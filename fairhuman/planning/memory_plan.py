@@ -95,6 +95,8 @@ class Sizes:
     frozen: int
     encoders: int
     """Bytes of the VAE and of text encoders that are not trained."""
+    leaving: int
+    """Bytes of those text encoders that leave before pictures are drawn."""
     activations: Activations
     described_by: str
 
@@ -118,7 +120,11 @@ class Sizes:
         )
         trained = sum(p.numel() for p in parameters if p.requires_grad)
         frozen = sum(p.numel() for p in parameters) - trained
-        return cls(trained, frozen, held, count(config, family, method, dtype), described_by)
+        vae = sum(p.numel() * p.element_size() for p in family.vae.parameters())
+        leaving = held - vae if family.draws_without_text else 0
+        return cls(
+            trained, frozen, held, leaving, count(config, family, method, dtype), described_by
+        )
 
 
 def plan_memory(config: Config, sizes: Sizes, gpus: int) -> Memory:
@@ -150,15 +156,14 @@ def plan_memory(config: Config, sizes: Sizes, gpus: int) -> Memory:
         sizes.trained,
         sizes.frozen,
         sizes.described_by,
-        phases=_phases(config, plan, sizes.activations, sizes.encoders),
+        phases=_phases(config, plan, sizes),
         host=_host(config, plan),
     )
 
 
-def _phases(
-    config: Config, plan: Plan, counted: Activations, encoders: float
-) -> dict[str, dict[str, float]]:
+def _phases(config: Config, plan: Plan, sizes: Sizes) -> dict[str, dict[str, float]]:
     """Return the parts of each phase of a run, in the order of their first time."""
+    counted, encoders = sizes.activations, float(sizes.encoders)
     cached = config.data.cache is not None
     whole = plan.whole_weight_bytes()
     held = _held(config, plan) | {"VAE, text encoders": 0.0 if cached else encoders}
@@ -186,7 +191,10 @@ def _phases(
         encoding = 0 if cached else counted.encoding
         phases["validation"] = held | gathered | {"activations": max(encoding, counted.forward)}
     if config.train.sample_every:
-        drawing = {"VAE, text encoders": encoders, "activations": counted.drawing}
+        leaving = sizes.leaving if cached else 0
+        if leaving:
+            phases["prompts"] = held | gathered | {"VAE, text encoders": encoders}
+        drawing = {"VAE, text encoders": encoders - leaving, "activations": counted.drawing}
         phases["samples"] = held | gathered | drawing
     return _same_parts(phases)
 

@@ -269,6 +269,7 @@ esac
 """
 
 
+@pytest.mark.nightly
 def test_slurm_puts_back_a_job_whose_time_is_up(
     machines: Machines, one_machine: Path, tmp_path: Path
 ) -> None:
@@ -294,6 +295,7 @@ def test_slurm_puts_back_a_job_whose_time_is_up(
     same(machines.output, one_machine)
 
 
+@pytest.mark.nightly
 def test_kubernetes_starts_all_pods_again_when_one_is_drained(
     machines: Machines, one_machine: Path
 ) -> None:

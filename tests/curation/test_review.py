@@ -528,7 +528,7 @@ def test_nobody_else_annotates_meanwhile(folder: Path) -> None:
     Session(folder, View.plain(folder, 512), progress=False).close()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_ten_thousand_images_are_not_decoded(tmp_path: Path) -> None:
     root = tmp_path / "many"
     root.mkdir()

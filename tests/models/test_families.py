@@ -202,7 +202,7 @@ def test_published_models_have_the_sizes_that_their_makers_tell(
     assert described_by == name
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_kit_trains_a_family(tmp_path: Path) -> None:
     tiny_sd3().save_pretrained(tmp_path / "model")
     check_training(tmp_path / "model", tmp_path)

@@ -32,7 +32,7 @@ def test_every_config_for_a_card_is_tested() -> None:
         assert f"{card} GiB" in (CONFIGS / f"{name}.yaml").read_text().partition("model:")[0]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", CARDS)
 def test_it_fits_its_card_with_a_tenth_to_spare(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(CONFIGS.parent)

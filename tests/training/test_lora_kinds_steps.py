@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from lora_steps import DOUBLE, LR, RANKS, Way, plain_gradients, step_of, weights
 from ranks import run_ranks
 
 TARGETS = ("to_q", "to_out.0", "conv1", "proj_in")
-KINDS = ("lora", "dora", "lokr", "loha")
+KINDS = [("lora", "lokr"), pytest.param(("dora", "loha"), marks=pytest.mark.nightly)]
 # Of the plain LoRA, with learning rates of their own.
 RATES: dict[str, Any] = {"text_encoder_lr": LR / 4, "lora_plus_ratio": 2.0}
 
@@ -27,14 +28,14 @@ def relative_rate(kind: str, name: str) -> float:
     return (0.25 if name.startswith("text_encoder") else 1.0) * (2.0 if "lora_B" in name else 1.0)
 
 
-def stepped(people: Path, model: Path, folder: Path) -> dict[str, Any]:
+def stepped(kinds: Sequence[str], people: Path, model: Path, folder: Path) -> dict[str, Any]:
     """Of each kind: the first step's weights and moves, and both ways to the end of the second."""
     from fairhuman import checkpointing
     from fairhuman.checkpointing.manifest import Progress
 
     torch.set_num_threads(1)
     results = {}
-    for kind in KINDS:
+    for kind in kinds:
         first, other = (3, 2) if kind == "loha" else (2, 3)
         engine, step = step_of(way(kind, first), people, model)
         before = weights_of(engine)
@@ -55,10 +56,11 @@ def stepped(people: Path, model: Path, folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kinds", KINDS, ids=" and ".join)
 def test_a_step_goes_along_the_gradients_and_continues_under_another_stage(
-    people: Path, tiny_model: Path, tmp_path: Path
+    kinds: Sequence[str], people: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    results = run_ranks(stepped, RANKS, people, tiny_model, tmp_path)[0]
+    results = run_ranks(stepped, RANKS, kinds, people, tiny_model, tmp_path)[0]
     for kind, (weights, moves, saved, ends) in results.items():
         rows = plain_gradients(way(kind, 2), people, tiny_model)
         assert moves.keys() == rows.keys()

@@ -74,7 +74,10 @@ def painted_mask(body: bytes, size: tuple[int, int]) -> bytes:
                 found = f"{image.width} x {image.height}"
                 raise DataError(f"the mask is {found} px, its image {size[0]} x {size[1]}")
             values = np.asarray(image.convert("RGB").convert("L")).copy()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (
+        *(UnidentifiedImageError, OSError, SyntaxError, ValueError),
+        Image.DecompressionBombError,
+    ) as error:
         if isinstance(error, DataError):
             raise
         raise DataError("the mask is no PNG that can be read") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,7 +57,8 @@ def open_store(
 
 def _find(root: Path) -> tuple[Scanner, list[str]] | None:
     """Return the shards of a folder and what reads them; None where it has none."""
-    if not root.is_dir() or (root / METADATA).exists():
+    # Of os, which takes a name that is too long for one that is not there.
+    if not os.path.isdir(root) or os.path.exists(root / METADATA):
         return None
     try:
         names = sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))

@@ -63,6 +63,8 @@ class FlowTransformer:
     """The class of encoded captions, a NamedTuple of tensors."""
     part: ClassVar[str] = "transformer"
     """The denoiser's name in the pipeline."""
+    draws_without_text: ClassVar[bool] = True
+    """Whether the text encoders leave the device before pictures are drawn."""
     draws_in: ClassVar[torch.dtype] = torch.bfloat16
     """What pictures are drawn in on a GPU: the text encoders overflow in float16."""
     patch: ClassVar[int] = 2
@@ -76,6 +78,8 @@ class FlowTransformer:
         self.cell: int = pipeline.vae_scale_factor
         self.channels: int = pipeline.vae.config.latent_channels
         self.guidance = settings.guidance
+        self._home: torch.device | None = None
+        """Where the encoders go back to, while they are elsewhere."""
         self.encodes_in = encoding(settings.vae_precision, self.vae, pipeline.transformer.dtype)
         if self.vae.dtype != torch.float32:
             self.vae.to(torch.float32)
@@ -328,18 +332,19 @@ class FlowTransformer:
 
     @contextmanager
     def encoders_on(self, device: torch.device) -> Iterator[None]:
-        """Have the VAE and the text encoders on a device for a while."""
-        before = self.vae.device
+        """Have the VAE and the text encoders on a device for a while; see `drawn`."""
+        self._home = self.vae.device
         self.move_encoders(device)
         try:
             yield
         finally:
-            self.move_encoders(before)
+            self.move_encoders(self._home)
+            self._home = None
 
     def move_encoders(self, device: torch.device) -> None:
         """Move the VAE and the text encoders to a device."""
-        for part in (self.vae, *self._encoders()):
-            part.to(device)
+        self.vae.to(device)
+        self._move_text(device)
 
     def predict(
         self,
@@ -365,16 +370,20 @@ class FlowTransformer:
     ) -> Iterator[Image.Image]:
         """Yield pictures in their order; see `Family.drawn`.
 
-        A negative prompt is read where the pipeline has classifier-free guidance.
+        A negative prompt is read where the pipeline has classifier-free guidance. Text encoders
+        that are on the device for a while only leave it when all prompts are encoded.
         """
         kinds = [(each.size, each.steps, each.guidance, each.lora_scale) for each in pictures]
-        for batch in batches(kinds, batch_size):
+        split = list(batches(kinds, batch_size))
+        ahead: list[dict[str, Any]] = []
+        if self._home:
+            self._move_text(self.vae.device)
+            ahead = [self._conditions([pictures[i] for i in batch]) for batch in split]
+            self._move_text(self._home)
+        for batch in split:
             together = [pictures[i] for i in batch]
             first = together[0]
-            given = self.conditions(self.encode_captions([each.prompt for each in together]))
-            given |= self.negative_conditions(
-                self.encode_captions([each.negative for each in together])
-            )
+            given = ahead.pop(0) if ahead else self._conditions(together)
             with lora_scaled(pipeline, first.lora_scale):
                 latents = pipeline(
                     **given,
@@ -404,6 +413,17 @@ class FlowTransformer:
     def write(self, folder: Path) -> None:
         """Write the pipeline into a folder, in diffusers' layout."""
         self.pipeline.save_pretrained(folder, safe_serialization=True)
+
+    def _conditions(self, pictures: Sequence[Picture]) -> dict[str, Any]:
+        """Return what the pipeline is called with for the texts of pictures."""
+        return {
+            **self.conditions(self.encode_captions([each.prompt for each in pictures])),
+            **self.negative_conditions(self.encode_captions([each.negative for each in pictures])),
+        }
+
+    def _move_text(self, device: torch.device) -> None:
+        for encoder in self._encoders():
+            encoder.to(device)
 
     def _cut(self, counts: Sequence[int], what: str) -> list[str]:
         return long_ones(counts, self.tokens, what, "the rest is cut off")

@@ -90,6 +90,14 @@ class Family(TokenCounter, Protocol):
         """The layers that a LoRA adapts by default, by the ends of their names."""
 
     @property
+    def draws_without_text(self) -> bool:
+        """Whether the text encoders leave the device before pictures are drawn."""
+
+    @property
+    def draws_in(self) -> torch.dtype:
+        """What pictures are drawn in on a GPU."""
+
+    @property
     def part(self) -> str:
         """The denoiser's name in the pipeline."""
 

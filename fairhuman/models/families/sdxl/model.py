@@ -40,6 +40,8 @@ class SDXL:
     pipeline_name = "StableDiffusionXLPipeline"
     tag = "stable-diffusion-xl"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    draws_without_text = False
+    """Whether the text encoders leave the device before pictures are drawn."""
     draws_in = torch.float16
     """What pictures are drawn in on a GPU."""
     part = "unet"
