@@ -140,7 +140,7 @@ class _Block:
         self.trained = trained
         self.inputs = [_cut(x) if isinstance(x, Tensor) else x for x in inputs]
         self.differentiable = [x for x in self.inputs if isinstance(x, Tensor) and x.requires_grad]
-        self._outputs: Sequence[Tensor] = ()
+        self._outputs: Sequence[Tensor | None] = ()
         self._count = 0
         # The graph's hooks hold this list and not the block: a ring through autograd's own
         # objects is nothing that Python's garbage collector can see.
@@ -154,16 +154,20 @@ class _Block:
         self._count = next(numbers)
         single = isinstance(found, Tensor)
         self._outputs = [found] if single else list(found)
-        return found.detach() if single else tuple(x.detach() for x in found)
+        if single:
+            return found.detach()
+        # SD 3's last block returns None in place of the captions' states.
+        return tuple(None if x is None else x.detach() for x in found)
 
     def gradients(self, cotangents: Sequence[Sequence[Tensor]]) -> list[tuple[Tensor | None, ...]]:
         """Return each row's: of the differentiable inputs, then of the trained parameters."""
+        outputs = [x for x in self._outputs if x is not None]
         with self._recomputed():
             return [
                 torch.autograd.grad(
-                    self._outputs,
+                    outputs,
                     [*self.differentiable, *self.trained],
-                    row,
+                    [x for x in row if x is not None],
                     retain_graph=True,
                     allow_unused=True,
                 )

@@ -82,7 +82,7 @@ def check_loss(folder: Path, predict: Predict, encode: Encode = scaled_mean) -> 
     import diffusers
 
     family = load(folder)
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, use_safetensors=True)
     pixels = _normal((2, 3, *reversed(_SIZE)), 0).clamp(-1, 1)
     latents = encode(pipeline, pixels)
     posterior = family.posterior(pixels)
@@ -180,7 +180,7 @@ def check_training(folder: Path, out: Path) -> None:
     family = load(folder)
     picture = Picture(CAPTIONS[0], 0, _SIZE, steps=2)
     (base,) = family.drawn(family.pipeline, [picture])
-    family.pipeline.load_lora_weights(plain / "final")
+    family.pipeline.load_lora_weights(plain / "final", use_safetensors=True)
     (adapted,) = family.drawn(family.pipeline, [picture])
     assert base.tobytes() != adapted.tobytes(), "the LoRA changes nothing"
 
