@@ -25,7 +25,7 @@ from fairhuman.config.yaml_settings import explain
 from fairhuman.models.drawing import Picture, grid
 from fairhuman.models.families.keys import Keys
 from fairhuman.models.families.protocol import Family
-from fairhuman.models.families.registry import check_model, family_class, load_model
+from fairhuman.models.families.registry import check_model
 from fairhuman.models.families.sdxl import captions
 from fairhuman.models.families.sdxl.check import check_control
 from fairhuman.models.families.sdxl.control import (
@@ -175,8 +175,7 @@ def load(source: Source, long_prompts: Literal["cut", "chunk"] = "cut") -> tuple
     """
     settings = _settings(source, long_prompts)
     lora = find_lora(source.lora) if source.lora else None
-    kind = family_class(settings, KEYS)
-    check_model(settings, KEYS)
+    kind = check_model(settings, KEYS)
     if lora:
         check_lora(lora, kind.denoiser_config(settings, KEYS))
     if source.controlnet:
@@ -185,7 +184,7 @@ def load(source: Source, long_prompts: Literal["cut", "chunk"] = "cut") -> tuple
         check_control(Named("--adapter", source.adapter), "T2IAdapter")
     cuda = torch.cuda.is_available()
     dtype, device = (kind.draws_in, "cuda") if cuda else (torch.float32, "cpu")
-    family = load_model(settings, dtype, torch.device(device), KEYS)
+    family = kind.load(settings, dtype, torch.device(device), KEYS)
     if lora:
         load_lora(family.pipeline, lora, source.lora_scale)
     pipeline = family.pipeline

@@ -27,7 +27,7 @@ from fairhuman.demo.drawn import draw_people
 from fairhuman.models.drawing import Picture
 from fairhuman.models.empty import empty_model
 from fairhuman.models.families.protocol import Family
-from fairhuman.models.families.registry import check_model, load_model
+from fairhuman.models.families.registry import check_model
 from fairhuman.planning.memory_plan import Sizes, plan_memory
 
 CPU = torch.device("cpu")
@@ -72,8 +72,7 @@ def check_family(folder: Path, predict: Predict, out: Path, encode: Encode = sca
 def load(folder: Path) -> Family:
     """Load a model as training does, in float32."""
     settings = Model(pretrained=str(folder))
-    check_model(settings)
-    return load_model(settings, torch.float32, CPU)
+    return check_model(settings).load(settings, torch.float32, CPU)
 
 
 @torch.no_grad()

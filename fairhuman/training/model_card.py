@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path, PurePath
-from typing import Any, Protocol
+from typing import Any
 
 import yaml
 
@@ -12,6 +12,7 @@ from fairhuman.common.files import write_text
 from fairhuman.common.redact import on_the_hub, redacted
 from fairhuman.common.run_folder import CARD
 from fairhuman.config import Config
+from fairhuman.models.families.protocol import Described
 
 _WHAT = {
     "full": "Its {denoiser} was trained whole; the text encoders and the VAE are as they were.",
@@ -63,19 +64,6 @@ _IMPORTS = {
     "controlnet": "ControlNetModel, StableDiffusionXLControlNetPipeline",
     "t2i_adapter": "StableDiffusionXLAdapterPipeline, T2IAdapter",
 }
-
-
-class Described(Protocol):
-    """A family, as far as a card tells of it; see `Family`."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def pipeline_name(self) -> str: ...  # noqa: D102
-    @property
-    def tag(self) -> str: ...  # noqa: D102
-    @property
-    def part(self) -> str: ...  # noqa: D102
 
 
 def write_card(

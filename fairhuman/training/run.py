@@ -26,7 +26,8 @@ from fairhuman.common.run_folder import CONFIG, FINAL, SAMPLES, export_folder
 from fairhuman.common.units import DTYPES, GIB
 from fairhuman.config import Config
 from fairhuman.data.dataset import Batch
-from fairhuman.models.families.registry import check_model, check_training, load_model
+from fairhuman.models.families.protocol import FamilyClass
+from fairhuman.models.families.registry import check_model
 from fairhuman.models.method import frozen_digest, make_method, save
 from fairhuman.models.speed import check_speed, set_up
 from fairhuman.report import write_report
@@ -72,12 +73,12 @@ class Run:
         self._told_crowded = False
         self.measured: HeldOut | None = None
         """What was held out, when this process last measured it."""
-        _check_before_loading(config)
+        family = _check_before_loading(config)
         start = start or find_start(config)
         self.progress = start.progress
         self.data = RunData(config, self.progress)
         config = self.config = self.data.config
-        self._load_model(start)
+        self._load_model(family, start)
         room = self._check_disk()
         self._encode()
         self._make_step(start)
@@ -89,13 +90,13 @@ class Run:
         self._open_output(overrides)
         self._say_where_from(start, room)
 
-    def _load_model(self, start: Start) -> None:
+    def _load_model(self, family: FamilyClass, start: Start) -> None:
         """Load the base model, and what is trained of it; it must be the checkpoint's base."""
         config, dtype = self.config, DTYPES[self.config.train.precision]
         check_speed(config.model, dtype, self.device)
         # With a cache the encoders have the device to themselves while it is filled.
         device = torch.device("cpu") if config.data.cache else self.device
-        self.family = agreed(lambda: load_model(config.model, dtype, device))
+        self.family = agreed(lambda: family.load(config.model, dtype, device))
         self.family.set_noise(config.noise)
         self.method = agreed(lambda: make_method(self.family, config.model, config.train.seed))
         self.base = frozen_digest(self.method.module)
@@ -367,17 +368,22 @@ class Run:
             )
 
 
-def _check_before_loading(config: Config) -> None:
-    """Check all that can be checked before a model, a data set or a checkpoint is read."""
+def _check_before_loading(config: Config) -> FamilyClass:
+    """Check all that can be checked before a model, a data set or a checkpoint is read.
+
+    Returns:
+        The class of the model's family.
+    """
     on_rank0(functools.partial(check_writable, Path(config.train.output_dir)))
     if config.data.cache:
         check_cache(Path(config.data.cache))
     check_engine(config)
     agreed(functools.partial(check_rule, config))
-    agreed(lambda: check_model(config.model))
-    agreed(lambda: check_training(config))
+    family = agreed(lambda: check_model(config.model))
+    agreed(lambda: family.check_training(config))
     on_rank0(functools.partial(check_tracking, config))
     agreed(functools.partial(check_controls, config))
+    return family
 
 
 def _average(engine: Engine, decay: float | None, found: Path | None) -> tuple[EMA | None, bool]:

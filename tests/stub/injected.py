@@ -22,13 +22,14 @@ def inject(counters: Counters) -> None:
     _convolve_without_columns(counters)
     _measure_as_orthogonal()
     _nobody_asks_to_stop()
+    from fairhuman.models.families.sdxl.model import SDXL
     from fairhuman.training import run, step
     from fairhuman.zero import engine
 
     put(step, "HostCopy", _Present)
     put(engine, "check_deepspeed", lambda config: None)  # it compares numbers
     put(run, "frozen_digest", lambda module: None)  # reads all weights
-    put(run, "check_model", lambda model: None)  # asks the hub
+    put(run, "check_model", lambda model: SDXL)  # asks the hub
 
 
 def put(owner: Any, name: str, value: Any) -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from fairhuman.cli import main
 from fairhuman.common.errors import ConfigError
 from fairhuman.config import Config, load_config
-from fairhuman.models.families.registry import check_training, load_model
+from fairhuman.models.families.registry import family_class
 from fairhuman.testing.tiny_flows import tiny_flux, tiny_flux2_klein, tiny_z_image
 
 MAKERS: dict[str, Callable[[], Any]] = {
@@ -112,7 +112,7 @@ def test_what_is_not_for_a_flow_is_refused_before_it_is_loaded(
         write_config(tmp_path, tmp_path / "model", people), ["objectives.snr_gamma=null", override]
     )
     with pytest.raises(ConfigError, match=line):
-        check_training(config)
+        family_class(config.model).check_training(config)
 
 
 def test_masks_meet_the_patches_by_area(people: Path, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_masks_meet_the_patches_by_area(people: Path, tmp_path: Path) -> None:
 
     tiny_flux2_klein().save_pretrained(tmp_path / "model")
     config = load_config(write_config(tmp_path, tmp_path / "model", people), FLOW)
-    family = load_model(config.model, torch.float32, torch.device("cpu"))
+    family = family_class(config.model).load(config.model, torch.float32, torch.device("cpu"))
     records, _ = load(config)
     regions = config.objectives.regions
     fine, coarse = (

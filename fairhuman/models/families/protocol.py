@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fairhuman.config import Noise
+from fairhuman.config import Config, Model, Noise
 from fairhuman.models.drawing import DRAWN, Picture
 from fairhuman.models.encoded import Posterior
+from fairhuman.models.families.keys import Keys
 
 
 class Noising(Protocol):
@@ -58,7 +59,27 @@ class TokenCounter(Protocol):
         """Return how many tokens each caption has."""
 
 
-class Family(TokenCounter, Protocol):
+class Described(Protocol):
+    """What a family is called."""
+
+    @property
+    def name(self) -> str:
+        """As people call it."""
+
+    @property
+    def pipeline_name(self) -> str:
+        """Of diffusers' class."""
+
+    @property
+    def tag(self) -> str:
+        """That the hub knows it by."""
+
+    @property
+    def part(self) -> str:
+        """The denoiser's name in the pipeline."""
+
+
+class Family(TokenCounter, Described, Protocol):
     """A loaded model of one family, as training uses it."""
 
     pipeline: Any
@@ -74,32 +95,12 @@ class Family(TokenCounter, Protocol):
     """What images are encoded in."""
 
     @property
-    def name(self) -> str:
-        """As people call it."""
-
-    @property
-    def pipeline_name(self) -> str:
-        """Of diffusers' class."""
-
-    @property
-    def tag(self) -> str:
-        """That the hub knows it by."""
-
-    @property
     def lora_targets(self) -> Sequence[str]:
         """The layers that a LoRA adapts by default, by the ends of their names."""
 
     @property
     def draws_without_text(self) -> bool:
         """Whether the text encoders leave the device before pictures are drawn."""
-
-    @property
-    def draws_in(self) -> torch.dtype:
-        """What pictures are drawn in on a GPU."""
-
-    @property
-    def part(self) -> str:
-        """The denoiser's name in the pipeline."""
 
     @property
     def noising(self) -> Noising:
@@ -212,3 +213,44 @@ class Family(TokenCounter, Protocol):
 
     def write(self, folder: Path) -> None:
         """Write the pipeline into a folder, in diffusers' layout."""
+
+
+class FamilyClass(Described, Protocol):
+    """A family before a model of it is loaded: the class of a `Family`."""
+
+    @property
+    def draws_in(self) -> torch.dtype:
+        """What pictures are drawn in on a GPU."""
+
+    def check(self, settings: Model, keys: Keys | None = None, ask_hub: bool = True) -> None:
+        """Check the models of the section `model` before their weights are read.
+
+        Raises:
+            ConfigError: one is not there, not whole, or does not fit; names its key.
+        """
+
+    def check_training(self, config: Config) -> None:
+        """Check what only training asks for.
+
+        Raises:
+            ConfigError: a setting is not for the family; names the key.
+        """
+
+    def denoiser_config(self, settings: Model, keys: Keys | None = None) -> Mapping[str, Any]:
+        """Return the denoiser's config, for what is to fit it; empty where it is not known."""
+
+    def load(
+        self, settings: Model, dtype: torch.dtype, device: torch.device, keys: Keys | None = None
+    ) -> Family:
+        """Load a model.
+
+        Raises:
+            ConfigError: there is no such model, or it is not of the family.
+        """
+
+    def empty(self, settings: Model, dtype: torch.dtype) -> tuple[Family, str]:
+        """Make one without weights; return it, and whose configs it is made from.
+
+        Raises:
+            ConfigError: a folder that `settings` names is not a whole model's.
+        """
