@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from pathlib import Path
 
 from fairhuman.checkpointing.manifest import Best
@@ -39,31 +37,3 @@ def rotate(folder: Path, keep: int, best: Best | None, step: int | None = None) 
             remove(old)
     for partial in folder.glob("step-*" + PARTIAL):
         remove(partial)
-
-
-class Dropping:
-    """Drops checkpoints in a thread: a disk takes seconds to let go of gigabytes."""
-
-    def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
-        self._failed: Exception | None = None
-
-    def start(self, drop: Callable[[], object]) -> None:
-        """Begin to drop; what was begun before must be finished."""
-
-        def work() -> None:
-            try:
-                drop()
-            except Exception as error:  # of any kind: `finish` raises it
-                self._failed = error
-
-        self._thread = threading.Thread(target=work)
-        self._thread.start()
-
-    def finish(self) -> None:
-        """Wait for what was begun, and raise what it ran into."""
-        if self._thread:
-            self._thread.join()
-        failed, self._thread, self._failed = self._failed, None, None
-        if failed:
-            raise failed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from fairhuman.checkpointing.manifest import (
     installed,
 )
 from fairhuman.checkpointing.own_files import OwnFiles, writes
-from fairhuman.checkpointing.rotation import Dropping, mark_best, rotate
+from fairhuman.checkpointing.rotation import mark_best, rotate
 from fairhuman.checkpointing.setup import setup_of_engine
 from fairhuman.checkpointing.start_losses import StartLosses
 from fairhuman.common.distributed import agreed, gathered, on_rank0
@@ -73,7 +74,9 @@ class Saver:
         self.config = config
         self._copies = HostCopies()
         self._in_flight: _InFlight | None = None
-        self._dropping = Dropping()
+        # A disk takes seconds to let go of gigabytes.
+        self._dropper = ThreadPoolExecutor(1, "old checkpoints")
+        self._dropping: Future[None] | None = None
 
     @property
     def in_flight(self) -> bool:
@@ -175,7 +178,9 @@ class Saver:
                 mark_best(self.output, progress.best)
             self._finish_dropping()
             folders = self.output / CHECKPOINTS
-            self._dropping.start(lambda: rotate(folders, self.keep, progress.best, progress.step))
+            self._dropping = self._dropper.submit(
+                rotate, folders, self.keep, progress.best, progress.step
+            )
 
         with _dropped_if_unwritten(aside):
             parts = gathered(own.finish)
@@ -184,8 +189,10 @@ class Saver:
             )
 
     def _finish_dropping(self) -> None:
+        dropping, self._dropping = self._dropping, None
         try:
-            self._dropping.finish()
+            if dropping:
+                dropping.result()
         except OSError as error:
             raise OutputError(
                 f"{self.output / CHECKPOINTS}: an old checkpoint could not be removed "

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from fairhuman.common.error_text import first_line
-from fairhuman.common.errors import ConfigError, UserError
+from fairhuman.common.errors import ConfigError
 
 PATIENCE_S = 10.0
 """How long the hub may take to say that it has a model."""
@@ -154,23 +154,3 @@ def _configs(named: Named) -> Path:
         return Path(snapshot_download(named.value, allow_patterns=["*.json", "*.txt"]))
     except (OSError, HfHubHTTPError) as error:
         named.refuse(f"cannot be had from the hub: {first_line(error)}")
-
-
-def on_this_machine(name: str) -> Path | None:
-    """Return a model's folder, or that of a hub name in the hub's cache; None: it is elsewhere.
-
-    Raises:
-        UserError: it is no folder, and cannot be a hub name.
-    """
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        found = Path(snapshot_download(name, local_files_only=True, allow_patterns=["*.json"]))
-    except HFValidationError:
-        raise UserError(f"{name!r}: is no folder here, and cannot be a hub name") from None
-    except LocalEntryNotFoundError:
-        return None
-    return found

@@ -64,8 +64,8 @@ def tiny_sdxl(captions: Sequence[str], seed: int = 0, size: int = 128, cell: int
         )
         tokenizer = _tokenizer(captions, pad="<|endoftext|>")
         tokenizer_2 = _tokenizer(captions, pad="!")
-        text_encoder = CLIPTextModel(_text_config(tokenizer))
-        text_encoder_2 = CLIPTextModelWithProjection(_text_config(tokenizer_2))
+        text_encoder = CLIPTextModel(text_config(tokenizer))
+        text_encoder_2 = CLIPTextModelWithProjection(text_config(tokenizer_2))
         _start_as_resampling(vae)
         _tell_captions_apart(text_encoder)
         _tell_captions_apart(text_encoder_2)
@@ -130,7 +130,8 @@ def _tell_captions_apart(text_encoder: Any) -> None:
             nn.init.normal_(part.weight, std=part.in_features**-0.5)
 
 
-def _text_config(tokenizer: Any) -> Any:
+def text_config(tokenizer: Any) -> Any:
+    """Return the config of a tiny CLIP that reads a tokenizer's tokens."""
     from transformers import CLIPTextConfig
 
     return CLIPTextConfig(

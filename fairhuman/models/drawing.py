@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from fairhuman.common.pixels import to_image
+from fairhuman.models.lora_scale import lora_scaled
 
 DRAWN = 4
 """Pictures that are drawn together, if nothing else is said."""
@@ -45,6 +46,28 @@ def batches(kinds: Sequence[object], size: int) -> Iterator[range]:
         if stop == len(kinds) or stop - start == size or kinds[stop] != kinds[start]:
             yield range(start, stop)
             start = stop
+
+
+def sampled(pipeline: Any, pictures: Sequence[Picture], conditions: Mapping[str, Any]) -> Tensor:
+    """Return the latents of pictures that differ in texts, seeds and control images alone.
+
+    Args:
+        pipeline: of diffusers.
+        pictures: that are drawn together.
+        conditions: what the pipeline is called with for their texts and control images.
+    """
+    first = pictures[0]
+    with lora_scaled(pipeline, first.lora_scale):
+        latents: Tensor = pipeline(
+            **conditions,
+            width=first.size[0],
+            height=first.size[1],
+            num_inference_steps=first.steps,
+            guidance_scale=first.guidance,
+            generator=[torch.Generator().manual_seed(picture.seed) for picture in pictures],
+            output_type="latent",
+        ).images
+    return latents
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pydantic import ValidationError
 
-from fairhuman.common.error_text import first_line
+from fairhuman.common.error_text import reason
 from fairhuman.common.errors import OutputError, UserError
 from fairhuman.common.files import replacing
 from fairhuman.common.hub import Named
@@ -351,6 +351,7 @@ def _open_controls(paths: Sequence[Path]) -> list[Image.Image]:
         try:
             opened[path] = open_image(path)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            why = getattr(error, "strerror", None) or first_line(error)
-            raise UserError(f"--control {path}: cannot be read as an image: {why}") from error
+            raise UserError(
+                f"--control {path}: cannot be read as an image: {reason(error)}"
+            ) from error
     return [opened[path] for path in paths]

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from fairhuman.common.error_text import first_line
 from fairhuman.common.errors import UserError
 from fairhuman.models.families.unusable import UNUSABLE
@@ -17,6 +15,7 @@ from fairhuman.models.formats.lora import METADATA, WEIGHTS_NAME, lora_file
 from fairhuman.models.formats.lycoris import is_lycoris
 from fairhuman.models.formats.weights import Weights, open_weights
 from fairhuman.models.lora import own_name
+from fairhuman.models.parts import models_of
 
 
 def find_lora(lora: Path) -> Path:
@@ -117,9 +116,7 @@ def _load_lycoris(pipeline: Any, weights: Weights) -> None:
     if METADATA not in weights.metadata:
         raise ValueError(f"its header has no {METADATA}: a file for ComfyUI is not read back")
     settings = json.loads(weights.metadata[METADATA])
-    for component, model in pipeline.components.items():
-        if not isinstance(model, nn.Module):
-            continue
+    for component, model in models_of(pipeline).items():
         start = f"{component}."
         parts = {
             own_name(model, name.removeprefix(start)): source.read()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from fairhuman.models.parts import models_of
 
 
 @contextmanager
@@ -22,8 +22,7 @@ def lora_scaled(pipeline: Any, scale: float | None) -> Iterator[None]:
 
     layers: list[Any] = [
         layer
-        for part in pipeline.components.values()
-        if isinstance(part, nn.Module)
+        for part in models_of(pipeline).values()
         for layer in part.modules()
         if isinstance(layer, BaseTunerLayer)
     ]

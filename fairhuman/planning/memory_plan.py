@@ -9,12 +9,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import nn
-
 from fairhuman.common.units import DTYPES, GIB
 from fairhuman.config import Config
 from fairhuman.kernels.chunks import MIN_PROGRAMS
 from fairhuman.models.empty import empty_model
+from fairhuman.models.parts import models_of
 from fairhuman.planning.activations import Activations, count
 from fairhuman.planning.plan import Plan
 from fairhuman.training.balancers.sketch import PENDING
@@ -113,8 +112,8 @@ class Sizes:
         within = set(map(id, parameters))  # text encoders that are trained
         held = sum(
             p.numel() * p.element_size()
-            for part in family.pipeline.components.values()
-            if isinstance(part, nn.Module) and part is not family.denoiser
+            for part in models_of(family.pipeline).values()
+            if part is not family.denoiser
             for p in part.parameters()
             if id(p) not in within
         )

@@ -6,7 +6,18 @@ from typing import Any
 
 import torch
 
+from fairhuman.demo.tiny import text_config
 from fairhuman.testing.tokenizers import letters_clip, letters_qwen, letters_t5
+
+_VAE: dict[str, Any] = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (8, 8, 16, 16),
+    "layers_per_block": 1,
+    "latent_channels": 4,
+    "norm_num_groups": 4,
+    "sample_size": 64,
+}
 
 
 def tiny_flux(seed: int = 0, guided: bool = True) -> Any:
@@ -17,11 +28,12 @@ def tiny_flux(seed: int = 0, guided: bool = True) -> Any:
         guided: dev, which takes the guidance as an input; else schnell.
     """
     from diffusers import FluxPipeline, FluxTransformer2DModel
+    from transformers import CLIPTextModel
 
     tokenizer_2 = letters_t5(512)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        text_encoder = _clip(tokenizer := letters_clip())
+        text_encoder = CLIPTextModel(text_config(tokenizer := letters_clip()))
         text_encoder_2 = _t5(tokenizer_2, width=32)
         transformer = FluxTransformer2DModel(
             in_channels=16,
@@ -49,12 +61,13 @@ def tiny_flux(seed: int = 0, guided: bool = True) -> Any:
 def tiny_sd3(seed: int = 0) -> Any:
     """Return a StableDiffusion3Pipeline: SD 3.5's structure at a ten-thousandth of its size."""
     from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+    from transformers import CLIPTextModelWithProjection
 
     tokenizer_3 = letters_t5(512)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        text_encoder = _clip(tokenizer := letters_clip(), projected=True)
-        text_encoder_2 = _clip(tokenizer_2 := letters_clip(), projected=True)
+        text_encoder = CLIPTextModelWithProjection(text_config(tokenizer := letters_clip()))
+        text_encoder_2 = CLIPTextModelWithProjection(text_config(tokenizer_2 := letters_clip()))
         transformer = SD3Transformer2DModel(
             sample_size=8,
             in_channels=4,
@@ -136,13 +149,7 @@ def tiny_flux2_klein(seed: int = 0, distilled: bool = False) -> Any:
             guidance_embeds=False,
         )
         vae = AutoencoderKLFlux2(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(8, 8, 16, 16),
-            layers_per_block=1,
-            latent_channels=4,
-            norm_num_groups=4,
-            sample_size=64,
+            **_VAE,
         )
         torch.nn.init.normal_(vae.bn.running_mean, std=0.1)
         torch.nn.init.uniform_(vae.bn.running_var, 0.5, 2.0)
@@ -168,13 +175,7 @@ def _vae(shift: float, scale: float) -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(8, 8, 16, 16),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=64,
+        **_VAE,
         shift_factor=shift,
         scaling_factor=scale,
         use_quant_conv=False,
@@ -194,25 +195,6 @@ def _t5(tokenizer: Any, width: int) -> Any:
             num_layers=2,
             num_heads=4,
             feed_forward_proj="gated-gelu",
-        )
-    )
-
-
-def _clip(tokenizer: Any, projected: bool = False) -> Any:
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            projection_dim=32,
-            max_position_embeddings=77,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
         )
     )
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from torch import nn
-
 from fairhuman import checkpointing
 from fairhuman.common.errors import OutputError
 from fairhuman.common.units import DTYPES, GIB
 from fairhuman.config import Config
 from fairhuman.models.method import Method
+from fairhuman.models.parts import models_of
 from fairhuman.zero.optimizers import MOMENT_BYTES
 
 
@@ -89,5 +88,5 @@ def sizes(method: Method, config: Config) -> tuple[int, int]:
     trained = sum(p.numel() for p in method.module.parameters() if p.requires_grad)
     if config.model.method != "full":
         return trained, trained * DTYPES[config.train.precision].itemsize
-    parts = [part for part in method.pipeline.components.values() if isinstance(part, nn.Module)]
+    parts = models_of(method.pipeline).values()
     return trained, sum(p.numel() * p.element_size() for part in parts for p in part.parameters())

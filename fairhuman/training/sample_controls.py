@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from fairhuman.common.error_text import first_line
+from fairhuman.common.error_text import reason
 from fairhuman.common.errors import ConfigError
 from fairhuman.common.images import open_image
 from fairhuman.config import Config
@@ -24,7 +24,7 @@ def check_controls(config: Config) -> None:
             try:
                 open_image(Path(asked.control))
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                why = getattr(error, "strerror", None) or first_line(error)
-                problems.append(asked.refusal("control", f"cannot be read as an image: {why}"))
+                problem = f"cannot be read as an image: {reason(error)}"
+                problems.append(asked.refusal("control", problem))
     if problems:
         raise ConfigError("\n".join(problems))

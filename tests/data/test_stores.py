@@ -106,7 +106,7 @@ def packed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
 
 
 def same(first: Any, second: Any) -> bool:
-    """Return whether two values of a batch are equal, bit by bit."""
+    """Return whether two values of a batch are equal to the bit."""
     if isinstance(first, torch.Tensor):
         return first.dtype == second.dtype and torch.equal(first, second)
     return bool(first == second)

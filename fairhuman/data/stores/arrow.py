@@ -6,7 +6,6 @@ Arrow lays the bytes of a column one after another, so a picture is read from it
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from fairhuman.common.error_text import reason
-from fairhuman.common.errors import DataError
-from fairhuman.data.stores.columns import bytes_column, picture_columns, plain_columns, rows
+from fairhuman.data.stores.columns import (
+    bytes_column,
+    picture_columns,
+    plain_columns,
+    reading,
+    rows,
+)
 from fairhuman.data.stores.member import Location
 from fairhuman.data.stores.scan import Copies, Row
 
@@ -35,7 +38,7 @@ class ArrowScanner:
         Raises:
             DataError: it cannot be read.
         """
-        with _reading(path), pa.memory_map(str(path)) as file:
+        with reading(path, "Arrow's stream"), pa.memory_map(str(path)) as file:
             return list(pa.ipc.open_stream(file).schema.names)
 
     def copied_bytes(self, path: Path) -> int:
@@ -48,7 +51,7 @@ class ArrowScanner:
         Raises:
             DataError: it cannot be read, or has no column with pictures.
         """
-        with _reading(path), pa.memory_map(str(path)) as file:
+        with reading(path, "Arrow's stream"), pa.memory_map(str(path)) as file:
             whole = file.read_buffer()
             if whole[max(0, len(whole) - len(_END)) :].to_pybytes() != _END:
                 raise pa.ArrowInvalid("it has no end")
@@ -89,15 +92,3 @@ class _Places:
         if starts is None:
             return str(self._copies.add(content, label))
         return str(Location(int(starts[row]), len(content), self._shard, label))
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Raise a DataError for what the disk or pyarrow raises."""
-    try:
-        yield
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(
-            f"{path}: cannot be read as Arrow's stream ({reason(error)}): if it is cut short, copy "
-            "it here again"
-        ) from None

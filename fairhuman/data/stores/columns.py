@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
+from fairhuman.common.error_text import reason
 from fairhuman.common.errors import DataError
 from fairhuman.common.quoting import shown
 from fairhuman.data.stores.scan import Row
@@ -89,3 +91,20 @@ def _bytes_of(kind: Any) -> Any:
         at = kind.get_field_index("bytes")
         kind = kind.field(at).type if at >= 0 else pa.null()
     return kind if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) else None
+
+
+@contextmanager
+def reading(path: Path, form: str) -> Iterator[None]:
+    """Raise a DataError for what the disk or pyarrow raises.
+
+    Args:
+        path: the shard.
+        form: what it is read as, in words.
+    """
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"{path}: cannot be read as {form} ({reason(error)}): if it is cut short, copy it "
+            "here again"
+        ) from None

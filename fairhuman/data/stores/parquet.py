@@ -10,16 +10,12 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fairhuman.common.error_text import reason
-from fairhuman.common.errors import DataError
-from fairhuman.data.stores.columns import picture_columns, plain_columns, rows
+from fairhuman.data.stores.columns import picture_columns, plain_columns, reading, rows
 from fairhuman.data.stores.member import Location
 from fairhuman.data.stores.scan import Copies, Row
 
@@ -41,7 +37,7 @@ class ParquetScanner:
         Raises:
             DataError: it cannot be read.
         """
-        with _reading(path), pq.ParquetFile(path) as file:
+        with reading(path, "Parquet"), pq.ParquetFile(path) as file:
             return list(file.schema_arrow.names)
 
     def copied_bytes(self, path: Path) -> int:
@@ -50,7 +46,7 @@ class ParquetScanner:
         Raises:
             DataError: it cannot be read, or has no column with pictures.
         """
-        with _reading(path), pq.ParquetFile(path) as file:
+        with reading(path, "Parquet"), pq.ParquetFile(path) as file:
             pictures = picture_columns(path, file.schema_arrow)
             return sum(
                 chunk.total_uncompressed_size
@@ -66,7 +62,7 @@ class ParquetScanner:
             DataError: it cannot be read, or has no column with pictures.
         """
         with (
-            _reading(path),
+            reading(path, "Parquet"),
             path.open("rb") as raw,
             pq.ParquetFile(path, buffer_size=_PART) as file,
         ):
@@ -115,15 +111,3 @@ def _chunks(file: Any, group: int) -> dict[str, Any]:
         if inner in ("", "bytes"):
             found[name] = chunk
     return found
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Raise a DataError for what the disk or pyarrow raises."""
-    try:
-        yield
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(
-            f"{path}: cannot be read as Parquet ({reason(error)}): if it is cut short, copy it "
-            "here again"
-        ) from None

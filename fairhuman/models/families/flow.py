@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from fairhuman.common.error_text import first_line
 from fairhuman.common.errors import ConfigError, UserError
-from fairhuman.common.hub import Named, Place, locate, on_this_machine
+from fairhuman.common.hub import Named, Place, locate
 from fairhuman.config import Config, Model, Noise
-from fairhuman.models.drawing import DRAWN, Picture, batches, decode
+from fairhuman.models.drawing import DRAWN, Picture, batches, decode, sampled
 from fairhuman.models.encoded import Posterior
 from fairhuman.models.families.keys import Keys
 from fairhuman.models.families.protocol import Frozen
 from fairhuman.models.families.sizes import KNOWN
 from fairhuman.models.families.unusable import UNUSABLE
-from fairhuman.models.families.vae import encoding, posterior_of, scaled
+from fairhuman.models.families.vae import encoding, moments_bytes, posterior_of, scaled
 from fairhuman.models.families.whole import (
     check_whole,
     empty_part,
@@ -30,7 +30,6 @@ from fairhuman.models.families.whole import (
     read_layout,
 )
 from fairhuman.models.long_texts import long_ones
-from fairhuman.models.lora_scale import lora_scaled
 from fairhuman.models.noising.flow import RectifiedFlow
 from fairhuman.models.recompute import recompute_blocks
 
@@ -251,9 +250,9 @@ class FlowTransformer:
         import diffusers
 
         name = settings.pretrained
+        here = locate(Named(Keys().pretrained, name), ask_hub=False)
         try:
-            folder = on_this_machine(name)
-            layout = read_layout(folder, cls.pipeline_name) if folder else KNOWN[name]
+            layout = read_layout(here.path, cls.pipeline_name) if here else KNOWN[name]
             parts: dict[str, Any] = {}
             for part, found in layout.parts.items():
                 place = f"{name}, {part}"
@@ -323,8 +322,7 @@ class FlowTransformer:
 
     def moments_bytes(self, size: tuple[int, int]) -> int:
         """Return what the posterior of an image of this width and height in pixels takes."""
-        width, height = (side // self.pipeline.vae_scale_factor for side in size)
-        return 2 * 4 * int(self.vae.config.latent_channels) * width * height
+        return moments_bytes(self.pipeline, size)
 
     def prompt_bytes(self) -> int:
         """Return what an encoded caption takes."""
@@ -374,27 +372,15 @@ class FlowTransformer:
         that are on the device for a while only leave it when all prompts are encoded.
         """
         kinds = [(each.size, each.steps, each.guidance, each.lora_scale) for each in pictures]
-        split = list(batches(kinds, batch_size))
-        ahead: list[dict[str, Any]] = []
+        split = [[pictures[i] for i in batch] for batch in batches(kinds, batch_size)]
+        conditions: Iterable[dict[str, Any]] = map(self._conditions, split)
         if self._home:
             self._move_text(self.vae.device)
-            ahead = [self._conditions([pictures[i] for i in batch]) for batch in split]
+            conditions = list(conditions)
             self._move_text(self._home)
-        for batch in split:
-            together = [pictures[i] for i in batch]
-            first = together[0]
-            given = ahead.pop(0) if ahead else self._conditions(together)
-            with lora_scaled(pipeline, first.lora_scale):
-                latents = pipeline(
-                    **given,
-                    width=first.size[0],
-                    height=first.size[1],
-                    num_inference_steps=first.steps,
-                    guidance_scale=first.guidance,
-                    generator=[torch.Generator().manual_seed(each.seed) for each in together],
-                    output_type="latent",
-                ).images
-            yield from decode(self.vae, self.to_vae(latents.to(self.vae.dtype), first.size))
+        for together, given in zip(split, conditions, strict=True):
+            latents = sampled(pipeline, together, given).to(self.vae.dtype)
+            yield from decode(self.vae, self.to_vae(latents, together[0].size))
 
     @property
     def side(self) -> int:

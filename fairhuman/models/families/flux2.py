@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fairhuman.config import Model
 from fairhuman.models.encoded import Posterior
 from fairhuman.models.families.flow import FlowTransformer
+from fairhuman.models.families.qwen import TOKENS, user_turn
 
 _STEPS = 50
 """Of sampling, for which the pipeline shifts its timesteps unless other are asked for."""
@@ -44,17 +45,11 @@ class Flux2Klein(FlowTransformer):
     @property
     def tokens(self) -> int:
         """512, with those of the chat's turn."""
-        return 512
+        return TOKENS
 
     def read_as(self, text: str) -> str:
         """Return the turn of a user, as the pipeline writes it."""
-        turn: str = self.pipeline.tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}],
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=False,
-        )
-        return turn
+        return user_turn(self.pipeline.tokenizer, text, thinking=False)
 
     def encode(self, texts: list[str]) -> Embeds:
         """Encode captions as the turn of a user, padded to 512 tokens."""

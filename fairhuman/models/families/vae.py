@@ -69,3 +69,14 @@ def encoding(precision: str, vae: Any, denoiser: torch.dtype) -> torch.dtype:
     halves = denoiser == torch.bfloat16 and not upcast
     automatic = "bf16" if halves else "fp32"
     return DTYPES[automatic if precision == "auto" else precision]
+
+
+def moments_bytes(pipeline: Any, size: tuple[int, int]) -> int:
+    """Return what the posterior of an image takes, in float32.
+
+    Args:
+        pipeline: with the VAE.
+        size: width and height of the image in pixels.
+    """
+    width, height = (side // int(pipeline.vae_scale_factor) for side in size)
+    return 2 * 4 * int(pipeline.vae.config.latent_channels) * width * height

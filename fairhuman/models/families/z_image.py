@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fairhuman.models.families.flow import FlowTransformer
+from fairhuman.models.families.qwen import TOKENS, user_turn
 
 
 class Padded(NamedTuple):
@@ -31,17 +32,11 @@ class ZImage(FlowTransformer):
     @property
     def tokens(self) -> int:
         """512, with those of the chat's turn."""
-        return 512
+        return TOKENS
 
     def read_as(self, text: str) -> str:
         """Return the turn of a user, as the pipeline writes it."""
-        turn: str = self.pipeline.tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}],
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=True,
-        )
-        return turn
+        return user_turn(self.pipeline.tokenizer, text, thinking=True)
 
     def encode(self, texts: list[str]) -> Padded:
         """Encode captions as the turn of a user."""

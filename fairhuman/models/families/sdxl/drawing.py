@@ -9,9 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fairhuman.models.drawing import DRAWN, Picture, batches, decode
+from fairhuman.models.drawing import DRAWN, Picture, batches, decode, sampled
 from fairhuman.models.families.sdxl import captions
-from fairhuman.models.lora_scale import lora_scaled
 
 
 def draw(
@@ -63,25 +62,16 @@ def drawn(
     ]
     for batch in batches(kinds, batch_size):
         together = [pictures[i] for i in batch]
-        first = together[0]
-        controls = [picture.control for picture in together if picture.control]
-        with lora_scaled(pipeline, first.lora_scale):
-            latents = pipeline(
-                **_conditions(pipeline, together, chunks[batch[0]]),
-                width=first.size[0],
-                height=first.size[1],
-                num_inference_steps=first.steps,
-                guidance_scale=first.guidance,
-                generator=[torch.Generator().manual_seed(picture.seed) for picture in together],
-                output_type="latent",
-                **({"image": controls} if controls else {}),
-            ).images
+        conditions = _conditions(pipeline, together, chunks[batch[0]])
+        if controls := [picture.control for picture in together if picture.control]:
+            conditions["image"] = controls
+        latents = sampled(pipeline, together, conditions)
         # The pipeline decodes in the UNet's type; SDXL's VAE needs its own.
         vae = pipeline.vae
         yield from decode(vae, latents.to(vae.dtype) / vae.config.scaling_factor)
 
 
-def _conditions(pipeline: Any, pictures: Sequence[Picture], chunks: int) -> dict[str, Tensor]:
+def _conditions(pipeline: Any, pictures: Sequence[Picture], chunks: int) -> dict[str, Any]:
     """Return encoded prompts and negative ones, as the pipeline takes them."""
     embeds, pooled = captions.encode(pipeline, [picture.prompt for picture in pictures], chunks)
     others: dict[str, tuple[Tensor, Tensor]] = {}

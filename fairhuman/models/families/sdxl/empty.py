@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from fairhuman.common.errors import ConfigError, UserError
-from fairhuman.common.hub import on_this_machine
 from fairhuman.config import Model
 from fairhuman.models.formats.base import BASE
 from fairhuman.models.formats.pipeline_folder import PipelineFolder, read_json
@@ -54,10 +54,26 @@ _DTYPED = ("unet", "text_encoder", "text_encoder_2")
 def _layout(settings: Model) -> PipelineFolder:
     single = settings.pretrained.endswith(".safetensors")
     name = (settings.config or BASE) if single else settings.pretrained
-    folder = on_this_machine(name)
+    folder = _on_this_machine(name)
     return PipelineFolder.read(folder) if folder else PipelineFolder.base()
 
 
 def _vae(settings: Model, layout: PipelineFolder) -> PipelineFolder:
-    folder = on_this_machine(settings.vae) if settings.vae else None
+    folder = _on_this_machine(settings.vae) if settings.vae else None
     return replace(layout, vae=read_json(folder / "config.json")) if folder else layout
+
+
+def _on_this_machine(name: str) -> Path | None:
+    """Return a model's folder, or that of a hub name in the hub's cache; None: it is elsewhere."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        found = Path(snapshot_download(name, local_files_only=True, allow_patterns=["*.json"]))
+    except HFValidationError:
+        raise UserError(f"{name!r}: is no folder here, and cannot be a hub name") from None
+    except LocalEntryNotFoundError:
+        return None
+    return found

@@ -27,7 +27,7 @@ from fairhuman.models.families.sdxl.single_file_base import load_single_file
 from fairhuman.models.families.sdxl.text import Tokens
 from fairhuman.models.families.sdxl.zero_snr import zero_terminal_snr
 from fairhuman.models.families.unusable import UNUSABLE
-from fairhuman.models.families.vae import encoding, posterior_of, scaled
+from fairhuman.models.families.vae import encoding, moments_bytes, posterior_of, scaled
 from fairhuman.models.long_texts import long_ones
 from fairhuman.models.noising.ddpm import DDPM
 from fairhuman.models.recompute import recompute_blocks
@@ -262,8 +262,7 @@ class SDXL:
 
     def moments_bytes(self, size: tuple[int, int]) -> int:
         """Return what the posterior of an image of this width and height in pixels takes."""
-        width, height = (side // self.cell for side in size)
-        return 2 * 4 * int(self.vae.config.latent_channels) * width * height
+        return moments_bytes(self.pipeline, size)
 
     def prompt_bytes(self) -> int:
         """Return what an encoded caption takes."""
