@@ -41,6 +41,16 @@ def _model_conflicts(config: Config) -> list[str]:
             f"model.method = {model.method!r}: model.lora is for method=lora; set that, or "
             "remove model.lora"
         )
+    if model.quantize and model.method != "lora":
+        problems.append(
+            f"model.quantize = {model.quantize!r}: is for the frozen base of method=lora, and "
+            f"model.method is {model.method!r}; remove it"
+        )
+    if model.quantize and model.lora.kind not in ("lora", "rslora"):
+        problems.append(
+            f"model.quantize = {model.quantize!r}: model.lora.kind = {model.lora.kind!r} reads the "
+            "base's weights themselves; use kind=lora or rslora, or remove model.quantize"
+        )
     if model.lora.kind == "rslora" and model.lora.alpha is None:
         problems.append(
             "model.lora.alpha = None: kind=rslora scales by alpha / sqrt(rank); give a number, "

@@ -11,7 +11,8 @@ from fairhuman.common.error_text import first_line
 from fairhuman.common.errors import UserError
 from fairhuman.models.families.unusable import UNUSABLE
 from fairhuman.models.formats.kinds import LORA, file_kind, folder_kind
-from fairhuman.models.formats.lora import METADATA, WEIGHTS_NAME, lora_file
+from fairhuman.models.formats.lora import WEIGHTS_NAME, lora_file
+from fairhuman.models.formats.lora_layers import METADATA
 from fairhuman.models.formats.lycoris import is_lycoris
 from fairhuman.models.formats.weights import Weights, open_weights
 from fairhuman.models.lora import own_name

@@ -75,6 +75,10 @@ class Described(Protocol):
         """That the hub knows it by."""
 
     @property
+    def architecture(self) -> str:
+        """What ModelSpec calls it, in the header of a LoRA."""
+
+    @property
     def part(self) -> str:
         """The denoiser's name in the pipeline."""
 

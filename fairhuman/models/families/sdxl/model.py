@@ -28,6 +28,7 @@ from fairhuman.models.families.sdxl.text import Tokens
 from fairhuman.models.families.sdxl.zero_snr import zero_terminal_snr
 from fairhuman.models.families.unusable import UNUSABLE
 from fairhuman.models.families.vae import encoding, moments_bytes, posterior_of, scaled
+from fairhuman.models.formats.modelspec import SDXL as ARCHITECTURE
 from fairhuman.models.long_texts import long_ones
 from fairhuman.models.noising.ddpm import DDPM
 from fairhuman.models.recompute import recompute_blocks
@@ -39,6 +40,7 @@ class SDXL:
     name = "Stable Diffusion XL"
     pipeline_name = "StableDiffusionXLPipeline"
     tag = "stable-diffusion-xl"
+    architecture = ARCHITECTURE
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     draws_without_text = False
     """Whether the text encoders leave the device before pictures are drawn."""
