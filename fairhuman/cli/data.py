@@ -16,6 +16,7 @@ from fairhuman.common.errors import OutputError, UserError
 
 if TYPE_CHECKING:
     from fairhuman.curation.inspection.inspect import View
+    from fairhuman.models.families.protocol import Family
 
 
 def add(commands: Any) -> None:
@@ -212,7 +213,6 @@ def _column(text: str) -> tuple[str, str]:
 def _inspect(args: argparse.Namespace) -> int:
     from fairhuman.curation.inspection.findings import KINDS
     from fairhuman.curation.inspection.inspect import inspect, write_page
-    from fairhuman.models.families.sdxl.captions import load_tokenizers
 
     for kind in args.allow:
         if kind not in KINDS:
@@ -221,7 +221,8 @@ def _inspect(args: argparse.Namespace) -> int:
         raise UserError("--train-view and --config go together: the crop is the config's")
     view = _view(args)
     if args.model:
-        view = replace(view, tokenizers=load_tokenizers(args.model))
+        model = _tokenized(args)
+        view = replace(view, counter=model, cell=model.cell)
     out = args.out or args.folder / "inspect.html"
     if out.parent.is_dir() and not os.access(out.parent, os.W_OK):
         raise OutputError(f"{out}: cannot be written there; name another place with --out")
@@ -233,6 +234,20 @@ def _inspect(args: argparse.Namespace) -> int:
         print(line)
     print(f"see {out}")
     return 1 if mistakes else 0
+
+
+def _tokenized(args: argparse.Namespace) -> Family:
+    """Return the model of --model, which reads captions as the config says, where there is one."""
+    from fairhuman.common.quiet import quiet
+    from fairhuman.config import Model, load_config
+    from fairhuman.models.families.keys import Keys
+    from fairhuman.models.families.tokenized import tokenized
+
+    quiet()
+
+    settings = load_config(args.config).model if args.config else Model(pretrained=args.model)
+    changed = settings.model_copy(update={"pretrained": args.model})
+    return tokenized(changed, Keys("--model", "--config"))
 
 
 def _view(args: argparse.Namespace) -> View:
