@@ -52,7 +52,7 @@ class QuantizedLinear(nn.Linear):
             self.register_buffer(name, kept.to(home), persistent=False)
 
     @property
-    def weight(self) -> Tensor:  # type: ignore[override]
+    def weight(self) -> Tensor:
         """The restored weight, [out, in], of the dtype that it was quantized from."""
         return self.restored(self.dtype)
 
@@ -90,13 +90,13 @@ class _Product(torch.autograd.Function):
     """The layer's product; the backward pass restores the weight again instead of keeping it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: QuantizedLinear) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, layer: QuantizedLinear) -> Tensor:
         ctx.layer = layer
         bias = None if layer.bias is None else layer.bias.to(x.dtype)
         return functional.linear(x, layer.restored(x.dtype), bias)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient @ ctx.layer.restored(gradient.dtype), None
 
 
