@@ -14,6 +14,7 @@ from pydantic import Field, StringConstraints, field_validator
 from fairhuman.common.files import write_text
 from fairhuman.common.quoting import shown
 from fairhuman.config.sample_prompt import PictureSize, SamplePrompt, SamplerSteps, Scale
+from fairhuman.config.source import Source
 from fairhuman.config.yaml_settings import (
     Name,
     PathText,
@@ -141,9 +142,14 @@ class Model(Section):
 class Data(Section):
     """The training data and how images are cropped, augmented and cached."""
 
-    root: PathText
+    root: PathText | None = None
     """A folder with metadata.jsonl (the imagefolder convention), or of shards that hold the images:
-    Parquet, a dataset of Hugging Face saved by save_to_disk, or WebDataset's tars."""
+    Parquet, a dataset of Hugging Face saved by save_to_disk, or WebDataset's tars. One of data.root
+    and data.sources must be given."""
+    sources: Annotated[list[Source], Field(max_length=1000)] = []
+    """Several data sets that are trained on together, in place of data.root. An epoch is as many
+    samples as they have, each counted as often as it is repeated; in every batch they are mixed in
+    these proportions."""
     resolution: Annotated[int, Field(ge=64, le=8192, multiple_of=8)] = 1024
     """Side of the square training image, in pixels."""
     buckets: bool = False
@@ -162,15 +168,15 @@ class Data(Section):
     on_error: Literal["fail", "skip"] = "fail"
     """A sample that cannot be used: stop before training, or leave it out, counted and logged."""
     outside: Literal["error", "allow"] = "error"
-    """Images, masks and control images outside data.root: absolute names, names with .., and links
-    that lead out of it."""
+    """Images, masks and control images outside the folder of their data set: absolute names, names
+    with .., and links that lead out of it."""
     check: Literal["full", "header", "trust"] = "full"
     """How the files are checked before training: `full` decodes each one, `header` reads its header
     alone. What was found is kept in an index, and a file that has not changed since, by its size
     and time, is not opened again. `trust` does not ask for size and time either."""
     index: PathText | None = None
-    """The index's folder; null: `.fairhuman` in data.root or, where that cannot be written, in the
-    user's cache folder."""
+    """The index's folder; null: `.fairhuman` in the data set's folder or, where that cannot be
+    written, in the user's cache folder. Of several sources each has a folder of its own in it."""
     crop: Literal["center", "random", "regions", "zoom"] = "center"
     """`regions` draws among the crops that keep the most faces and hands whole. `zoom` does so too,
     and shows a share of the samples closer, around one of their regions."""
@@ -205,6 +211,13 @@ class Data(Section):
     bit-identical with and without the cache. Runs may share it; entries of another image, crop or
     model are never used. Every crop has its own latents: with crop=center there is one entry per
     image, or two with flip."""
+
+    @property
+    def named_sources(self) -> dict[str, Source]:
+        """Return the data sets by the section that describes them: data, or data.sources[0] …."""
+        if self.root is not None:
+            return {"data": Source(root=self.root)}
+        return {f"data.sources[{place}]": source for place, source in enumerate(self.sources)}
 
 
 class Objectives(Section):
