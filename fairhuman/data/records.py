@@ -361,13 +361,11 @@ def refuse_unusable(
         DataError: every problem, one line each (the first 20), or a data set without a sample.
     """
     if problems and on_error == "fail":
+        root = store.root if section == "data" else f"{section}.root = {str(store.root)!r}"
         lines = [str(problem) for problem in problems[:SHOWN]]
         if len(problems) > SHOWN:
-            lines.append(f"{store.root}: and {len(problems) - SHOWN} more")
-        whose = "" if section == "data" else f"{section}.root = "
-        lines.append(
-            f"{whose}{store.root}: correct these, or set data.on_error=skip to leave them out"
-        )
+            lines.append(f"{root}: and {len(problems) - SHOWN} more")
+        lines.append(f"{root}: correct these, or set data.on_error=skip to leave them out")
         raise DataError("\n".join(lines))
     if not usable:
         lines = [str(problem) for problem in problems[:SHOWN]]
