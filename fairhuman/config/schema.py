@@ -154,8 +154,8 @@ class Data(Section):
     """Side of the square training image, in pixels."""
     buckets: bool = False
     """Train every image in the bucket nearest to its aspect ratio instead of a square: sizes of
-    about the square's area. All images of a step are from one bucket, and every image is used
-    equally often."""
+    about the square's area. All images of a step are from one bucket, and every image of a source
+    is used equally often."""
     bucket_step: Annotated[int, Field(ge=8, le=8192, multiple_of=8)] = 64
     """The sides of buckets are multiples of this, in pixels."""
     max_aspect: Annotated[float, Field(ge=1, le=100)] = 2.5
@@ -188,7 +188,8 @@ class Data(Section):
     as they are."""
     region_share: Probability | None = None
     """Share of the samples that show a region, in every batch on average. To reach it, samples with
-    regions are repeated or the others are left out. Null: as in the data set."""
+    regions are repeated or the others are left out. Shares of data.sources hold with it, and may
+    rule it out, which is told. Null: as in the data set."""
     flip: bool = False
     """Mirror half of the samples, with their masks, boxes and control images."""
     caption_dropout: Probability = 0.0
@@ -411,8 +412,8 @@ class Train(Section):
     steps: Positive | None = None
     """Total optimizer steps. Give this or train.epochs."""
     epochs: Annotated[float, Field(gt=0, le=1e6)] | None = None
-    """How many times the run sees each training image, in place of train.steps. The steps follow
-    from the number of images and the global batch; they are logged, and in OUT/config.yaml. A run
+    """How many times the run sees each training image (each as often as data.sources repeats it),
+    in place of train.steps. The steps follow from the number of images and the global batch; they are logged, and in OUT/config.yaml. A run
     that is resumed with another batch still ends after as many samples."""
     batch_size: Batch = 1
     """Samples per rank and micro-batch."""
