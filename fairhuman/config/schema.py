@@ -413,8 +413,9 @@ class Train(Section):
     """Total optimizer steps. Give this or train.epochs."""
     epochs: Annotated[float, Field(gt=0, le=1e6)] | None = None
     """How many times the run sees each training image (each as often as data.sources repeats it),
-    in place of train.steps. The steps follow from the number of images and the global batch; they are logged, and in OUT/config.yaml. A run
-    that is resumed with another batch still ends after as many samples."""
+    in place of train.steps. The steps follow from the number of images and the global batch; they
+    are logged, and in OUT/config.yaml. A run that is resumed with another batch still ends after as
+    many samples."""
     batch_size: Batch = 1
     """Samples per rank and micro-batch."""
     gradient_accumulation: Batch = 1

@@ -469,7 +469,7 @@ def test_a_folder_is_inspected_with_the_columns_of_its_source(tmp_path: Path) ->
         assert list(data.named_sources) == ["data"]
         assert (data.root, data.columns) == (str(tmp_path / name), columns)
         assert (data.flip, data.resolution) == (True, 64)
-    with pytest.raises(ConfigError, match="data.resolutions: unknown key"):
+    with pytest.raises(ConfigError, match=r"data\.resolutions: unknown key"):
         load_for(tmp_path, path, ["data.resolutions=64"])
 
 
