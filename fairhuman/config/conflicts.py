@@ -74,9 +74,8 @@ def _data_conflicts(config: Config) -> list[str]:
     data, problems = config.data, _source_conflicts(config.data)
     columns = column_names(config.objectives.regions)
     named = {"data": data.columns}
-    named |= {
-        key: source.columns or {} for key, source in data.named_sources.items() if data.sources
-    }
+    for place, source in enumerate(data.sources):
+        named[f"data.sources[{place}]"] = source.columns or {}
     for key, name in ((key, name) for key, names in named.items() for name in names):
         if name not in columns:
             problems.append(
@@ -103,7 +102,7 @@ def _data_conflicts(config: Config) -> list[str]:
 
 
 _NEAR_ONE = 1e-3
-"""So far may the shares of all sources be from 1: thirds are written 0.333."""
+"""How far the shares of all sources may be from 1: thirds are written 0.333."""
 
 
 def _source_conflicts(data: Data) -> list[str]:
@@ -114,8 +113,8 @@ def _source_conflicts(data: Data) -> list[str]:
     problems = []
     if data.root is not None:
         problems.append(
-            f"data.sources: data.root = {shown(data.root)} is given too; set one of them, and "
-            "data.root to null"
+            f"data.sources: data.root = {shown(data.root)} is given too; set that to null, or "
+            "data.sources to []"
         )
     for place, source in enumerate(data.sources):
         if source.share is not None and source.repeats != 1:

@@ -103,7 +103,8 @@ class Records(Sequence[Record]):
 
     def __init__(self, parts: Sequence[SourceRecords]) -> None:
         self.parts = list(parts)
-        self._ends = np.cumsum([len(part) for part in self.parts])
+        self._ends = np.cumsum(self.counts())
+        self._starts = self._ends - self.counts()
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -127,13 +128,12 @@ class Records(Sequence[Record]):
         """
         if (np.diff(places) < 0).any():
             raise ValueError("the places must ascend")
-        bounds = np.searchsorted(places, [0, *self._ends])
+        of_parts = np.split(places, np.searchsorted(places, self._ends[:-1]))
+        starts = self._starts.tolist()
         return Records(
             [
-                part.select(places[first:end] - start)
-                for part, start, first, end in zip(
-                    self.parts, self._starts, bounds, bounds[1:], strict=False
-                )
+                part.select(own - start)
+                for part, own, start in zip(self.parts, of_parts, starts, strict=True)
             ]
         )
 
@@ -157,10 +157,6 @@ class Records(Sequence[Record]):
     def ids(self) -> Ids:
         """Return their ids, without making them."""
         return Ids(self)
-
-    @property
-    def _starts(self) -> NDArray[np.int64]:
-        return np.array([0, *self._ends[:-1]])
 
 
 class Ids(Collection[str]):
