@@ -252,13 +252,13 @@ def _tokenized(args: argparse.Namespace) -> Family:
 
 def _view(args: argparse.Namespace) -> View:
     """Return how a data set is looked at: by --config, --resolution and --epoch."""
-    from fairhuman.config import load_config
+    from fairhuman.config.load import load_for
     from fairhuman.curation.inspection.inspect import View
 
     if not args.config:
         return View.plain(args.folder, args.resolution or 1024)
     sized = [f"data.resolution={args.resolution}"] if args.resolution else []
-    return View.of(load_config(args.config, [f"data.root={args.folder}", *sized]), args.epoch)
+    return View.of(load_for(args.folder, args.config, sized), args.epoch)
 
 
 def _review(args: argparse.Namespace) -> None:

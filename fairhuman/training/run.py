@@ -229,7 +229,7 @@ class Run:
         if self.log:
             line = {
                 "step": step,
-                "epoch": progress.samples_seen / len(self.data.trained),
+                "epoch": progress.samples_seen / self.data.split.epoch,
                 **record,
                 "skipped": progress.skipped,
                 "samples_per_s": self.global_batch / seconds,

@@ -27,7 +27,7 @@ from fairhuman.common.distributed import (
 from fairhuman.common.files import replacing
 from fairhuman.data.arrow import open_table
 from fairhuman.data.index.listing import IMAGE
-from fairhuman.data.index.records import Records
+from fairhuman.data.index.records import Records, SourceRecords
 from fairhuman.data.stores.settled import settled
 from fairhuman.data.stores.store import Store
 
@@ -61,12 +61,19 @@ def image_digests(records: Records, check: str) -> dict[str, str]:
     before. Each is read on one rank.
 
     Args:
-        records: of a data set, on every rank the same.
+        records: on every rank the same.
         check: `data.check`; "trust" does not look at sizes and times of files that are known.
 
     Raises:
         OutputError: a file cannot be read, or the index not be written.
     """
+    found: dict[str, str] = {}
+    for part in records.parts:
+        found |= _of_source(part, check)
+    return found
+
+
+def _of_source(records: SourceRecords, check: str) -> dict[str, str]:
     listing = records.listing
     path = listing.path.with_name("digests.arrow")
     names = listing.column(IMAGE).take(records.rows)

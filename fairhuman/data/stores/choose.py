@@ -29,7 +29,10 @@ _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 def open_store(
-    root: Path, index: str | None = None, columns: Mapping[str, str] | None = None
+    root: Path,
+    index: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    section: str = "data",
 ) -> Store:
     """Open what a folder holds: files next to metadata.jsonl, or shards; a collective.
 
@@ -39,23 +42,24 @@ def open_store(
         root: the folder.
         index: `data.index`.
         columns: `data.columns`.
+        section: of the config, that names the folder as its `root`; for messages.
 
     Raises:
         DataError: it holds shards that cannot be used. What is wrong with a folder of files is
             raised where its rows are read.
         OutputError: the index cannot be written.
     """
-    found = agreed(lambda: _find(root))
+    found = agreed(lambda: _find(root, section))
     if found is None:
-        return FolderStore(root)
+        return FolderStore(root, section)
     scanner, shards = found
     folder = agreed(lambda: open_folder(root, index))
     scans = scan_shards(root, shards, scanner, folder)
-    _check_columns(root, scans, columns or {})
+    _check_columns(root, scans, columns or {}, section)
     return PackedStore(root, folder, scans)
 
 
-def _find(root: Path) -> tuple[Scanner, list[str]] | None:
+def _find(root: Path, section: str) -> tuple[Scanner, list[str]] | None:
     """Return the shards of a folder and what reads them; None where it has none."""
     # Of os, which takes a name that is too long for one that is not there.
     if not os.path.isdir(root) or os.path.exists(root / METADATA):
@@ -63,17 +67,19 @@ def _find(root: Path) -> tuple[Scanner, list[str]] | None:
     try:
         names = sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))
     except OSError as error:
-        raise DataError(f"data.root = {str(root)!r}: cannot be read: {reason(error)}") from None
+        raise DataError(
+            f"{section}.root = {str(root)!r}: cannot be read: {reason(error)}"
+        ) from None
     if (root / UNFINISHED).exists():
         raise DataError(
-            f"data.root = {str(root)!r}: is not packed to its end: run `fairhuman pack` again"
+            f"{section}.root = {str(root)!r}: is not packed to its end: run `fairhuman pack` again"
         )
     if "dataset_dict.json" in names:
         splits = _json(root / "dataset_dict.json").get("splits")
         first = splits[0] if isinstance(splits, list) and splits else "train"
         raise DataError(
-            f"data.root = {str(root)!r}: holds several splits ({_list(splits)}): set data.root to "
-            f"one of them, such as {root / str(first)}"
+            f"{section}.root = {str(root)!r}: holds several splits ({_list(splits)}): set "
+            f"{section}.root to one of them, such as {root / str(first)}"
         )
     if "state.json" in names:
         return ArrowScanner(), _saved_files(root)
@@ -82,11 +88,11 @@ def _find(root: Path) -> tuple[Scanner, list[str]] | None:
     }
     if all(kinds.values()):
         raise DataError(
-            f"data.root = {str(root)!r}: holds .parquet and .tar shards: put one kind in a folder "
-            "of its own"
+            f"{section}.root = {str(root)!r}: holds .parquet and .tar shards: put one kind in a "
+            "folder of its own"
         )
     if shards := kinds[".parquet"]:
-        _check_split(root, shards)
+        _check_split(root, shards, section)
         return ParquetScanner(), shards
     if packed := [name for name in names if name.lower().endswith(_COMPRESSED)]:
         raise DataError(
@@ -120,16 +126,18 @@ def _json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _check_split(root: Path, shards: list[str]) -> None:
+def _check_split(root: Path, shards: list[str], section: str) -> None:
     splits = sorted({found[1] for name in shards if (found := _SPLIT.fullmatch(name))})
     if len(splits) > 1:
         raise DataError(
-            f"data.root = {str(root)!r}: holds several splits ({_list(splits)}): put the shards "
-            "of one, or links to them, in a folder of their own"
+            f"{section}.root = {str(root)!r}: holds several splits ({_list(splits)}): put the "
+            "shards of one, or links to them, in a folder of their own"
         )
 
 
-def _check_columns(root: Path, scans: tuple[Scan, ...], columns: Mapping[str, str]) -> None:
+def _check_columns(
+    root: Path, scans: tuple[Scan, ...], columns: Mapping[str, str], section: str
+) -> None:
     """Check that shards with columns have those that every row needs."""
     needed = [key for key in ("image", "text", "file_name") if key != "file_name" or key in columns]
     for scan in scans:
@@ -138,7 +146,7 @@ def _check_columns(root: Path, scans: tuple[Scan, ...], columns: Mapping[str, st
             if scan.keys is not None and name not in scan.keys:
                 raise DataError(
                     f"{root / scan.shard}: has no column {shown(name)} (it has {_list(scan.keys)})"
-                    f": set data.columns={{{key}: NAME}}"
+                    f": set {section}.columns={{{key}: NAME}}"
                 )
 
 

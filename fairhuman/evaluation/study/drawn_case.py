@@ -80,6 +80,7 @@ class DrawnCase:
         return [
             f"model.pretrained={self.model}",
             f"data.root={self.people}",
+            "data.sources=[]",
             f"data.resolution={self.settings.size}",
             f"data.cache={self.people.with_name('cache')}",
         ]

@@ -13,7 +13,7 @@ from typing import Any
 
 from fairhuman.common.errors import ConfigError, DataError
 from fairhuman.config import Config, load_config
-from fairhuman.data.stores.choose import open_store
+from fairhuman.data.index.load import open_listings
 from fairhuman.evaluation.study.plan import Arm, Study
 from fairhuman.planning.plan import Plan
 
@@ -174,13 +174,13 @@ def _folder(study: Study, name: str) -> Path:
     return Path(study.output_dir) / "runs" / re.sub(r"[^A-Za-z0-9.=+-]+", "-", name)
 
 
-def _rows_digest(config: Config) -> str | None:
-    """Return what the rows of a data set are known by; None where there are none yet."""
-    root = Path(config.data.root)
+def _rows_digest(config: Config) -> str | list[str] | None:
+    """Return what the rows of the data sets are known by; None where there are none yet."""
     try:
-        return open_store(root, config.data.index, config.data.columns).identity().digest
+        found = [listing.store.identity().digest for listing in open_listings(config).values()]
     except DataError:  # the run itself says what is wrong
         return None
+    return found[0] if len(found) == 1 else found
 
 
 def _files(folder: Path) -> list[Any]:
