@@ -82,6 +82,7 @@ class DrawnCase:
             f"data.root={self.people}",
             f"data.resolution={self.settings.size}",
             f"data.cache={self.people.with_name('cache')}",
+            "data.cache_precision=fp32",  # small, and then the published figures' numbers
         ]
 
     def prompts(self) -> list[str]:
