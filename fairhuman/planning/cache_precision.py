@@ -4,20 +4,20 @@ python -m fairhuman.planning.cache_precision --model demo/tiny-sdxl --data photo
 
 For some draws of the data set it compares the loss of the whole image, and its gradient by all
 weights of the denoiser, with latents that were stored in each type, with those that were not
-stored. To compare with: the denoiser in bf16, as it is trained by default.
+stored. To compare with: the denoiser's products in bf16, in which it is trained by default.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fairhuman.common.quiet import quiet
 from fairhuman.common.units import DTYPES
@@ -45,23 +45,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     quiet()
     init_distributed()
-    config = Config.model_validate(
-        {
-            "model": {"pretrained": args.model},
-            "data": {
-                "root": str(args.data),
-                "resolution": args.resolution,
-                "crop": "random",
-                "unannotated": "absent",
-            },
-            "train": {"output_dir": "unused", "steps": 1, "precision": "fp32"},
-            "deepspeed": {"zero_optimization": {"stage": 2}},
-        }
-    )
     found: dict[str, list[tuple[float, float]]] = {}
-    for differences in islice(_differences(config), args.draws):
-        for name, pair in differences.items():
-            found.setdefault(name, []).append(pair)
+    with tempfile.TemporaryDirectory() as index:
+        data = {"root": str(args.data), "index": index, "resolution": args.resolution}
+        config = Config.model_validate(
+            {
+                "model": {"pretrained": args.model},
+                "data": {**data, "crop": "random", "unannotated": "absent"},
+                "train": {"output_dir": "unused", "steps": 1, "precision": "fp32"},
+                "deepspeed": {"zero_optimization": {"stage": 2}},
+            }
+        )
+        for differences in islice(_differences(config), args.draws):
+            for name, pair in differences.items():
+                found.setdefault(name, []).append(pair)
     for name, pairs in found.items():
         losses, gradients = torch.tensor(pairs).unbind(1)
         print(
@@ -72,50 +69,45 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _differences(config: Config) -> Iterator[dict[str, tuple[float, float]]]:
     """Yield for each draw how far loss and gradient are from those without a cache, relatively."""
-    device = torch.device("cpu")
     records, _ = load(config)
+    device = torch.device("cpu")
     family = check_model(config.model).load(config.model, torch.float32, device)
+    family.denoiser.requires_grad_(True)
     people = People(records, config.objectives.regions, config.data, config.train.seed, family.cell)
     denoising = Denoising(family, config, device)
-    model = family.denoiser.requires_grad_(True)
-    half = copy.deepcopy(model).to(torch.bfloat16)
-    for epoch in range(10**9):
-        for index in range(len(people)):
-            batch = people[epoch, index]
-            assert batch.pixels is not None
-            posterior = family.posterior(batch.pixels)
-            loss, gradient = _measure(denoising, model, batch, posterior)
-
-            def difference(
-                module: nn.Module, changed: Posterior, batch: Batch = batch,
-                loss: Tensor = loss, gradient: Tensor = gradient,
-            ) -> tuple[float, float]:  # fmt: skip
-                other, moved = _measure(denoising, module, batch, changed)
-                away = (moved - gradient).norm() / gradient.norm()
-                return float((other - loss).abs() / loss), float(away)
-
-            found = {}
-            for name in ("fp32", "fp16", "bf16"):
-                stored = as_stored(posterior, DTYPES[name])
-                found[name] = difference(model, Posterior(*(part.float() for part in stored)))
-            found["fp32, the denoiser in bf16"] = difference(half, posterior)
-            yield found
+    for place in count():
+        batch = people[divmod(place, len(people))]
+        assert batch.pixels is not None
+        posterior = family.posterior(batch.pixels)
+        plain = _measure(denoising, batch, posterior)
+        found = {}
+        for name, dtype in DTYPES.items():
+            stored = Posterior(*(part.float() for part in as_stored(posterior, dtype)))
+            found[name] = _away(plain, _measure(denoising, batch, stored))
+        found["not stored, in bf16"] = _away(
+            plain, _measure(denoising, batch, posterior, half=True)
+        )
+        yield found
 
 
 def _measure(
-    denoising: Denoising, model: nn.Module, batch: Batch, posterior: Posterior
+    denoising: Denoising, batch: Batch, posterior: Posterior, half: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return the loss of the whole image, and its gradient as one vector, in float64."""
-    prompt = denoising.family.encode_captions(batch.captions)
-    cached = replace(batch, pixels=None, posterior=posterior, prompt=prompt)
-    ready = denoising.prepare(denoising.load(cached))
+    """Return the loss of the whole image, and its gradient as one vector."""
+    model = denoising.family.denoiser
+    ready = denoising.prepare(denoising.load(replace(batch, pixels=None, posterior=posterior)))
     model.zero_grad()
-    loss = denoising.losses_of_images(model, ready)[0, 0]
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        loss = denoising.losses_of_images(model, ready)[0, 0]
     loss.backward()
-    gradients = [
-        part.grad.double().reshape(-1) for part in model.parameters() if part.grad is not None
-    ]
-    return loss.detach().double(), torch.cat(gradients)
+    gradients = [part.grad.reshape(-1) for part in model.parameters() if part.grad is not None]
+    return loss.detach().double(), torch.cat(gradients).double()
+
+
+def _away(plain: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[float, float]:
+    """Return the relative differences of two losses and of two gradients."""
+    loss, gradient = (float((b - a).norm() / a.norm()) for a, b in zip(plain, other, strict=True))
+    return loss, gradient
 
 
 if __name__ == "__main__":

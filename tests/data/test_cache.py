@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image, ImageOps
 from ranks import run_ranks
 
+from fairhuman.common.distributed import on_rank0
 from fairhuman.common.errors import OutputError
 from fairhuman.common.lock import LOCK
 from fairhuman.config import Config
@@ -112,56 +114,79 @@ def test_a_run_gets_the_same_with_and_without(
     assert {path.suffix for path in files if path.name != LOCK} == {SUFFIX}
 
 
-def build(people: str, model: str, cache: str, **data: Any) -> list[str]:
+def filled(config: Config) -> tuple[int, list[str]]:
+    """Fill a run's cache; return how many entries were built, and what else was said on rank 0."""
+    from fairhuman.checkpointing.manifest import Progress
+    from fairhuman.models.families.sdxl.model import SDXL
+    from fairhuman.training.run_data import RunData
+
     said: list[str] = []
-    prepared(config_of(Path(people), Path(model), Path(cache), **data), said)
-    return said
-
-
-def to_build(people: Path, model: Path, cache: Path, **data: Any) -> tuple[int, list[str]]:
-    """Fill a cache on two ranks; return how many entries were built, and what else was said."""
-    work = functools.partial(build, str(people), str(model), str(cache), **data)
-    *others, line = run_ranks(work, 2)[0]
+    cpu = torch.device("cpu")
+    sdxl = SDXL.load(config.model, torch.float32, cpu)
+    RunData(config).encode(sdxl, Progress(), cpu, None if dist.get_rank() else said.append)
+    *others, line = on_rank0(lambda: said)
     return int(line.rpartition(" of them to build")[0].rpartition(", ")[2]), others
+
+
+def stale_or_damaged(people: str, model: str, cache: Path) -> None:
+    """Of one latent per image, on two ranks."""
+    data = Path(people)
+
+    def count(**settings: Any) -> tuple[int, list[str]]:
+        settings = {"crop": "center", "flip": False, "caption_dropout": 0, **settings}
+        return filled(config_of(data, Path(model), cache, **settings))
+
+    rows = [json.loads(line) for line in (data / "metadata.jsonl").open()]
+    captions = len({row["text"] for row in rows})
+    first, said = count()
+    assert said == []
+    assert first <= 24 + captions
+    assert count() == (0, [])
+    latents = first - captions
+    assert count(cache_precision="fp16") == (latents, [])
+
+    @on_rank0
+    def change() -> None:
+        for row in rows[:24]:
+            image = data / row["file_name"]
+            ImageOps.mirror(Image.open(image)).save(image)
+
+    assert count() == (latents, [])  # not one of the old ones is taken
+
+    (folder,) = cache.glob("captions-*")
+    cut, whole = (folder / name for name in read_index(folder).names)
+    killed = whole.with_name(f"0123{SUFFIX}.partial")
+
+    @on_rank0
+    def damage() -> int:
+        whole.rename(killed)  # as if its rank had been killed in it
+        kept = len(read_index(folder).keys)
+        cut.write_bytes(cut.read_bytes()[:-8])
+        (cache / FORMER[0]).mkdir()
+        return kept
+
+    built, said = count()
+    assert 0 < damage < built == captions
+    assert not killed.exists()
+    assert len(said) == 2
+    assert f"{cut} is cut short" in said[0]
+    assert f"{cache / FORMER[0]}: a file per entry" in said[1]
+    assert count() == (0, said)
+
+    @on_rank0
+    def tidy() -> None:
+        cut.unlink()
+        (cache / FORMER[0]).rmdir()
+
+    assert count() == (0, [])
 
 
 def test_what_is_stale_or_damaged_is_built_anew_and_nothing_else(
     people: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    """One latent per image and flip; another image or type, or a shard cut short takes new ones."""
-    data, cache = tmp_path / "people", tmp_path / "cache"
-    shutil.copytree(people, data)
-    count = functools.partial(to_build, data, tiny_model, cache, crop="center", caption_dropout=0)
-    first, _ = count(flip=False)
-    captions = {json.loads(line)["text"] for line in (data / "metadata.jsonl").open()}
-    assert first <= 24 + len(captions)
-    assert count(flip=False) == (0, [])
-
-    latents = first - len(captions)
-    assert count(flip=False, cache_precision="fp16") == (latents, [])
-    names = [json.loads(line)["file_name"] for line in (data / "metadata.jsonl").open()]
-    for name in names[:24]:
-        image = data / name
-        ImageOps.mirror(Image.open(image)).save(image)
-    assert count(flip=False) == (latents, [])  # not one of the old ones is taken
-
-    (folder,) = cache.glob("captions-*")
-    cut, whole = (folder / name for name in read_index(folder).names)
-    killed = whole.with_name(f"0123{SUFFIX}.partial")
-    whole.rename(killed)  # as if its rank had been killed in it
-    kept = len(read_index(folder).keys)
-    cut.write_bytes(cut.read_bytes()[:-8])
-    (cache / FORMER[0]).mkdir()
-    built, said = count(flip=False)
-    assert 0 < kept < built == len(captions)
-    assert not killed.exists()
-    assert len(said) == 2
-    assert f"{cut} is cut short" in said[0]
-    assert f"{cache / FORMER[0]}: a file per entry" in said[1]
-    assert count(flip=False) == (0, said)
-    cut.unlink()
-    (cache / FORMER[0]).rmdir()
-    assert count(flip=False) == (0, [])
+    """Another image or type, or a shard that is cut short or was never finished, takes new ones."""
+    data = shutil.copytree(people, tmp_path / "people")
+    run_ranks(stale_or_damaged, 2, str(data), str(tiny_model), tmp_path / "cache")
 
 
 def cache_of(folder: Path, precision: str) -> Cache:
@@ -193,7 +218,7 @@ def test_a_posterior_comes_back_in_float32_as_near_as_its_type_has_bits(
 
 def test_numbers_that_a_type_cannot_hold_are_refused() -> None:
     large = Posterior(torch.tensor([1.0, -1e5]), torch.tensor([1.0, 1.0]))
-    assert as_stored(large, torch.bfloat16).mean[1] == pytest.approx(-1e5, rel=0.004)
+    assert as_stored(large, torch.bfloat16).mean[1].item() == pytest.approx(-1e5, rel=0.004)
     with pytest.raises(OutputError, match=r"cache_precision=fp16: .* up to 1e\+05, .* set bf16 or"):
         as_stored(large, torch.float16)
 
