@@ -20,6 +20,7 @@ from fairhuman.data.cache_shards import read_index, write_shards
 from fairhuman.data.keys import BYTES
 from fairhuman.models.encoded import Posterior, Prompt
 from fairhuman.models.formats.pipeline_folder import COMPONENTS, PipelineFolder
+from fairhuman.planning import cache_benchmark
 from fairhuman.planning.__main__ import tables
 from fairhuman.planning.data_costs import DataCosts, table
 from fairhuman.planning.plan import FROZEN_BYTES, SDXL_PARAMETERS, Plan
@@ -208,6 +209,13 @@ def test_a_cached_image_takes_what_its_entries_take(tmp_path: Path) -> None:
     of_digests = 2 * BYTES  # the image's, and its name's, by which it is found
     kept = index.keys.nbytes + index.places.nbytes + of_digests
     assert DataCosts(1).cache_memory() == kept
+
+
+def test_the_benchmark_of_the_cache_tells_both_layouts(capsys: pytest.CaptureFixture[str]) -> None:
+    cache_benchmark.main(["--entries", "10000", "--read", "3"])
+    opened, *read = capsys.readouterr().out.splitlines()
+    assert opened.startswith("10,000 entries in 3 shards: 0 MB, opened in ")
+    assert [line.partition(":")[0] for line in read] == ["shards", "a file each"]
 
 
 def test_costs_grow_with_the_images_and_checkpoints_do_not() -> None:
