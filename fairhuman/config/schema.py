@@ -214,10 +214,13 @@ class Data(Section):
     cache: PathText | None = None
     """A folder for the latents and encoded captions of everything that the run will draw, built
     before its first step; null: none. The VAE and the text encoders then leave the GPU except to
-    draw samples; text encoders that are trained stay, and captions are then not cached. Results are
-    bit-identical with and without the cache. Runs may share it; entries of another image, crop or
-    model are never used. Every crop has its own latents: with crop=center there is one entry per
-    image, or two with flip."""
+    draw samples; text encoders that are trained stay, and captions are then not cached. Runs may
+    share it; entries of another image, crop or model are never used. Every crop has its own
+    latents: with crop=center there is one entry per image, or two with flip."""
+    cache_precision: Literal["fp16", "bf16", "fp32"] = "fp16"
+    """What the latents in the cache are stored in; captions stay in the text encoders' type. With
+    fp32 results are bit-identical with and without the cache. fp16 takes half the disk and changes
+    each number by 0.05 % at most, bf16 by 0.4 %."""
 
     @property
     def named_sources(self) -> dict[str, Source]:

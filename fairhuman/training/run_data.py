@@ -80,7 +80,11 @@ class RunData:
         if config.data.cache is None:
             return
         self._cache = caching.open_cache(
-            Path(config.data.cache), self.usable, family, config.data.check
+            Path(config.data.cache),
+            config.data.cache_precision,
+            self.usable,
+            family,
+            config.data.check,
         )
         coming = draws(
             self.stream,

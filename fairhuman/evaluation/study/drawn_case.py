@@ -83,6 +83,7 @@ class DrawnCase:
             "data.sources=[]",
             f"data.resolution={self.settings.size}",
             f"data.cache={self.people.with_name('cache')}",
+            "data.cache_precision=fp32",  # small, and then the published figures' numbers
         ]
 
     def prompts(self) -> list[str]:
