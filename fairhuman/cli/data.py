@@ -39,9 +39,19 @@ def add(commands: Any) -> None:
     annotate.add_argument(
         "--detector",
         default="mediapipe",
-        help="mediapipe, yolo, or yours as module:Class; default: mediapipe",
+        help="mediapipe, yolo, dwpose, or yours as module:Class; default: mediapipe",
     )
     annotate.add_argument("--threshold", type=float, default=0.5, help="least confidence")
+    annotate.add_argument(
+        "--person-weights",
+        type=Path,
+        help="YOLOX as an .onnx file, which finds the people for --detector dwpose",
+    )
+    annotate.add_argument(
+        "--pose-weights",
+        type=Path,
+        help="RTMW or DWPose as an .onnx file, whose 133 keypoints --detector dwpose takes",
+    )
     annotate.add_argument(
         "--face-weights", type=Path, help="weights of a YOLO detector, for --detector yolo"
     )
@@ -54,7 +64,11 @@ def add(commands: Any) -> None:
     annotate.add_argument(
         "--force", action="store_true", help="also replace annotations that a human edited"
     )
-    annotate.add_argument("--jobs", type=int, help="processes; default: one per core")
+    annotate.add_argument(
+        "--jobs",
+        type=int,
+        help="processes; default: one per core, and 1 with dwpose, which uses all of them in one",
+    )
     annotate.set_defaults(run=_annotate)
 
     pack = commands.add_parser("pack", help="write a data set as Parquet or WebDataset shards")
@@ -154,15 +168,10 @@ def _annotate(args: argparse.Namespace) -> int:
         raise UserError(f"--threshold {args.threshold}: must be between 0 and 1")
     if args.jobs is not None and args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: must be at least 1")
-    settings = {"threshold": args.threshold}
-    weights = {"face_weights": args.face_weights, "hand_weights": args.hand_weights}
-    if args.detector == "yolo":
-        settings |= weights | {"trust_weights": args.trust_weights}
-    elif any(weights.values()) or args.trust_weights:
-        raise UserError("--face-weights, --hand-weights and --trust-weights need --detector yolo")
-    choice = DetectorChoice(args.detector, settings)
+    choice = DetectorChoice(args.detector, _detector_settings(args))
+    jobs = 1 if args.jobs is None and args.detector == "dwpose" else args.jobs
     try:
-        done = annotate(args.folder, choice, force=args.force, jobs=args.jobs)
+        done = annotate(args.folder, choice, force=args.force, jobs=jobs)
     except KeyboardInterrupt:
         print(
             f"fairhuman: stopped; run the same command to continue with {args.folder}",
@@ -171,6 +180,28 @@ def _annotate(args: argparse.Namespace) -> int:
         return 130
     print("\n".join(done.lines()))
     return 0
+
+
+def _detector_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of the detector's constructor.
+
+    Raises:
+        UserError: there are some that belong to another detector.
+    """
+    yolo = {
+        "face_weights": args.face_weights,
+        "hand_weights": args.hand_weights,
+        "trust_weights": args.trust_weights,
+    }
+    dwpose = {"person_weights": args.person_weights, "pose_weights": args.pose_weights}
+    settings: dict[str, Any] = {"threshold": args.threshold}
+    for detector, own in (("yolo", yolo), ("dwpose", dwpose)):
+        if args.detector == detector:
+            settings |= own
+        elif any(own.values()):
+            *first, last = (f"--{name.replace('_', '-')}" for name in own)
+            raise UserError(f"{', '.join(first)} and {last} need --detector {detector}")
+    return settings
 
 
 def _pack(args: argparse.Namespace) -> int:

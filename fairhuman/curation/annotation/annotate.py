@@ -75,7 +75,7 @@ class Annotated:
         """Return the counts as text."""
         lines = [
             f"{self.images} images: {self.looked_at} looked at, {self.faces} faces and "
-            f"{self.hands} hands found, {self.masks} hand masks; {self.without} without either"
+            f"{self.hands} hands found, {self.masks} masks; {self.without} without either"
         ]
         if len(self.suffixes) > 1:
             kinds = ", ".join(f"{n} {suffix}" for suffix, n in sorted(self.suffixes.items()))

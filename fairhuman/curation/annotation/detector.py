@@ -16,6 +16,7 @@ REGIONS = ("face", "hand")
 DETECTORS = {
     "mediapipe": "fairhuman.curation.annotation.mediapipe_detector:MediapipeDetector",
     "yolo": "fairhuman.curation.annotation.yolo_detector:YoloDetector",
+    "dwpose": "fairhuman.curation.annotation.dwpose_detector:DwposeDetector",
 }
 
 Point = tuple[float, float]
