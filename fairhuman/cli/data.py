@@ -71,6 +71,37 @@ def add(commands: Any) -> None:
     )
     annotate.set_defaults(run=_annotate)
 
+    caption = commands.add_parser("caption", help="have a model describe the images of a folder")
+    caption.add_argument("folder", type=Path, help="a data set, or a folder of images")
+    caption.add_argument(
+        "--model",
+        required=True,
+        help="an image-text-to-text model of transformers: a folder, or a name on the hub",
+    )
+    caption.add_argument(
+        "--prompt",
+        help="what the model is asked; default: to describe the image in one or two sentences, "
+        "and nothing where it has no chat template",
+    )
+    caption.add_argument(
+        "--prefix", default="", metavar="TEXT", help="put in front of every caption"
+    )
+    caption.add_argument(
+        "--trigger",
+        action="append",
+        default=[],
+        metavar="WORDS",
+        help="put in front of every caption that does not hold them; may be repeated",
+    )
+    caption.add_argument("--batch-size", type=int, default=8, help="images at a time; default: 8")
+    caption.add_argument(
+        "--max-tokens", type=int, default=128, help="the longest answer; default: 128"
+    )
+    caption.add_argument(
+        "--overwrite", action="store_true", help="also replace captions that a model wrote"
+    )
+    caption.set_defaults(run=_caption)
+
     pack = commands.add_parser("pack", help="write a data set as Parquet or WebDataset shards")
     pack.add_argument("folder", type=Path, help="a data set: a folder with metadata.jsonl")
     pack.add_argument(
@@ -202,6 +233,40 @@ def _detector_settings(args: argparse.Namespace) -> dict[str, Any]:
             *first, last = (f"--{name.replace('_', '-')}" for name in own)
             raise UserError(f"{', '.join(first)} and {last} need --detector {detector}")
     return settings
+
+
+def _caption(args: argparse.Namespace) -> int:
+    from fairhuman.common.quiet import quiet
+    from fairhuman.curation.captioning.caption import caption_folder
+    from fairhuman.curation.captioning.captioner import Captioner
+    from fairhuman.curation.captioning.wording import Wording, one_line
+
+    for flag, value in (("--batch-size", args.batch_size), ("--max-tokens", args.max_tokens)):
+        if value < 1:
+            raise UserError(f"{flag} {value}: must be at least 1")
+    quiet()
+    # A folder's whole path would tell of this machine whoever gets the data set.
+    by = Path(args.model).name if Path(args.model).is_dir() else args.model
+    if args.prompt is not None:
+        by += f", asked: {args.prompt}"
+    wording = Wording(one_line(args.prefix), [*filter(None, map(one_line, args.trigger))])
+    try:
+        done = caption_folder(
+            args.folder,
+            by,
+            lambda: Captioner(args.model, args.prompt, args.max_tokens),
+            wording,
+            batch_size=args.batch_size,
+            overwrite=args.overwrite,
+        )
+    except KeyboardInterrupt:
+        print(
+            f"fairhuman: stopped; run the same command to continue with {args.folder}",
+            file=sys.stderr,
+        )
+        return 130
+    print("\n".join(done.lines()))
+    return 0
 
 
 def _pack(args: argparse.Namespace) -> int:

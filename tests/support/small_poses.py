@@ -68,15 +68,17 @@ def save_pose(path: Path, side: tuple[int, int], confidence: float = 0.9, count:
         offsets.append(float((raw * MEAN).sum()))
     nodes = _coloured("input", weights, offsets)
     # [1, 3, width] and [1, 3, height], then two bins for each pixel, for each keypoint.
-    group = np.array([0] * 91 + [1] * 21 + [2] * 21)
-    seen = np.array([0.0] * 23 + [confidence] * 110, dtype=np.float32)
+    group = np.array([0] * 91 + [1] * 21 + [2] * 21)[:count]
+    seen = np.array([0.0] * 23 + [confidence] * 110, dtype=np.float32)[:count]
     right = np.arange(133) % 2
     below = np.arange(133) // 2 % 2
     right[23 + 8], below[23 + 8] = 0, 1  # the chin
     below[23 + 17 : 23 + 27] = 0  # the brows
-    group, seen, right, below = (values[:count] for values in (group, seen, right, below))
     constants: dict[str, NDArray[Any]] = {"group": group}
-    for name, length, axis, late in (("x", width, 2, right), ("y", height, 3, below)):
+    for name, length, axis, late in (
+        ("x", width, 2, right[:count]),
+        ("y", height, 3, below[:count]),
+    ):
         slope = np.linspace(-1e-3, 1e-3, 2 * length)
         ramp = seen[:, None] * (1 + np.where(late[:, None] == 1, slope, -slope))
         constants |= {

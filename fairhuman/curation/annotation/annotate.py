@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -27,7 +27,6 @@ from fairhuman.curation.annotation.marks import (
     made_by,
     made_of,
     owner,
-    picture_digest,
     put,
     put_caption,
 )
@@ -169,7 +168,7 @@ def _annotate(
     known = {row["file_name"]: row for row in rows}
     try:
         journal = Journal(root, f"{by}, forced" if force else by)
-        pictures = _digests(root, [n for n in names if MARK in known.get(n, {})], journal)
+        pictures = journal.check_pictures(n for n in names if MARK in known.get(n, {}))
         with journal:
             tasks: list[tuple[str, tuple[str, ...]]] = []
             for name in names:
@@ -188,21 +187,6 @@ def _annotate(
     done.labels = len(find_labels(root))
     done.outside = [name for name in names if _leads_out(root, name)]
     return done
-
-
-def _digests(root: Path, marked: list[str], journal: Journal) -> dict[str, str | None]:
-    """Return the digests of the images that were looked at before, and drop what is replaced.
-
-    Always of all bytes: size and time of a file prove nothing once it is copied back from
-    somewhere, and reading an image takes a hundredth of the time of looking at it.
-    """
-    names = list({*marked, *journal.found})
-    # Hashing happens in C, outside Python's lock.
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        found = pool.map(picture_digest, (root / name for name in names))
-        pictures = dict(zip(names, found, strict=True))
-    journal.drop_replaced(pictures)
-    return pictures
 
 
 def _leads_out(root: Path, name: str) -> bool:
