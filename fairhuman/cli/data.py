@@ -62,12 +62,18 @@ def add(commands: Any) -> None:
         "--trust-weights", action="store_true", help="load pickled weights, which can run code"
     )
     annotate.add_argument(
+        "--sam",
+        metavar="MODEL",
+        help="draw the masks with a SAM of transformers, in the boxes that the detector finds: a "
+        "folder, or a name on the hub",
+    )
+    annotate.add_argument(
         "--force", action="store_true", help="also replace annotations that a human edited"
     )
     annotate.add_argument(
         "--jobs",
         type=int,
-        help="processes; default: one per core, and 1 with dwpose, which uses all of them in one",
+        help="processes; default: one per core, and 1 with dwpose or --sam, which use all cores",
     )
     annotate.set_defaults(run=_annotate)
 
@@ -192,6 +198,7 @@ def _export_annotations(args: argparse.Namespace) -> None:
 
 
 def _annotate(args: argparse.Namespace) -> int:
+    from fairhuman.common.quiet import quiet
     from fairhuman.curation.annotation.annotate import annotate
     from fairhuman.curation.annotation.detector import DetectorChoice
 
@@ -199,8 +206,10 @@ def _annotate(args: argparse.Namespace) -> int:
         raise UserError(f"--threshold {args.threshold}: must be between 0 and 1")
     if args.jobs is not None and args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: must be at least 1")
-    choice = DetectorChoice(args.detector, _detector_settings(args))
-    jobs = 1 if args.jobs is None and args.detector == "dwpose" else args.jobs
+    choice = DetectorChoice(args.detector, _detector_settings(args), args.sam)
+    jobs = 1 if args.jobs is None and (args.detector == "dwpose" or args.sam) else args.jobs
+    if args.sam:
+        quiet()
     try:
         done = annotate(args.folder, choice, force=args.force, jobs=jobs)
     except KeyboardInterrupt:
@@ -240,13 +249,13 @@ def _caption(args: argparse.Namespace) -> int:
     from fairhuman.curation.captioning.caption import caption_folder
     from fairhuman.curation.captioning.captioner import Captioner
     from fairhuman.curation.captioning.wording import Wording, one_line
+    from fairhuman.curation.pretrained import public_name
 
     for flag, value in (("--batch-size", args.batch_size), ("--max-tokens", args.max_tokens)):
         if value < 1:
             raise UserError(f"{flag} {value}: must be at least 1")
     quiet()
-    # A folder's whole path would tell of this machine whoever gets the data set.
-    by = Path(args.model).name if Path(args.model).is_dir() else args.model
+    by = public_name(args.model)
     if args.prompt is not None:
         by += f", asked: {args.prompt}"
     wording = Wording(one_line(args.prefix), [*filter(None, map(one_line, args.trigger))])

@@ -49,6 +49,8 @@ class Annotated:
     faces: int = 0
     hands: int = 0
     masks: int = 0
+    refined: int | None = None
+    """Faces and hands whose mask a SAM drew; None: there was none to do so."""
     without: int = 0
     """Images in which neither was found."""
     suffixes: Counter[str] = field(default_factory=Counter)
@@ -76,6 +78,12 @@ class Annotated:
             f"{self.images} images: {self.looked_at} looked at, {self.faces} faces and "
             f"{self.hands} hands found, {self.masks} masks; {self.without} without either"
         ]
+        if self.refined is not None:
+            rest = self.faces + self.hands - self.refined
+            lines.append(
+                f"{self.refined} of these have a mask by SAM; {rest} keep their outline or box, as "
+                "SAM's mask was implausible"
+            )
         if len(self.suffixes) > 1:
             kinds = ", ".join(f"{n} {suffix}" for suffix, n in sorted(self.suffixes.items()))
             lines.append(f"by kind: {kinds}")
@@ -179,7 +187,9 @@ def _annotate(
             _look_at(tasks, root, choice, journal, jobs, progress)
         # Read again: someone may have edited it meanwhile.
         rows = read_rows(root)
-        done = _finish(root, rows, names, wanted, journal.found, pictures, by, force)
+        done = _finish(
+            root, rows, names, wanted, journal.found, pictures, by, force, choice.sam is not None
+        )
         journal.remove()
     except OSError as error:
         raise OutputError(f"{error.filename or root}: cannot be written: {reason(error)}") from None
@@ -260,10 +270,11 @@ def _finish(
     pictures: dict[str, str | None],
     by: str,
     force: bool,
+    refines: bool,
 ) -> Annotated:
     """Write metadata.jsonl, and delete masks of ours that it no longer names."""
     suffixes = Counter(PurePosixPath(name).suffix.lower() for name in names)
-    done = Annotated(images=len(names), suffixes=suffixes)
+    done = Annotated(images=len(names), suffixes=suffixes, refined=0 if refines else None)
     known = {row["file_name"]: row for row in rows}
     captions = CaptionFiles()
     obsolete: set[str] = set()
@@ -311,6 +322,8 @@ def _put_regions(
             done.faces += len(result["boxes"]) if region == "face" else 0
             done.hands += len(result["boxes"]) if region == "hand" else 0
             done.masks += bool(result["mask"])
+            if done.refined is not None:
+                done.refined += result["refined"]
         elif whose is Owner.HUMAN:
             done.kept += 1
             replaced |= other

@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 
 from fairhuman.common.error_text import first_line
 from fairhuman.common.errors import UserError
-from fairhuman.common.hub import Named, locate
+from fairhuman.common.hub import Named
+from fairhuman.curation.pretrained import device, load_pretrained
 
 PROMPT = "Describe this image in one or two sentences."
 """Of a model with a chat template; others are given the image alone."""
 
-# What a model of another kind, or a damaged one, makes transformers raise.
-_UNFIT = (
-    OSError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ImportError,
-    RuntimeError,
-    SafetensorError,
-)
-
 
 class Captioner:
     """A model with its processor, on the GPU in bfloat16, or on the CPU in float32.
-
-    Code in its repository is never run, and pickled weights are not loaded.
 
     Args:
         model: a folder in transformers' layout, or a name on the hub.
@@ -49,10 +34,13 @@ class Captioner:
         named = Named("--model", model)
         self.place = str(named)
         self.max_tokens = max_tokens
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = device()
         self._dtype = torch.bfloat16 if self._device.type == "cuda" else torch.float32
-        self._processor, self._model = _load(named, self._dtype)
-        self._model.to(self._device).eval()
+        self._processor, self._model = load_pretrained(
+            named, "AutoModelForImageTextToText", "an image-text-to-text model", self._dtype
+        )
+        if not hasattr(self._processor, "tokenizer"):
+            named.refuse("is no image-text-to-text model: its processor has no tokenizer")
         chat = getattr(self._processor, "chat_template", None) is not None
         self.prompt = prompt if prompt is not None else PROMPT if chat else ""
         self._chat = chat
@@ -101,32 +89,6 @@ class Captioner:
             return_tensors="pt",
             **again,
         )
-
-
-def _load(named: Named, dtype: torch.dtype) -> tuple[Any, Any]:
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    place = locate(named)
-    assert place is not None  # it asks the hub
-    if place.whole and not (place.path / "config.json").is_file():
-        named.refuse("must be a folder with a config.json, in transformers' layout")
-    source: str | Path = place.path if place.whole else named.value
-    how = {"local_files_only": place.offline, "trust_remote_code": False}
-    try:
-        processor = AutoProcessor.from_pretrained(source, **how)
-        if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
-            named.refuse("has no processor of images and text")
-        model, report = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, output_loading_info=True, **how
-        )
-    except UserError:
-        raise
-    except _UNFIT as error:
-        named.refuse(f"cannot be loaded as an image-text-to-text model: {first_line(error)}")
-    # transformers would draw them at random.
-    if missing := sorted(report["missing_keys"]):
-        named.refuse(f"its weights lack {len(missing)} tensors, such as {missing[0]}")
-    return processor, model
 
 
 def _without(prompt: str, text: str) -> str:
