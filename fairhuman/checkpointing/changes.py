@@ -17,6 +17,7 @@ from fairhuman.config import Config
 
 # They say where a run is, and how it is started.
 _OF_THE_START = (
+    "train.hub_private",
     "train.output_dir",
     "train.resume",
     "train.stopped_exit_code",

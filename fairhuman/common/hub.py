@@ -69,6 +69,25 @@ def locate(named: Named, ask_hub: bool = True) -> Place | None:
     return Place(cached, whole=False, offline=True)
 
 
+def repository(name: str) -> str:
+    """Return the name of a repository on the hub.
+
+    Raises:
+        ValueError: it cannot be one.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        pass
+    else:
+        if "/" in name:
+            return name
+    raise ValueError("must be the name of a repository on the Hugging Face hub, owner/name")
+
+
 def _existing(named: Named) -> Path | None:
     name = named.value
     if not name.strip() or not name.isprintable():
@@ -118,7 +137,7 @@ def _unreachable(named: Named) -> str | None:
     """
     from huggingface_hub import HfApi
     from huggingface_hub.constants import HF_HUB_OFFLINE
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     if HF_HUB_OFFLINE:
         return "may not be asked (HF_HUB_OFFLINE is set)"
@@ -136,14 +155,22 @@ def _unreachable(named: Named) -> str | None:
             "there is no such folder or file here, and no such repository on the hub that this "
             "user may see (for a private one, log in with `hf auth login` or set HF_TOKEN)"
         )
-    except HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", "an error")
-        return f"answers with {status}"
-    except Exception as error:
-        # The hub's client passes on what its HTTP library raises, and which that is depends on
-        # its version; all of them mean that there was no answer.
-        return f"cannot be reached ({type(error).__name__})"
+    except Exception as error:  # those of the client's HTTP library depend on its version
+        return no_answer(error)
     return None
+
+
+def no_answer(error: Exception) -> str:
+    """Return what an error of the hub's client says of the hub, to follow the words "the hub"."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(error, HfHubHTTPError):
+        status = getattr(error.response, "status_code", "an error")
+        told = (error.server_message or "").strip()
+        return f"answers with {status}" + (f": {told.splitlines()[0][:200]}" if told else "")
+    if isinstance(error, ValueError):
+        return f"does not take it: {first_line(error)}"
+    return f"cannot be reached ({type(error).__name__})"
 
 
 def _configs(named: Named) -> Path:

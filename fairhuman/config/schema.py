@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, StringConstraints, field_validator
+from pydantic import AfterValidator, Field, StringConstraints, field_validator
 
 from fairhuman.common.files import write_text
+from fairhuman.common.hub import repository
 from fairhuman.common.quoting import shown
 from fairhuman.config.sample_prompt import PictureSize, SamplePrompt, SamplerSteps, Scale
 from fairhuman.config.yaml_settings import (
@@ -38,6 +39,10 @@ Beta = Annotated[float, Field(ge=0.0, lt=1.0, le=0.999999)]
 
 WandbName = Annotated[Name, StringConstraints(max_length=128)]
 """Of a project or a run of Weights & Biases, which allow so many characters."""
+
+
+HubName = Annotated[Name, AfterValidator(repository)]
+"""Of a repository on the Hugging Face hub, owner/name."""
 
 
 class Lora(Section):
@@ -439,6 +444,13 @@ class Train(Section):
     """The exit code of a run that a signal has stopped, once its checkpoint is written. 0 is a
     success to whatever started it; another, such as 75, has it started again where failures are,
     as under Kubernetes."""
+    push_to_hub: HubName | None = None
+    """A model repository on the Hugging Face hub, owner/name, that the run uploads to: OUT/final at
+    the end and, with export_every, each export, in the background and as a commit of its own. The
+    token is that of `hf auth login` or HF_TOKEN. A failed upload does not end the run, which prints
+    the command to repeat it."""
+    hub_private: bool = True
+    """Whether a repository that push_to_hub makes is private. One that is there stays as it is."""
     resume: PathText = "none"
     """`auto` continues from the newest complete checkpoint in output_dir, or starts a new run if
     there is none; `none` starts a new run; anything else is a checkpoint's folder."""

@@ -76,7 +76,8 @@ def write_card(
 ) -> Path:
     """Write README.md into the folder of a trained model, replacing the last; return its path.
 
-    Paths on this machine are shortened to their last part: a card is made to be published.
+    Paths on this machine are shortened to their last part: a card is made to be published. The
+    model is called by its name on the hub where it has one, else by that of the folder.
 
     Args:
         folder: where the model is.
@@ -92,7 +93,7 @@ def write_card(
     text = card_text(
         config,
         family,
-        name=folder.resolve().name,
+        name=config.train.push_to_hub or folder.resolve().name,
         steps=steps,
         prompts=prompts,
     )
