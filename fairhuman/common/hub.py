@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from fairhuman.common.error_text import first_line
 from fairhuman.common.errors import ConfigError
 
+T = TypeVar("T")
+
 PATIENCE_S = 10.0
-"""How long the hub may take to say that it has a model."""
+"""How long the hub may take to say that it has a repository."""
 _FILES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth", ".json", ".yaml")
 
 
@@ -61,12 +64,19 @@ def locate(named: Named, ask_hub: bool = True) -> Place | None:
     cached = _cached(named.value)
     if not ask_hub:
         return Place(cached, whole=False, offline=True) if cached else None
-    problem = _unreachable(named)
-    if problem is None:
-        return Place(_configs(named), whole=False)
-    if cached is None:
-        named.refuse(f"is no folder or file here, is not in the hub's cache, and the hub {problem}")
-    return Place(cached, whole=False, offline=True)
+    try:
+        ask(
+            named,
+            lambda api: _check_model(api, named.value),
+            "there is no such folder or file here",
+        )
+    except NoAnswerError as problem:
+        if cached is None:
+            named.refuse(
+                f"is no folder or file here, is not in the hub's cache, and the hub {problem}"
+            )
+        return Place(cached, whole=False, offline=True)
+    return Place(_configs(named), whole=False)
 
 
 def repository(name: str) -> str:
@@ -129,22 +139,34 @@ def _cached(name: str) -> Path | None:
     return None
 
 
-def _unreachable(named: Named) -> str | None:
-    """Return why the hub cannot be asked; None if it has the repository.
+class NoAnswerError(Exception):
+    """Why the hub has given no answer, to follow the words "the hub"."""
+
+
+def ask(named: Named, question: Callable[[Any], T], here: str = "") -> T:
+    """Ask the hub about the repository that a key names.
+
+    Args:
+        named: the key.
+        question: given the hub's client, returns the answer.
+        here: what to say first of a repository that is not there.
 
     Raises:
         ConfigError: it has none of that name, or does not let this user have it.
+        NoAnswerError: it cannot be asked.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.constants import HF_HUB_OFFLINE
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     if HF_HUB_OFFLINE:
-        return "may not be asked (HF_HUB_OFFLINE is set)"
+        raise NoAnswerError("may not be asked (HF_HUB_OFFLINE is set)")
     try:
-        api = HfApi()
-        if api.model_info(named.value, timeout=PATIENCE_S).gated:
-            api.auth_check(named.value)
+        return question(HfApi())
     except GatedRepoError:
         named.refuse(
             "is gated on the hub: ask for access on its page there, then log in with `hf auth "
@@ -152,12 +174,18 @@ def _unreachable(named: Named) -> str | None:
         )
     except RepositoryNotFoundError:
         named.refuse(
-            "there is no such folder or file here, and no such repository on the hub that this "
+            f"{here}{', and ' if here else 'there is '}no such repository on the hub that this "
             "user may see (for a private one, log in with `hf auth login` or set HF_TOKEN)"
         )
+    except RevisionNotFoundError:
+        named.refuse("the repository on the hub has no such revision")
     except Exception as error:  # those of the client's HTTP library depend on its version
-        return no_answer(error)
-    return None
+        raise NoAnswerError(no_answer(error)) from error
+
+
+def _check_model(api: Any, name: str) -> None:
+    if api.model_info(name, timeout=PATIENCE_S).gated:
+        api.auth_check(name)
 
 
 def no_answer(error: Exception) -> str:
@@ -181,3 +209,17 @@ def _configs(named: Named) -> Path:
         return Path(snapshot_download(named.value, allow_patterns=["*.json", "*.txt"]))
     except (OSError, HfHubHTTPError) as error:
         named.refuse(f"cannot be had from the hub: {first_line(error)}")
+
+
+def cached_repository(folder: Path) -> Path | None:
+    """Return the folder in the hub's cache that keeps a repository's files and snapshots.
+
+    Args:
+        folder: a snapshot, or a folder in one; of another folder None is returned.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    cache, folder = Path(HF_HUB_CACHE).absolute(), folder.absolute()
+    if not folder.is_relative_to(cache) or folder == cache:
+        return None
+    return cache / folder.relative_to(cache).parts[0]

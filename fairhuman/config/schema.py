@@ -148,7 +148,13 @@ class Data(Section):
 
     root: PathText
     """A folder with metadata.jsonl (the imagefolder convention), or of shards that hold the images:
-    Parquet, a dataset of Hugging Face saved by save_to_disk, or WebDataset's tars."""
+    Parquet, a dataset of Hugging Face saved by save_to_disk, or WebDataset's tars. Or such a folder
+    of a dataset on the Hugging Face hub, downloaded to the hub's cache:
+    hf://datasets/OWNER/NAME[@REVISION][/FOLDER]; without FOLDER it is the first of the repository
+    itself, `data` and `train` that holds any of these."""
+    split: Name | None = None
+    """Of Parquet shards named SPLIT-00000-of-00012.parquet, which to train on; null: the only
+    split."""
     resolution: Annotated[int, Field(ge=64, le=8192, multiple_of=8)] = 1024
     """Side of the square training image, in pixels."""
     buckets: bool = False

@@ -12,6 +12,7 @@ from fairhuman.common.files import write_text
 from fairhuman.common.redact import on_the_hub, redacted
 from fairhuman.common.run_folder import CARD
 from fairhuman.config import Config
+from fairhuman.data.hub import SCHEME, parse
 from fairhuman.models.families.protocol import Described
 
 _WHAT = {
@@ -115,6 +116,8 @@ def card_text(
     if on_the_hub(base):  # the hub refuses a base_model that is no name of its own
         front["base_model"] = base
         front["base_model_relation"] = "finetune" if method == "full" else "adapter"
+    if config.data.root.startswith(SCHEME):
+        front["datasets"] = [parse(config.data.root).name]
     front |= {
         "library_name": "diffusers",
         "pipeline_tag": "text-to-image",

@@ -14,6 +14,7 @@ from fairhuman.common.images import ImageError
 from fairhuman.common.readable import Readable
 from fairhuman.config import Config
 from fairhuman.data.arrow import open_table
+from fairhuman.data.hub import local_root
 from fairhuman.data.index.check import MASKS, Column, check_files
 from fairhuman.data.index.listing import IMAGE, Listing, key_of, path_of, write_listing
 from fairhuman.data.index.records import Records
@@ -72,22 +73,26 @@ def check_records(listing: Listing, check: str) -> tuple[Records, dict[int, Prob
 
 def open_listing(config: Config) -> Listing:
     """Return the rows of a config's data set; see `read_listing`."""
-    return read_listing(Path(config.data.root), Reading.of(config), config.data.index)
+    data = config.data
+    return read_listing(local_root(data), Reading.of(config), data.index, data.split)
 
 
-def read_listing(root: Path, reading: Reading, index: str | None) -> Listing:
+def read_listing(
+    root: Path, reading: Reading, index: str | None, split: str | None = None
+) -> Listing:
     """Return the rows of a data set, read if they are not; a collective.
 
     Args:
         root: the data set's folder.
         reading: how its rows are read.
         index: `data.index`.
+        split: `data.split`.
 
     Raises:
         DataError: its rows cannot be read, or are others on another machine.
         OutputError: the listing cannot be written.
     """
-    store = open_store(root, index, reading.columns)
+    store = open_store(root, index, reading.columns, split)
     keys = gathered(lambda: key_of(store, reading))
     if len(set(keys)) > 1:
         raise DataError(

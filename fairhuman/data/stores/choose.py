@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fairhuman.common.distributed import agreed
 from fairhuman.common.error_text import reason
 from fairhuman.common.errors import DataError
+from fairhuman.common.hub import cached_repository
 from fairhuman.common.quoting import shown
 from fairhuman.data.place import open_folder
 from fairhuman.data.stores.arrow import ArrowScanner
@@ -24,12 +25,15 @@ from fairhuman.data.stores.tar import TarScanner
 
 UNFINISHED = ".packing.json"
 """What `fairhuman pack` keeps in its folder until all shards are there."""
-_SPLIT = re.compile(r"(.+)-\d{5}-of-\d{5}\.parquet")
+_SPLIT = re.compile(r"(.+)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?\.parquet")
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 def open_store(
-    root: Path, index: str | None = None, columns: Mapping[str, str] | None = None
+    root: Path,
+    index: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    split: str | None = None,
 ) -> Store:
     """Open what a folder holds: files next to metadata.jsonl, or shards; a collective.
 
@@ -39,15 +43,17 @@ def open_store(
         root: the folder.
         index: `data.index`.
         columns: `data.columns`.
+        split: `data.split`.
 
     Raises:
         DataError: it holds shards that cannot be used. What is wrong with a folder of files is
             raised where its rows are read.
         OutputError: the index cannot be written.
     """
-    found = agreed(lambda: _find(root))
+    found = agreed(lambda: _find(root, split))
     if found is None:
-        return FolderStore(root)
+        repository = cached_repository(root)
+        return FolderStore(root, repository / "blobs" if repository else None)
     scanner, shards = found
     folder = agreed(lambda: open_folder(root, index))
     scans = scan_shards(root, shards, scanner, folder)
@@ -55,10 +61,11 @@ def open_store(
     return PackedStore(root, folder, scans)
 
 
-def _find(root: Path) -> tuple[Scanner, list[str]] | None:
+def _find(root: Path, split: str | None) -> tuple[Scanner, list[str]] | None:
     """Return the shards of a folder and what reads them; None where it has none."""
     # Of os, which takes a name that is too long for one that is not there.
     if not os.path.isdir(root) or os.path.exists(root / METADATA):
+        _refuse_split(root, split)
         return None
     try:
         names = sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))
@@ -85,9 +92,9 @@ def _find(root: Path) -> tuple[Scanner, list[str]] | None:
             f"data.root = {str(root)!r}: holds .parquet and .tar shards: put one kind in a folder "
             "of its own"
         )
-    if shards := kinds[".parquet"]:
-        _check_split(root, shards)
-        return ParquetScanner(), shards
+    if kinds[".parquet"]:
+        return ParquetScanner(), of_split(str(root), kinds[".parquet"], split)
+    _refuse_split(root, split)
     if packed := [name for name in names if name.lower().endswith(_COMPRESSED)]:
         raise DataError(
             f"{root / packed[0]}: is compressed, and samples are read at random: uncompress it"
@@ -120,12 +127,37 @@ def _json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _check_split(root: Path, shards: list[str]) -> None:
-    splits = sorted({found[1] for name in shards if (found := _SPLIT.fullmatch(name))})
-    if len(splits) > 1:
+def of_split(root: str, shards: Sequence[str], split: str | None) -> list[str]:
+    """Return the Parquet shards of a split: of SPLIT-00000-of-00012.parquet and so on.
+
+    Args:
+        root: `data.root`, for messages.
+        shards: their names, without folders.
+        split: `data.split`.
+
+    Raises:
+        DataError: there is no such split, or there are several and none is chosen.
+    """
+    splits = {name: found[1] for name in shards if (found := _SPLIT.fullmatch(name))}
+    known = sorted(set(splits.values()))
+    if split is None and len(known) > 1:
+        first = "train" if "train" in known else known[0]
         raise DataError(
-            f"data.root = {str(root)!r}: holds several splits ({_list(splits)}): put the shards "
-            "of one, or links to them, in a folder of their own"
+            f"data.root = {root!r}: holds several splits ({_list(known)}): set data.split to one "
+            f"of them, such as data.split={first}"
+        )
+    if split is not None and split not in known:
+        raise DataError(
+            f"data.split = {split!r}: {root} has no shards {split}-00000-of-….parquet"
+            + (f"; it has {_list(known)}" if known else "; remove it")
+        )
+    return [name for name in shards if split is None or splits.get(name) == split]
+
+
+def _refuse_split(root: Path, split: str | None) -> None:
+    if split is not None:
+        raise DataError(
+            f"data.split = {split!r}: chooses among Parquet shards, and {root} has none; remove it"
         )
 
 

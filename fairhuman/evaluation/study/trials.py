@@ -13,6 +13,7 @@ from typing import Any
 
 from fairhuman.common.errors import ConfigError, DataError
 from fairhuman.config import Config, load_config
+from fairhuman.data.hub import local_root
 from fairhuman.data.stores.choose import open_store
 from fairhuman.evaluation.study.plan import Arm, Study
 from fairhuman.planning.plan import Plan
@@ -177,9 +178,10 @@ def _folder(study: Study, name: str) -> Path:
 
 def _rows_digest(config: Config) -> str | None:
     """Return what the rows of a data set are known by; None where there are none yet."""
-    root = Path(config.data.root)
+    data = config.data
     try:
-        return open_store(root, config.data.index, config.data.columns).identity().digest
+        root = local_root(data)
+        return open_store(root, data.index, data.columns, data.split).identity().digest
     except DataError:  # the run itself says what is wrong
         return None
 
