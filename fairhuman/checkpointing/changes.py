@@ -228,7 +228,7 @@ def _effect(change: Change, config: Config, progress: Progress) -> str:
     without = {"SGD": ("betas", "eps"), "Adafactor": ("betas", "eps"), "Lion8bit": ("eps",)}
     if key in [f"optimizer.{own}" for own in without.get(name, ())]:
         return f"has no effect: {name} has none of the config's"
-    if key == "model.control":
+    if key in ("model.control", "model.lora.weights"):
         return "has no effect: the trained weights are the checkpoint's"
     if key == "model.pretrained" and config.model.method == "full":
         return f"{then}; the trained weights are the checkpoint's"

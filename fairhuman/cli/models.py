@@ -45,7 +45,9 @@ def add(commands: Any) -> None:
         help="an SDXL in diffusers' layout that describes a single file; default: SDXL base",
     )
     generate.add_argument("--batch-size", type=int, default=4, help="pictures at a time")
-    generate.add_argument("--lora", type=Path, help="OUT/final of a LoRA, or a .safetensors file")
+    generate.add_argument(
+        "--lora", type=Path, help="OUT/final of a LoRA, a .safetensors file, or a hub name"
+    )
     generate.add_argument("--controlnet", help="OUT/final of a ControlNet, or a hub name")
     generate.add_argument("--adapter", help="OUT/final of a T2I-Adapter, or a hub name")
     generate.add_argument(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -77,6 +77,38 @@ def locate(named: Named, ask_hub: bool = True) -> Place | None:
             )
         return Place(cached, whole=False, offline=True)
     return Place(_configs(named), whole=False)
+
+
+def locate_file(named: Named, choose: Callable[[Sequence[str]], str]) -> Path:
+    """Find a file of a model repository on the hub, downloaded to the hub's cache.
+
+    Args:
+        named: the key, with what is no path here.
+        choose: given the names of the repository's files, returns that of the file; may refuse.
+
+    Raises:
+        ConfigError: there is no such repository, or it cannot be downloaded and is not in the
+            cache.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    _check_hub_name(named)
+    api, name = HfApi(), named.value
+    here = "there is no such folder or file here"
+    try:
+        info = ask(named, lambda api: api.model_info(name, timeout=PATIENCE_S), here)
+        file = choose([file.rfilename for file in info.siblings or ()])
+        return Path(api.hf_hub_download(name, file))
+    except NoAnswerError as problem:
+        try:
+            folder = api.snapshot_download(name, allow_patterns=[], local_files_only=True)
+        except LocalEntryNotFoundError:
+            named.refuse(f"{here}, it is not in the hub's cache, and the hub {problem}")
+        names = [str(path.relative_to(folder)) for path in Path(folder).rglob("*")]
+        return Path(folder) / choose(names)
+    except (OSError, HfHubHTTPError) as error:
+        named.refuse(f"cannot be downloaded from the hub: {first_line(error)}")
 
 
 def repository(name: str) -> str:

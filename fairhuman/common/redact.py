@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_PLACES = ("pretrained", "config", "vae", "control", "root", "output_dir", "resume")
+_PLACES = ("pretrained", "config", "vae", "control", "weights", "root", "output_dir", "resume")
 
 
 def on_the_hub(name: str) -> bool:

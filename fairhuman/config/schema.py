@@ -55,6 +55,9 @@ class Lora(Section):
     (2309.14859): alpha / rank times a Kronecker product of a small matrix and one of that rank, or
     times the elementwise product of two of that rank; diffusers' pipelines do not load them,
     `fairhuman generate` does, and `fairhuman export` writes them for ComfyUI."""
+    weights: PathText | None = None
+    """An existing LoRA to continue training: a folder or .safetensors file in diffusers' layout, or
+    a hub name. Its kind, rank and layers must be those set here. Null starts a new one."""
     rank: Annotated[int, Field(ge=1, le=8192)] = 64
     """Rank of every adapter. LoKr's second matrix is whole where its sides are up to twice this."""
     alpha: Factor | None = None

@@ -29,6 +29,7 @@ from fairhuman.config import Config
 from fairhuman.data.dataset import Batch
 from fairhuman.models.families.protocol import FamilyClass
 from fairhuman.models.families.registry import check_model
+from fairhuman.models.lora_start import check_start
 from fairhuman.models.method import frozen_digest, make_method, save
 from fairhuman.models.speed import check_speed, set_up
 from fairhuman.report import write_report
@@ -399,6 +400,8 @@ def _check_before_loading(config: Config) -> FamilyClass:
     agreed(functools.partial(check_rule, config))
     family = agreed(lambda: check_model(config.model))
     agreed(lambda: family.check_training(config))
+    if config.model.method == "lora" and config.model.lora.weights:
+        agreed(functools.partial(check_start, config.model.lora))
     on_rank0(functools.partial(check_tracking, config))
     on_rank0(functools.partial(check_push, config))
     agreed(functools.partial(check_controls, config))

@@ -9,7 +9,7 @@ from pathlib import Path
 import launch
 import pytest
 import yaml
-from fake_hub import READER, WRITER, Hub, Repository, fake_hub
+from fake_hub import READER, WRITER, Hub, Repository, fake_hub, use_hub
 from runs import command, write_config
 
 from fairhuman.common.errors import ConfigError
@@ -25,8 +25,7 @@ FILE = "pytorch_lora_weights.safetensors"
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with fake_hub() as found:
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", found.address)
+        use_hub(monkeypatch, found.address)
         monkeypatch.setenv("HF_TOKEN", WRITER)
         yield found
 
