@@ -37,7 +37,7 @@ STUDY_INTRODUCTION = """\
 # Study reference
 
 The keys of a study's config, for `fairhuman study --config FILE`; see
-[Does it help?](../study.md#your-own-data) for an example.
+[Study](../study.md#your-own-data) for an example.
 """
 
 CLI_INTRODUCTION = """\

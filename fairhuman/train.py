@@ -43,7 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", required=True, help="a YAML file; see configs/")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # from the launcher
     parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="keys to set over the config's"
+        "overrides", nargs="*", metavar="section.key=value", help="config keys to override"
     )
     return parser
 

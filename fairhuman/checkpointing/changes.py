@@ -18,6 +18,7 @@ from fairhuman.config import Config
 
 # They say where a run is, and how it is started.
 _OF_THE_START = (
+    "train.hub_private",
     "train.output_dir",
     "train.resume",
     "train.stopped_exit_code",
@@ -261,7 +262,7 @@ def _effect(change: Change, config: Config, progress: Progress) -> str:
     without = {"SGD": ("betas", "eps"), "Adafactor": ("betas", "eps"), "Lion8bit": ("eps",)}
     if key in [f"optimizer.{own}" for own in without.get(name, ())]:
         return f"has no effect: {name} has none of the config's"
-    if key == "model.control":
+    if key in ("model.control", "model.lora.weights"):
         return "has no effect: the trained weights are the checkpoint's"
     if key == "model.pretrained" and config.model.method == "full":
         return f"{then}; the trained weights are the checkpoint's"

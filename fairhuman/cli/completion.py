@@ -13,10 +13,8 @@ from fairhuman.common.extras import install_line
 
 def add(commands: Any, make_parser: Callable[[], argparse.ArgumentParser]) -> None:
     """Add it to the subparsers of `fairhuman`, whose parser `make_parser` returns."""
-    completion = commands.add_parser(
-        "completion", help="print the script by which a shell completes commands and options"
-    )
-    completion.add_argument("shell", choices=["bash", "zsh", "tcsh"], help="which one")
+    completion = commands.add_parser("completion", help="print a shell completion script")
+    completion.add_argument("shell", choices=["bash", "zsh", "tcsh"], help="the shell")
     completion.set_defaults(run=lambda args: _print(args.shell, make_parser()))
 
 

@@ -25,9 +25,7 @@ def add(commands: Any) -> None:
     copy.add_argument("name", help="such as sdxl_lora")
     copy.add_argument("folder", type=Path, nargs="?", default=Path(), help="where to; default: .")
     copy.set_defaults(run=_copy)
-    schema = actions.add_parser(
-        "schema", help="print the JSON schema by which editors complete and check a config"
-    )
+    schema = actions.add_parser("schema", help="print the JSON schema of configs, for editors")
     schema.add_argument(
         "--study", action="store_true", help="print that of a study instead of a training config"
     )

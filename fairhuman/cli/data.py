@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def add(commands: Any) -> None:
     """Add them to the subparsers of `fairhuman`."""
-    data = commands.add_parser("demo-data", help="draw people as a data set")
+    data = commands.add_parser("demo-data", help="create the demo data set of drawn people")
     data.add_argument("--out", type=Path, default=Path("demo/people"), help="the data set's folder")
     data.add_argument("--count", type=int, default=512, help="people to draw")
     data.add_argument("--size", type=int, default=128, help="side in pixels")
@@ -30,19 +30,19 @@ def add(commands: Any) -> None:
 
     imports.add(commands)
 
-    exporter = commands.add_parser("export-annotations", help="write annotations as COCO's JSON")
+    exporter = commands.add_parser("export-annotations", help="export annotations as COCO JSON")
     exporter.add_argument("folder", type=Path, help="a data set")
     exporter.add_argument("--out", type=Path, required=True, help="the JSON file")
     exporter.set_defaults(run=_export_annotations)
 
-    annotate = commands.add_parser("annotate", help="find faces and hands in a folder of images")
+    annotate = commands.add_parser("annotate", help="detect faces and hands in a folder of images")
     annotate.add_argument("folder", type=Path, help="a folder of images")
     annotate.add_argument(
         "--detector",
         default="mediapipe",
         help="mediapipe, yolo, dwpose, or yours as module:Class; default: mediapipe",
     )
-    annotate.add_argument("--threshold", type=float, default=0.5, help="least confidence")
+    annotate.add_argument("--threshold", type=float, default=0.5, help="minimum confidence")
     annotate.add_argument(
         "--person-weights",
         type=Path,
@@ -109,19 +109,15 @@ def add(commands: Any) -> None:
     )
     caption.set_defaults(run=_caption)
 
-    pack = commands.add_parser("pack", help="write a data set as Parquet or WebDataset shards")
+    pack = commands.add_parser("pack", help="convert a data set to Parquet or WebDataset shards")
     pack.add_argument("folder", type=Path, help="a data set: a folder with metadata.jsonl")
-    pack.add_argument(
-        "--to", choices=("parquet", "webdataset"), required=True, help="the kind of shards"
-    )
-    pack.add_argument(
-        "--out", type=Path, required=True, help="the shards' folder; it is data.root afterwards"
-    )
+    pack.add_argument("--to", choices=("parquet", "webdataset"), required=True, help="shard format")
+    pack.add_argument("--out", type=Path, required=True, help="output folder; set data.root to it")
     pack.add_argument(
         "--shard-size",
         default="1GiB",
         metavar="SIZE",
-        help="how large a shard becomes before the next is begun, as 512MiB; default: 1GiB",
+        help="maximum shard size, such as 512MiB; default: 1GiB",
     )
     pack.add_argument(
         "--column",
@@ -132,7 +128,9 @@ def add(commands: Any) -> None:
     )
     pack.set_defaults(run=_pack)
 
-    inspect = commands.add_parser("inspect", help="write a page that shows what is in a data set")
+    inspect = commands.add_parser(
+        "inspect", help="write an HTML page that shows a data set and its problems"
+    )
     inspect.add_argument("folder", type=Path, help="a data set")
     inspect.add_argument("--out", type=Path, help="the page; default: inspect.html in the folder")
     inspect.add_argument(
@@ -143,7 +141,9 @@ def add(commands: Any) -> None:
     inspect.add_argument(
         "--resolution", type=int, help="training resolution; default: 1024, or the config's"
     )
-    inspect.add_argument("--limit", type=int, default=300, help="the most samples on the page")
+    inspect.add_argument(
+        "--limit", type=int, default=300, help="maximum number of samples on the page"
+    )
     inspect.add_argument(
         "--train-view", action="store_true", help="show the samples as the trainer sees them"
     )
@@ -151,19 +151,19 @@ def add(commands: Any) -> None:
     inspect.add_argument(
         "--epoch", type=int, default=0, help="the epoch whose crops --train-view shows"
     )
-    inspect.add_argument("--strict", action="store_true", help="list mistakes; exit 1 if any")
+    inspect.add_argument(
+        "--strict", action="store_true", help="list problems and exit with 1 if there are any"
+    )
     inspect.add_argument(
         "--allow",
         action="append",
         default=[],
         metavar="KIND",
-        help="a kind of mistake that --strict lets pass",
+        help="a kind of problem that --strict ignores",
     )
     inspect.set_defaults(run=_inspect)
 
-    review = commands.add_parser(
-        "review", help="look through a data set in a browser and correct its annotation"
-    )
+    review = commands.add_parser("review", help="review and correct annotations in the browser")
     review.add_argument("folder", type=Path, help="a data set, or a folder of images")
     review.add_argument(
         "--config", type=Path, help="the training config whose regions and crops are shown"
@@ -173,7 +173,7 @@ def add(commands: Any) -> None:
     )
     review.add_argument("--epoch", type=int, default=0, help="the epoch whose crops are shown")
     review.add_argument(
-        "--port", type=int, default=0, help="port on 127.0.0.1; default: one that is free"
+        "--port", type=int, default=0, help="port on 127.0.0.1; default: any free port"
     )
     review.add_argument("--open", action="store_true", help="open the page in your browser")
     review.set_defaults(run=_review)

@@ -18,7 +18,7 @@ REGIONS = ("face", "hand")
 def add(commands: Any) -> None:
     """Add it to the subparsers of `fairhuman`."""
     importer = commands.add_parser(
-        "import", help="bring annotations, or a folder of another trainer, into the data format"
+        "import", help="import annotations, or the data set of another trainer"
     )
     formats = importer.add_subparsers(required=True, metavar="FORMAT")
     coco = formats.add_parser("coco-wholebody", help="COCO-WholeBody's JSON")
@@ -32,7 +32,7 @@ def add(commands: Any) -> None:
     openpose = _format(formats, "openpose", "OpenPose's or DWPose's keypoint JSON")
     openpose.add_argument("--keypoints", type=Path, required=True, help="the folder of STEM.json")
     openpose.add_argument(
-        "--confidence", type=float, default=0.3, help="least confidence of a keypoint"
+        "--confidence", type=float, default=0.3, help="minimum confidence of a keypoint"
     )
     openpose.set_defaults(run=_import_openpose)
     yolo = _format(formats, "yolo", "YOLO's label files")

@@ -15,7 +15,7 @@ from fairhuman.common.quoting import shown
 def add(commands: Any) -> None:
     """Add them to the subparsers of `fairhuman`."""
     doctor = commands.add_parser(
-        "doctor", help="what was built, what the machine has, what each config would use"
+        "doctor", help="check the installation, the hardware and the memory that a config needs"
     )
     doctor.add_argument(
         "--config", nargs="+", help="training configs to check; default: those in configs/"
@@ -24,13 +24,13 @@ def add(commands: Any) -> None:
         "--gpus",
         type=int,
         metavar="N",
-        help="print the memory that --config needs on each of N GPUs, computed without weights",
+        help="print the memory that --config needs on each of N GPUs, without loading weights",
     )
     doctor.add_argument(
         "overrides",
         nargs="*",
         metavar="section.key=value",
-        help="keys to set over the config's",
+        help="config keys to override",
     )
     doctor.add_argument(
         "--checkpoint",

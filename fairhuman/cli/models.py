@@ -21,7 +21,7 @@ STOPPED = 130
 
 def add(commands: Any) -> None:
     """Add them to the subparsers of `fairhuman`."""
-    model = commands.add_parser("demo-model", help="make a tiny SDXL and fit it to drawn people")
+    model = commands.add_parser("demo-model", help="create the demo's tiny SDXL")
     model.add_argument("--data", type=Path, default=Path("demo/people"), help="the drawn people")
     model.add_argument(
         "--out", type=Path, default=Path("demo/tiny-sdxl"), help="the model's folder"
@@ -29,16 +29,18 @@ def add(commands: Any) -> None:
     model.add_argument("--seed", type=int, default=0, help="seed of the weights and the fit")
     model.set_defaults(run=_demo_model)
 
-    generate = commands.add_parser("generate", help="draw pictures with a trained model")
-    generate.add_argument("--model", required=True, help="OUT/final, or any SDXL")
-    generate.add_argument("--prompt", action="append", default=[], help="a prompt, may be repeated")
+    generate = commands.add_parser("generate", help="generate images")
+    generate.add_argument(
+        "--model", required=True, help="OUT/final, or any model of a supported family"
+    )
+    generate.add_argument("--prompt", action="append", default=[], help="a prompt; may be repeated")
     generate.add_argument(
         "--prompts",
         type=Path,
         metavar="FILE",
         help="prompts: one per line, or a YAML list or JSON lines (.jsonl) with settings of each",
     )
-    generate.add_argument("--out", type=Path, required=True, help="the folder of the pictures")
+    generate.add_argument("--out", type=Path, required=True, help="output folder")
     generate.add_argument(
         "--config",
         metavar="FOLDER",
@@ -49,8 +51,10 @@ def add(commands: Any) -> None:
         choices=["int8", "nf4"],
         help="keep the transformer blocks in 8 or 4 bits per weight; default: whole",
     )
-    generate.add_argument("--batch-size", type=int, default=4, help="pictures at a time")
-    generate.add_argument("--lora", type=Path, help="OUT/final of a LoRA, or a .safetensors file")
+    generate.add_argument("--batch-size", type=int, default=4, help="images per batch")
+    generate.add_argument(
+        "--lora", type=Path, help="OUT/final of a LoRA, a .safetensors file, or a hub name"
+    )
     generate.add_argument("--controlnet", help="OUT/final of a ControlNet, or a hub name")
     generate.add_argument("--adapter", help="OUT/final of a T2I-Adapter, or a hub name")
     generate.add_argument(
@@ -59,28 +63,30 @@ def add(commands: Any) -> None:
         action="append",
         default=[],
         metavar="IMAGE",
-        help="the control image of all pictures; or one each, in their order",
+        help="control image for all images, or one for each, in their order",
     )
-    generate.add_argument("--lora-scale", type=float, default=1.0, help="factor on the LoRA")
-    generate.add_argument("--negative", default="", help="what should not be in the pictures")
+    generate.add_argument("--lora-scale", type=float, default=1.0, help="strength of the LoRA")
+    generate.add_argument("--negative", default="", help="negative prompt")
     generate.add_argument(
         "--long-prompts",
         choices=["cut", "chunk"],
         default="cut",
         help="prompts of more than 75 tokens: read the first 75, or chunks of 75; default: cut",
     )
-    generate.add_argument("--count", type=int, default=1, help="pictures per prompt")
+    generate.add_argument("--count", type=int, default=1, help="images per prompt")
     generate.add_argument(
-        "--seed", type=int, default=0, help="seed of the first picture; each has the next"
+        "--seed", type=int, default=0, help="seed of the first image; each further image adds 1"
     )
-    generate.add_argument("--steps", type=int, default=30, help="denoising steps")
+    generate.add_argument("--steps", type=int, default=30, help="sampling steps")
     generate.add_argument(
-        "--guidance", type=float, default=5.0, help="scale of classifier-free guidance; 1: none"
+        "--guidance", type=float, default=5.0, help="classifier-free guidance scale; 1 turns it off"
     )
-    generate.add_argument("--size", type=int, help="side in pixels; default: the model's own")
+    generate.add_argument(
+        "--size", type=int, help="width and height in pixels; default: the model's own"
+    )
     generate.set_defaults(run=_generate)
 
-    export = commands.add_parser("export", help="a trained model in the form that a tool opens")
+    export = commands.add_parser("export", help="convert a trained model for other tools")
     export.add_argument(
         "--model", type=Path, required=True, help="OUT/final, a LoRA, or a single .safetensors file"
     )
@@ -89,11 +95,15 @@ def add(commands: Any) -> None:
         choices=["single-file", "comfy-lora", "diffusers"],
         required=True,
         dest="form",
-        help="the form to write",
+        help="output format",
     )
-    export.add_argument("--out", type=Path, required=True, help="the file, or diffusers' folder")
     export.add_argument(
-        "--dtype", choices=["fp16", "bf16", "fp32"], help="type of the weights; default: unchanged"
+        "--out", type=Path, required=True, help="output file, or folder for diffusers"
+    )
+    export.add_argument(
+        "--dtype",
+        choices=["fp16", "bf16", "fp32"],
+        help="precision of the weights; default: unchanged",
     )
     export.add_argument(
         "--config",

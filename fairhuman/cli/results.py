@@ -17,9 +17,9 @@ COMPARED = "compare.html"
 
 def add(commands: Any) -> None:
     """Add them to the subparsers of `fairhuman`."""
-    evaluate = commands.add_parser("evaluate", help="measure a folder of pictures")
+    evaluate = commands.add_parser("evaluate", help="compute metrics of generated images")
     evaluate.add_argument(
-        "--images", type=Path, required=True, metavar="FOLDER", help="the pictures"
+        "--images", type=Path, required=True, metavar="FOLDER", help="the generated images"
     )
     evaluate.add_argument(
         "--metrics",
@@ -29,7 +29,7 @@ def add(commands: Any) -> None:
         "--reference",
         type=Path,
         metavar="FOLDER",
-        help="photographs to compare with, for fid and kid",
+        help="reference images, for fid and kid",
     )
     evaluate.add_argument(
         "--inception",
@@ -41,7 +41,7 @@ def add(commands: Any) -> None:
         "--prompts",
         type=Path,
         metavar="FILE",
-        help="prompts for clip and hpsv2, one per line, in the order of the pictures' names; "
+        help="prompts for clip and hpsv2, one per line, in the order of the images' names; "
         "default: those in the pictures",
     )
     evaluate.add_argument(
@@ -54,16 +54,16 @@ def add(commands: Any) -> None:
         "--hpsv2", type=Path, metavar="FILE", help="the weights HPS_v2.1_compressed.pt, for hpsv2"
     )
     evaluate.add_argument(
-        "--out", type=Path, metavar="FILE", help="write the figures to this JSON file"
+        "--out", type=Path, metavar="FILE", help="write the metrics to this JSON file"
     )
     evaluate.add_argument("--seed", type=int, default=0, help="seed of the bootstrap and of kid")
     evaluate.add_argument(
         "--device", help="a torch device such as cuda:1; default: a GPU where there is one"
     )
-    evaluate.add_argument("--batch-size", type=int, default=16, help="pictures at a time")
+    evaluate.add_argument("--batch-size", type=int, default=16, help="images per batch")
     evaluate.set_defaults(run=_evaluate)
 
-    report = commands.add_parser("report", help="write the page of a run, or of runs compared")
+    report = commands.add_parser("report", help="write the HTML report of a run, or compare runs")
     report.add_argument(
         "runs", type=Path, nargs="+", metavar="OUT", help="train.output_dir of a run"
     )
@@ -73,7 +73,7 @@ def add(commands: Any) -> None:
     report.set_defaults(run=_report)
 
     compare = commands.add_parser(
-        "compare", help="draw the same prompts with several steps of a run, on one page"
+        "compare", help="generate the same prompts with several exports of a run"
     )
     compare.add_argument(
         "run_folder", type=Path, metavar="OUT", help="train.output_dir of a run with exports"
@@ -89,28 +89,22 @@ def add(commands: Any) -> None:
         metavar="FILE",
         help="prompts, as `generate` takes them; default: train.sample_prompts of the run",
     )
-    compare.add_argument(
-        "--seeds", metavar="LIST", help="draw each prompt with each of these, such as 0,1,2"
-    )
-    compare.add_argument(
-        "--lora-scales", metavar="LIST", help="draw with each of these strengths, such as 0.6,0.8,1"
-    )
-    compare.add_argument("--batch-size", type=int, default=4, help="pictures at a time")
+    compare.add_argument("--seeds", metavar="LIST", help="seeds for each prompt, such as 0,1,2")
+    compare.add_argument("--lora-scales", metavar="LIST", help="LoRA strengths, such as 0.6,0.8,1")
+    compare.add_argument("--batch-size", type=int, default=4, help="images per batch")
     compare.add_argument(
         "--out", type=Path, metavar="FILE", help="the page; default: OUT/compare.html"
     )
     compare.set_defaults(run=_compare)
 
-    study = commands.add_parser("study", help="train arms with several seeds, and compare them")
+    study = commands.add_parser("study", help="compare training settings over several seeds")
     study.add_argument(
         "--config",
         type=Path,
         required=True,
         help="a study, such as configs/study.yaml, or a training config of yours",
     )
-    study.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="keys to set over the config's"
-    )
+    study.add_argument("overrides", nargs="*", metavar="key=value", help="config keys to override")
     study.set_defaults(run=_study)
 
 

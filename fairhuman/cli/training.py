@@ -16,22 +16,22 @@ from fairhuman.common.errors import UserError
 def add(commands: Any) -> None:
     """Add it to the subparsers of `fairhuman`."""
     train = commands.add_parser(
-        "train", help="check a config and the head of its data, then train: `deepspeed …`"
+        "train", help="check the config and the data, then start training with DeepSpeed"
     )
     train.add_argument("--config", type=Path, required=True, help="a YAML file; see configs/")
     train.add_argument(
         "--ranks",
         type=int,
         metavar="N",
-        help="processes, one on each GPU; default: all GPUs of this machine, or one on a CPU",
+        help="number of processes, one per GPU; default: all GPUs, or one process on a CPU",
     )
     train.add_argument(
         "--dry-run",
         action="store_true",
-        help="print what the run would do and need, with its memory, and start nothing",
+        help="print the steps, memory and disk that the run needs, and do not start it",
     )
     train.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="keys to set over the config's"
+        "overrides", nargs="*", metavar="section.key=value", help="config keys to override"
     )
     train.set_defaults(run=_train)
 

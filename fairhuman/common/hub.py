@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from fairhuman.common.error_text import first_line
 from fairhuman.common.errors import ConfigError
 
+T = TypeVar("T")
+
 PATIENCE_S = 10.0
-"""How long the hub may take to say that it has a model."""
+"""How long the hub may take to say that it has a repository."""
 _FILES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth", ".json", ".yaml")
 
 
@@ -61,12 +64,70 @@ def locate(named: Named, ask_hub: bool = True) -> Place | None:
     cached = _cached(named.value)
     if not ask_hub:
         return Place(cached, whole=False, offline=True) if cached else None
-    problem = _unreachable(named)
-    if problem is None:
-        return Place(_configs(named), whole=False)
-    if cached is None:
-        named.refuse(f"is no folder or file here, is not in the hub's cache, and the hub {problem}")
-    return Place(cached, whole=False, offline=True)
+    try:
+        ask(
+            named,
+            lambda api: _check_model(api, named.value),
+            "there is no such folder or file here",
+        )
+    except NoAnswerError as problem:
+        if cached is None:
+            named.refuse(
+                f"is no folder or file here, is not in the hub's cache, and the hub {problem}"
+            )
+        return Place(cached, whole=False, offline=True)
+    return Place(_configs(named), whole=False)
+
+
+def locate_file(named: Named, choose: Callable[[Sequence[str]], str]) -> Path:
+    """Find a file of a model repository on the hub, downloaded to the hub's cache.
+
+    Args:
+        named: the key, with what is no path here.
+        choose: given the names of the repository's files, returns that of the file; may refuse.
+
+    Raises:
+        ConfigError: there is no such repository, or it cannot be downloaded and is not in the
+            cache.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    _check_hub_name(named)
+    api, name = HfApi(), named.value
+    here = "there is no such folder or file here"
+    try:
+        info = ask(named, lambda api: api.model_info(name, timeout=PATIENCE_S), here)
+        file = choose([file.rfilename for file in info.siblings or ()])
+        return Path(api.hf_hub_download(name, file))
+    except NoAnswerError as problem:
+        try:
+            folder = api.snapshot_download(name, allow_patterns=[], local_files_only=True)
+        except LocalEntryNotFoundError:
+            named.refuse(f"{here}, it is not in the hub's cache, and the hub {problem}")
+        names = [str(path.relative_to(folder)) for path in Path(folder).rglob("*")]
+        return Path(folder) / choose(names)
+    except (OSError, HfHubHTTPError) as error:
+        named.refuse(f"cannot be downloaded from the hub: {first_line(error)}")
+
+
+def repository(name: str) -> str:
+    """Return the name of a repository on the hub.
+
+    Raises:
+        ValueError: it cannot be one.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        pass
+    else:
+        if "/" in name:
+            return name
+    raise ValueError("must be the name of a repository on the Hugging Face hub, owner/name")
 
 
 def _existing(named: Named) -> Path | None:
@@ -110,22 +171,34 @@ def _cached(name: str) -> Path | None:
     return None
 
 
-def _unreachable(named: Named) -> str | None:
-    """Return why the hub cannot be asked; None if it has the repository.
+class NoAnswerError(Exception):
+    """Why the hub has given no answer, to follow the words "the hub"."""
+
+
+def ask(named: Named, question: Callable[[Any], T], here: str = "") -> T:
+    """Ask the hub about the repository that a key names.
+
+    Args:
+        named: the key.
+        question: given the hub's client, returns the answer.
+        here: what to say first of a repository that is not there.
 
     Raises:
         ConfigError: it has none of that name, or does not let this user have it.
+        NoAnswerError: it cannot be asked.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.constants import HF_HUB_OFFLINE
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     if HF_HUB_OFFLINE:
-        return "may not be asked (HF_HUB_OFFLINE is set)"
+        raise NoAnswerError("may not be asked (HF_HUB_OFFLINE is set)")
     try:
-        api = HfApi()
-        if api.model_info(named.value, timeout=PATIENCE_S).gated:
-            api.auth_check(named.value)
+        return question(HfApi())
     except GatedRepoError:
         named.refuse(
             "is gated on the hub: ask for access on its page there, then log in with `hf auth "
@@ -133,17 +206,31 @@ def _unreachable(named: Named) -> str | None:
         )
     except RepositoryNotFoundError:
         named.refuse(
-            "there is no such folder or file here, and no such repository on the hub that this "
+            f"{here}{', and ' if here else 'there is '}no such repository on the hub that this "
             "user may see (for a private one, log in with `hf auth login` or set HF_TOKEN)"
         )
-    except HfHubHTTPError as error:
+    except RevisionNotFoundError:
+        named.refuse("the repository on the hub has no such revision")
+    except Exception as error:  # those of the client's HTTP library depend on its version
+        raise NoAnswerError(no_answer(error)) from error
+
+
+def _check_model(api: Any, name: str) -> None:
+    if api.model_info(name, timeout=PATIENCE_S).gated:
+        api.auth_check(name)
+
+
+def no_answer(error: Exception) -> str:
+    """Return what an error of the hub's client says of the hub, to follow the words "the hub"."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(error, HfHubHTTPError):
         status = getattr(error.response, "status_code", "an error")
-        return f"answers with {status}"
-    except Exception as error:
-        # The hub's client passes on what its HTTP library raises, and which that is depends on
-        # its version; all of them mean that there was no answer.
-        return f"cannot be reached ({type(error).__name__})"
-    return None
+        told = (error.server_message or "").strip()
+        return f"answers with {status}" + (f": {told.splitlines()[0][:200]}" if told else "")
+    if isinstance(error, ValueError):
+        return f"does not take it: {first_line(error)}"
+    return f"cannot be reached ({type(error).__name__})"
 
 
 def _configs(named: Named) -> Path:
@@ -154,3 +241,17 @@ def _configs(named: Named) -> Path:
         return Path(snapshot_download(named.value, allow_patterns=["*.json", "*.txt"]))
     except (OSError, HfHubHTTPError) as error:
         named.refuse(f"cannot be had from the hub: {first_line(error)}")
+
+
+def cached_repository(folder: Path) -> Path | None:
+    """Return the folder in the hub's cache that keeps a repository's files and snapshots.
+
+    Args:
+        folder: a snapshot, or a folder in one; of another folder None is returned.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    cache, folder = Path(HF_HUB_CACHE).absolute(), folder.absolute()
+    if not folder.is_relative_to(cache) or folder == cache:
+        return None
+    return cache / folder.relative_to(cache).parts[0]

@@ -26,10 +26,12 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", module=rf"{module}(\.|$)")
     import deepspeed.utils.logging as deepspeed_logging
     from diffusers.utils import logging as diffusers_logging
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as transformers_logging
 
     deepspeed_logging.logger.setLevel(logging.ERROR)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    hub_logging.set_verbosity_error()
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()

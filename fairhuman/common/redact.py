@@ -10,12 +10,12 @@ from typing import Any
 import yaml
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_PLACES = ("pretrained", "config", "vae", "control", "root", "output_dir", "resume")
+_PLACES = ("pretrained", "config", "vae", "control", "weights", "root", "output_dir", "resume")
 
 
 def on_the_hub(name: str) -> bool:
     """Return whether a name is the Hugging Face hub's and no folder's here."""
-    return bool(_HUB_NAME.fullmatch(name)) and not Path(name).exists()
+    return name.startswith("hf://") or (bool(_HUB_NAME.fullmatch(name)) and not Path(name).exists())
 
 
 def redacted(tree: Any) -> Any:

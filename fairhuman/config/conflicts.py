@@ -126,6 +126,10 @@ def _source_conflicts(data: Data) -> list[str]:
             f"data.sources: data.root = {shown(data.root)} is given too; set that to null, or "
             "data.sources to []"
         )
+    if data.split is not None:
+        problems.append(
+            f"data.split = {shown(data.split)}: is of data.root; give each of data.sources its own"
+        )
     for place, source in enumerate(data.sources):
         if source.share is not None and source.repeats != 1:
             problems.append(

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, StringConstraints, field_validator
+from pydantic import AfterValidator, Field, StringConstraints, field_validator
 
 from fairhuman.common.files import write_text
+from fairhuman.common.hub import repository
 from fairhuman.common.quoting import shown
 from fairhuman.config.sample_prompt import PictureSize, SamplePrompt, SamplerSteps, Scale
 from fairhuman.config.source import Source
@@ -41,6 +42,10 @@ WandbName = Annotated[Name, StringConstraints(max_length=128)]
 """Of a project or a run of Weights & Biases, which allow so many characters."""
 
 
+HubName = Annotated[Name, AfterValidator(repository)]
+"""Of a repository on the Hugging Face hub, owner/name."""
+
+
 class Lora(Section):
     """Low-rank adapters (LoRA) of the UNet, and optionally of the text encoders."""
 
@@ -51,6 +56,9 @@ class Lora(Section):
     (2309.14859): alpha / rank times a Kronecker product of a small matrix and one of that rank, or
     times the elementwise product of two of that rank; diffusers' pipelines do not load them,
     `fairhuman generate` does, and `fairhuman export` writes them for ComfyUI."""
+    weights: PathText | None = None
+    """An existing LoRA to continue training: a folder or .safetensors file in diffusers' layout, or
+    a hub name. Its kind, rank and layers must be those set here. Null starts a new one."""
     rank: Annotated[int, Field(ge=1, le=8192)] = 64
     """Rank of every adapter. LoKr's second matrix is whole where its sides are up to twice this."""
     alpha: Factor | None = None
@@ -150,8 +158,14 @@ class Data(Section):
 
     root: PathText | None = None
     """A folder with metadata.jsonl (the imagefolder convention), or of shards that hold the images:
-    Parquet, a dataset of Hugging Face saved by save_to_disk, or WebDataset's tars. One of data.root
-    and data.sources must be given."""
+    Parquet, a dataset of Hugging Face saved by save_to_disk, or WebDataset's tars. Or such a folder
+    of a dataset on the Hugging Face hub, downloaded to the hub's cache:
+    hf://datasets/OWNER/NAME[@REVISION][/FOLDER]; without FOLDER it is the first of the repository
+    itself, `data` and `train` that holds any of these. One of data.root and data.sources must be
+    given."""
+    split: Name | None = None
+    """Of Parquet shards named SPLIT-00000-of-00012.parquet, which to train on; null: the only
+    split."""
     sources: Annotated[list[Source], Field(max_length=1000)] = []
     """Several data sets that are trained on together, in place of data.root. An epoch is as many
     samples as they have, each counted as often as it is repeated; in every batch they are mixed in
@@ -226,7 +240,7 @@ class Data(Section):
     def named_sources(self) -> dict[str, Source]:
         """Return the data sets by the section that describes them: data, or data.sources[0] …."""
         if self.root is not None:
-            return {"data": Source(root=self.root)}
+            return {"data": Source(root=self.root, split=self.split)}
         return {f"data.sources[{place}]": source for place, source in enumerate(self.sources)}
 
 
@@ -463,6 +477,13 @@ class Train(Section):
     """The exit code of a run that a signal has stopped, once its checkpoint is written. 0 is a
     success to whatever started it; another, such as 75, has it started again where failures are,
     as under Kubernetes."""
+    push_to_hub: HubName | None = None
+    """A model repository on the Hugging Face hub, owner/name, that the run uploads to: OUT/final at
+    the end and, with export_every, each export, in the background and as a commit of its own. The
+    token is that of `hf auth login` or HF_TOKEN. A failed upload does not end the run, which prints
+    the command to repeat it."""
+    hub_private: bool = True
+    """Whether a repository that push_to_hub makes is private. One that is there stays as it is."""
     resume: PathText = "none"
     """`auto` continues from the newest complete checkpoint in output_dir, or starts a new run if
     there is none; `none` starts a new run; anything else is a checkpoint's folder."""

@@ -13,7 +13,9 @@ class Source(Section):
     """A data set of data.sources."""
 
     root: PathText
-    """What data.root may be: a folder with metadata.jsonl, or of shards."""
+    """What data.root may be: a folder with metadata.jsonl, or of shards, or hf://datasets/…."""
+    split: Name | None = None
+    """The split of its Parquet shards; null: the only one."""
     repeats: Annotated[int, Field(ge=1, le=10**6)] = 1
     """How often each of its samples comes in an epoch, as kohya's num_repeats."""
     share: Annotated[float, Field(gt=0, le=1)] | None = None

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fairhuman.common.error_text import reason
 from fairhuman.common.errors import OutputError
+from fairhuman.common.hub import cached_repository
 
 BESIDE = ".fairhuman"
 """The index's folder in the data set's."""
@@ -17,7 +18,8 @@ BESIDE = ".fairhuman"
 def open_folder(root: Path, chosen: str | None) -> Path:
     """Return the folder of a data set's index, made if it is not there.
 
-    It is next to the images; where that cannot be written, in the user's cache folder.
+    It is next to the images; where that cannot be written or is the hub's cache, in the user's
+    cache folder.
 
     Args:
         root: the data set's folder.
@@ -47,7 +49,8 @@ def own_folder(chosen: str | None, root: Path) -> str | None:
 
 
 def _usual(root: Path) -> Iterator[Path]:
-    yield root / BESIDE
+    if cached_repository(root) is None:
+        yield root / BESIDE
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     yield Path(caches) / "fairhuman" / "index" / _name_of(root)
 

@@ -28,6 +28,11 @@ def adapt(model: Any, targets: Sequence[str], settings: Lora) -> None:
         _announce(layer)
 
 
+def own_name(model: Any, layer: str) -> str:
+    """Return what a layer that `_text_name` has named is called in this model."""
+    return layer if hasattr(model, "text_model") else layer.removeprefix("text_model.")
+
+
 def _config(targets: Sequence[str], settings: Lora) -> Any:
     from peft import LoHaConfig, LoKrConfig, LoraConfig
 

@@ -58,7 +58,7 @@ class Source:
     quantize: Literal["int8", "nf4"] | None = None
     """Bits of the denoiser's weights; see `model.quantize` in the config."""
     lora: Path | None = None
-    """A LoRA of the model, a folder or a .safetensors file of diffusers or kohya."""
+    """A LoRA of the model, of diffusers or kohya: a folder, a .safetensors file or a hub name."""
     lora_scale: float = 1.0
     """The factor on the LoRA's update."""
     controlnet: str | None = None
@@ -181,10 +181,11 @@ def load(source: Source, long_prompts: Literal["cut", "chunk"] = "cut") -> tuple
             weight is read.
     """
     settings = _settings(source, long_prompts)
-    lora = find_lora(source.lora) if source.lora else None
+    named = Named("--lora", str(source.lora))
+    lora = find_lora(named) if source.lora else None
     kind = check_model(settings, KEYS)
     if lora:
-        check_lora(lora, kind.denoiser_config(settings, KEYS))
+        check_lora(named, lora, kind.denoiser_config(settings, KEYS))
     if source.controlnet:
         check_control(Named("--controlnet", source.controlnet), "ControlNetModel")
     if source.adapter:

@@ -14,6 +14,7 @@ from fairhuman.config import Lora
 from fairhuman.models.adapters import ADAPTER, adapt
 from fairhuman.models.families.protocol import Family
 from fairhuman.models.families.sdxl.text import CaptionedUNet, checkpoint_blocks
+from fairhuman.models.lora_start import load_start
 
 _TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
@@ -31,7 +32,8 @@ class LoRA:
         checkpointing: recompute adapted text encoders' activations in every backward pass.
 
     Raises:
-        ConfigError: the UNet has no layer that a target names, or one that cannot be adapted.
+        ConfigError: the UNet has no layer that a target names, or one that cannot be adapted; or
+            the LoRA to start from has other layers.
     """
 
     def __init__(self, family: Family, settings: Lora, seed: int, checkpointing: bool) -> None:
@@ -56,6 +58,8 @@ class LoRA:
                     checkpoint_blocks(first)
                     checkpoint_blocks(second)
                 self.module = CaptionedUNet(unet, first, second)
+        if settings.weights:
+            load_start(self.adapted, settings)
 
     def write(self, folder: Path) -> None:
         """Write pytorch_lora_weights.safetensors, with ranks and alphas in its header."""
@@ -80,11 +84,6 @@ def _text_targets(blocks: int) -> list[str]:
 def _text_name(layer: str) -> str:
     """Return the name that all tools know; transformers 5.6 took text_model. out of some."""
     return layer if layer.startswith("text_model.") else f"text_model.{layer}"
-
-
-def own_name(model: Any, layer: str) -> str:
-    """Return what a layer that `_text_name` has named is called in this model."""
-    return layer if hasattr(model, "text_model") else layer.removeprefix("text_model.")
 
 
 def _check_targets(unet: nn.Module, targets: Sequence[str]) -> None:

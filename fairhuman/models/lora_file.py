@@ -3,53 +3,77 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fairhuman.common.error_text import first_line
 from fairhuman.common.errors import UserError
+from fairhuman.common.hub import Named, locate_file
+from fairhuman.common.redact import on_the_hub
+from fairhuman.models.adapters import own_name
 from fairhuman.models.families.unusable import UNUSABLE
 from fairhuman.models.formats.kinds import LORA, file_kind, folder_kind
 from fairhuman.models.formats.lora import WEIGHTS_NAME, lora_file
 from fairhuman.models.formats.lora_layers import METADATA
 from fairhuman.models.formats.lycoris import is_lycoris
 from fairhuman.models.formats.weights import Weights, open_weights
-from fairhuman.models.lora import own_name
 from fairhuman.models.parts import models_of
 
 
-def find_lora(lora: Path) -> Path:
-    """Return the file of a LoRA, before the model is loaded.
+def find_lora(named: Named) -> Path:
+    """Return the file of a LoRA, before the model is loaded; of a hub's repository, fetch it.
+
+    Args:
+        named: the key, with a folder, a .safetensors file or a hub name.
 
     Raises:
-        UserError: it is not there, is something else, or could hold code.
+        ConfigError: it is not there, is something else, or could hold code.
     """
-    if lora.is_dir() and not (lora / WEIGHTS_NAME).is_file() and (found := folder_kind(lora)):
-        raise UserError(f"--lora {lora}: is {found}; give a LoRA's folder or file")
+    lora = Path(named.value)
+    if not lora.exists() and on_the_hub(named.value) and lora.suffix != ".safetensors":
+        return locate_file(named, lambda names: _of_repository(named, names))
+    if lora.is_dir() and not (lora / WEIGHTS_NAME).is_file():
+        named.refuse(f"is {folder_kind(lora) or f'no LoRA: it holds no {WEIGHTS_NAME}'}; {_GIVE}")
     file = lora_file(lora)
     if not file.is_file():
-        raise UserError(f"--lora {lora}: there is no such file or folder")
+        named.refuse("there is no such file or folder")
     if file.suffix != ".safetensors":  # diffusers would read a pickled one all the same
-        raise UserError(f"--lora {lora}: is no .safetensors file; others can hold code")
+        named.refuse("is no .safetensors file; others can hold code")
     return file
 
 
-def check_lora(lora: Path, unet: Mapping[str, Any]) -> None:
+def _of_repository(named: Named, names: Sequence[str]) -> str:
+    """Return the LoRA among the names of a repository's files."""
+    files = [name for name in names if name.endswith(".safetensors")]
+    if WEIGHTS_NAME in files:
+        return WEIGHTS_NAME
+    if "model_index.json" in names or not files:
+        named.refuse(f"holds no {WEIGHTS_NAME} on the hub; {_GIVE}")
+    if len(files) > 1:
+        named.refuse(
+            f"holds several .safetensors files on the hub ({', '.join(files[:5])}): download the "
+            f"one, by `hf download {named.value} FILE`, and give its path"
+        )
+    return files[0]
+
+
+def check_lora(named: Named, lora: Path, unet: Mapping[str, Any]) -> None:
     """Check that a file is a LoRA for such a UNet, before the model is loaded.
 
     Args:
+        named: the key, for messages.
         lora: the file.
         unet: its config; empty where it is not known.
 
     Raises:
-        UserError: it is not.
+        ConfigError: it is not.
     """
     with open_weights(lora) as weights:
         kind = file_kind(weights.tensors)
         if kind is None or kind.name != LORA:
-            raise UserError(f"--lora {lora}: is {kind or 'no LoRA'}; give a LoRA's folder or file")
-        _check_magnitudes(lora, weights.tensors)
+            named.refuse(f"is {kind or 'no LoRA'}; {_GIVE}")
+        _check_magnitudes(named, weights.tensors)
         widths = {
             source.shape[1]
             for name, source in weights.tensors.items()
@@ -62,28 +86,26 @@ def check_lora(lora: Path, unet: Mapping[str, Any]) -> None:
     other = widths - {width}
     if width and other:
         of = {768: " (SD 1.x)", 1024: " (SD 2.x)", 2048: " (SDXL)"}.get(min(other), "")
-        raise UserError(
-            f"--lora {lora}: does not fit the model: it is of a UNet that reads captions of width "
-            f"{min(other)}{of}, and --model's reads {width}"
+        named.refuse(
+            f"does not fit the model: it is of a UNet that reads captions of width {min(other)}"
+            f"{of}, and the model's reads {width}"
         )
 
 
-def _check_magnitudes(lora: Path, names: Iterable[str]) -> None:
+def _check_magnitudes(named: Named, names: Iterable[str]) -> None:
     """Refuse a DoRA whose magnitudes diffusers leaves out, with at most a warning."""
     for name in names:
         if name.endswith(".dora_scale"):
-            raise UserError(
-                f"--lora {lora}: is a DoRA with LyCORIS' keys, whose magnitudes diffusers does not "
-                "load; convert it first (fairhuman export --to diffusers)"
+            named.refuse(
+                "is a DoRA with LyCORIS' keys, whose magnitudes diffusers does not load; convert "
+                "it first (fairhuman export --to diffusers)"
             )
         if name.startswith("text_encoder") and "lora_magnitude_vector" in name:
-            raise UserError(
-                f"--lora {lora}: is a DoRA of the text encoders, whose magnitudes diffusers does "
-                "not load"
-            )
+            named.refuse("is a DoRA of the text encoders, whose magnitudes diffusers does not load")
 
 
 _NAME = "lora"
+_GIVE = "give a LoRA's folder, its .safetensors file, or a hub name"
 
 
 def load_lora(pipeline: Any, file: Path, scale: float) -> None:

@@ -178,7 +178,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="keys to set over the config's"
+        "overrides", nargs="*", metavar="section.key=value", help="config keys to override"
     )
     return parser
 

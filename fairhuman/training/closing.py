@@ -35,7 +35,7 @@ def closing_lines(
             f"({stop.reason or 'another rank was asked'}); the checkpoint is written.",
             "Continue with the same command and train.resume=auto",
         ]
-    best = progress.best
+    best, hub = progress.best, config.train.push_to_hub
     changed = list(changes_in_words(since, ["global", *config.objectives.regions]))
     return [
         f"Done: {progress.step} steps{_skips(progress)}.",
@@ -56,6 +56,7 @@ def closing_lines(
             if config.train.export_every
             else []
         ),
+        *([f"  on the hub      {hub}   (uploading)"] if hub else []),
         f"  the report      {output / REPORT}",
         f"  the numbers     {output / METRICS}, or: tensorboard --logdir {output}",
     ]

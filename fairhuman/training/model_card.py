@@ -12,6 +12,7 @@ from fairhuman.common.files import write_text
 from fairhuman.common.redact import on_the_hub, redacted
 from fairhuman.common.run_folder import CARD
 from fairhuman.config import Config
+from fairhuman.data.hub import SCHEME, parse
 from fairhuman.models.families.protocol import Described
 
 _WHAT = {
@@ -76,7 +77,8 @@ def write_card(
 ) -> Path:
     """Write README.md into the folder of a trained model, replacing the last; return its path.
 
-    Paths on this machine are shortened to their last part: a card is made to be published.
+    Paths on this machine are shortened to their last part: a card is made to be published. The
+    model is called by its name on the hub where it has one, else by that of the folder.
 
     Args:
         folder: where the model is.
@@ -92,7 +94,7 @@ def write_card(
     text = card_text(
         config,
         family,
-        name=folder.resolve().name,
+        name=config.train.push_to_hub or folder.resolve().name,
         steps=steps,
         prompts=prompts,
     )
@@ -114,6 +116,9 @@ def card_text(
     if on_the_hub(base):  # the hub refuses a base_model that is no name of its own
         front["base_model"] = base
         front["base_model_relation"] = "finetune" if method == "full" else "adapter"
+    roots = [source.root for source in config.data.named_sources.values()]
+    if names := [parse(root).name for root in roots if root.startswith(SCHEME)]:
+        front["datasets"] = names
     front |= {
         "library_name": "diffusers",
         "pipeline_tag": "text-to-image",

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from tqdm import tqdm
 
 from fairhuman import checkpointing
 from fairhuman.checkpointing import StartLosses
@@ -28,6 +29,7 @@ from fairhuman.config import Config
 from fairhuman.data.dataset import Batch
 from fairhuman.models.families.protocol import FamilyClass
 from fairhuman.models.families.registry import check_model
+from fairhuman.models.lora_start import check_start
 from fairhuman.models.method import frozen_digest, make_method, save
 from fairhuman.models.speed import check_speed, set_up
 from fairhuman.report import write_report
@@ -38,6 +40,7 @@ from fairhuman.training.disk_space import check_disk, sizes
 from fairhuman.training.environment import environment, write_environment
 from fairhuman.training.exports import export_due, mark_best_export
 from fairhuman.training.held_out import HeldOut
+from fairhuman.training.hub_push import HubPush, check_push, upload_command
 from fairhuman.training.metrics_log import Log
 from fairhuman.training.model_card import write_card
 from fairhuman.training.resume import Start, find_start
@@ -88,6 +91,8 @@ class Run:
         self._reading = self.data.steps(self.family, self.progress)
         self.batches: Iterator[list[Batch]] = self._reading
         self._open_output(overrides)
+        hub = config.train.push_to_hub
+        self.hub = HubPush(hub, tqdm.write) if hub and self.first else None
         self._say_where_from(start, room)
 
     def _load_model(self, family: FamilyClass, start: Start) -> None:
@@ -298,8 +303,19 @@ class Run:
             print("\n".join(closing_lines(self.config, done, progress, stop, self._since())))
         dist.barrier()
         dist.destroy_process_group()
+        if done and self.hub:
+            self._push_final(self.hub, progress.step, stop)
         if problem:
             raise problem
+
+    def _push_final(self, hub: HubPush, steps: int, stop: Stop) -> None:
+        """Upload OUT/final, which may take minutes; a signal ends the wait."""
+        final = self.output / FINAL
+        hub.push(final, steps)
+        hub.wait(lambda: stop.reason)
+        if stop.reason:
+            later = upload_command(hub.name, final)
+            print(f"stopped ({stop.reason}) before the upload was done; upload it with: {later}")
 
     def _since(self) -> dict[str, float | None]:
         """Return the last measured changes since the start, by their keys."""
@@ -310,8 +326,11 @@ class Run:
             self.log.close()
 
     def _export(self, progress: Progress) -> None:
-        self._write_trained(export_folder(self.output, progress.step), progress.step)
+        folder = export_folder(self.output, progress.step)
+        self._write_trained(folder, progress.step)
         mark_best_export(self.output, self.config.train.export_every, progress)
+        if self.hub:
+            self.hub.push(folder, progress.step)
 
     def _save_final(self, steps: int) -> None:
         final = self.output / FINAL
@@ -392,7 +411,10 @@ def _check_before_loading(config: Config) -> FamilyClass:
     agreed(functools.partial(check_rule, config))
     family = agreed(lambda: check_model(config.model))
     agreed(lambda: family.check_training(config))
+    if config.model.method == "lora" and config.model.lora.weights:
+        agreed(functools.partial(check_start, config.model.lora))
     on_rank0(functools.partial(check_tracking, config))
+    on_rank0(functools.partial(check_push, config))
     agreed(functools.partial(check_controls, config))
     return family
 

@@ -400,7 +400,8 @@ SPOILT: dict[str, tuple[str, Callable[[Path], Any], str]] = {
             shutil.copy(root / "00000.parquet", root / f"{split}-00000-of-00001.parquet")
             for split in ("test", "train")
         ],
-        "holds several splits (test, train): put the shards of one",
+        "holds several splits (test, train): set data.split to one of them, such as "
+        "data.split=train",
     ),
     "two kinds": (
         "parquet",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fairhuman.cli import main
 from fairhuman.common.errors import ConfigError, UserError
+from fairhuman.common.hub import Named
 from fairhuman.config import Lora, Model, load_config
 from fairhuman.models.families.sdxl.model import SDXL
 from fairhuman.models.lora_file import check_lora, find_lora, load_lora
@@ -107,8 +108,9 @@ def test_what_is_trained_saved_and_exported_is_the_kind_s_formula(
     assert all((a - b).abs().max() > 1e-3 for a, b in adapted_parts)
 
     read = load(tiny_model)
-    file = find_lora(tmp_path / "final")
-    check_lora(file, dict(read.pipeline.unet.config))
+    named = Named("--lora", str(tmp_path / "final"))
+    file = find_lora(named)
+    check_lora(named, file, dict(read.pipeline.unet.config))
     load_lora(read.pipeline, file, 1.0)
     for found, said in zip(says(read.pipeline), expected, strict=True):
         torch.testing.assert_close(found, said, rtol=0, atol=1e-9)
@@ -207,7 +209,7 @@ def test_what_cannot_be_converted_is_one_line(
     ):
         save_file(tensors, tmp_path / "a.safetensors")
         with pytest.raises(UserError, match=words):
-            check_lora(tmp_path / "a.safetensors", {})
+            check_lora(Named("--lora", "a"), tmp_path / "a.safetensors", {})
 
 
 def test_settings_of_another_kind_are_named(tmp_path: Path) -> None:

@@ -364,7 +364,7 @@ def test_a_part_that_nothing_needs_is_no_fault(copy: Path) -> None:
         (["generate", "--prompt", "x", "--out", "OUT", "--model", "SD1"], "--model 'SD1': is a"),
         (
             ["generate", "--prompt", "x", "--out", "OUT", "--model", "TINY", "--lora", "SD1"],
-            "--lora SD1: is a StableDiffusionPipeline",
+            "--lora 'SD1': is a StableDiffusionPipeline",
         ),
         (
             ["generate", "--prompt", "x", "--out", "OUT", "--model", "TINY", "--lora", "LORA"],

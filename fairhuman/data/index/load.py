@@ -14,6 +14,7 @@ from fairhuman.common.images import ImageError
 from fairhuman.common.readable import Readable
 from fairhuman.config import Config
 from fairhuman.data.arrow import open_table
+from fairhuman.data.hub import local_root
 from fairhuman.data.index.check import MASKS, Column, check_files
 from fairhuman.data.index.listing import IMAGE, Listing, key_of, path_of, write_listing
 from fairhuman.data.index.records import Records, SourceRecords
@@ -90,14 +91,21 @@ def open_listings(config: Config) -> dict[str, Listing]:
     sources, index = config.data.named_sources, config.data.index
     found = {}
     for section, source in sources.items():
-        root = Path(source.root)
+        root = local_root(source, section)
         # Their files may have the same names, by which the index knows them.
         folder = index if len(sources) == 1 else own_folder(index, root)
-        found[section] = read_listing(root, Reading.of(config, source), folder, section)
+        reading = Reading.of(config, source)
+        found[section] = read_listing(root, reading, folder, section, source.split)
     return found
 
 
-def read_listing(root: Path, reading: Reading, index: str | None, section: str = "data") -> Listing:
+def read_listing(
+    root: Path,
+    reading: Reading,
+    index: str | None,
+    section: str = "data",
+    split: str | None = None,
+) -> Listing:
     """Return the rows of a data set, read if they are not; a collective.
 
     Args:
@@ -105,12 +113,13 @@ def read_listing(root: Path, reading: Reading, index: str | None, section: str =
         reading: how its rows are read.
         index: `data.index`.
         section: of the config, that names the folder as its `root`; for messages.
+        split: `data.split`.
 
     Raises:
         DataError: its rows cannot be read, or are others on another machine.
         OutputError: the listing cannot be written.
     """
-    store = open_store(root, index, reading.columns, section)
+    store = open_store(root, index, reading.columns, section, split)
     keys = gathered(lambda: key_of(store, reading))
     if len(set(keys)) > 1:
         raise DataError(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fairhuman.common.distributed import agreed
 from fairhuman.common.error_text import reason
 from fairhuman.common.errors import DataError
+from fairhuman.common.hub import cached_repository
 from fairhuman.common.quoting import shown
 from fairhuman.data.place import open_folder
 from fairhuman.data.stores.arrow import ArrowScanner
@@ -24,7 +25,7 @@ from fairhuman.data.stores.tar import TarScanner
 
 UNFINISHED = ".packing.json"
 """What `fairhuman pack` keeps in its folder until all shards are there."""
-_SPLIT = re.compile(r"(.+)-\d{5}-of-\d{5}\.parquet")
+_SPLIT = re.compile(r"(.+)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?\.parquet")
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
@@ -33,6 +34,7 @@ def open_store(
     index: str | None = None,
     columns: Mapping[str, str] | None = None,
     section: str = "data",
+    split: str | None = None,
 ) -> Store:
     """Open what a folder holds: files next to metadata.jsonl, or shards; a collective.
 
@@ -43,15 +45,17 @@ def open_store(
         index: `data.index`.
         columns: `data.columns`.
         section: of the config, that names the folder as its `root`; for messages.
+        split: `data.split`.
 
     Raises:
         DataError: it holds shards that cannot be used. What is wrong with a folder of files is
             raised where its rows are read.
         OutputError: the index cannot be written.
     """
-    found = agreed(lambda: _find(root, section))
+    found = agreed(lambda: _find(root, section, split))
     if found is None:
-        return FolderStore(root, section)
+        repository = cached_repository(root)
+        return FolderStore(root, section, repository / "blobs" if repository else None)
     scanner, shards = found
     folder = agreed(lambda: open_folder(root, index))
     scans = scan_shards(root, shards, scanner, folder)
@@ -59,10 +63,11 @@ def open_store(
     return PackedStore(root, folder, scans)
 
 
-def _find(root: Path, section: str) -> tuple[Scanner, list[str]] | None:
+def _find(root: Path, section: str, split: str | None) -> tuple[Scanner, list[str]] | None:
     """Return the shards of a folder and what reads them; None where it has none."""
     # Of os, which takes a name that is too long for one that is not there.
     if not os.path.isdir(root) or os.path.exists(root / METADATA):
+        _refuse_split(root, split, section)
         return None
     try:
         names = sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))
@@ -82,6 +87,7 @@ def _find(root: Path, section: str) -> tuple[Scanner, list[str]] | None:
             f"{section}.root to one of them, such as {root / str(first)}"
         )
     if "state.json" in names:
+        _refuse_split(root, split, section)
         return ArrowScanner(), _saved_files(root)
     kinds = {
         end: [name for name in names if name.lower().endswith(end)] for end in (".parquet", ".tar")
@@ -91,9 +97,9 @@ def _find(root: Path, section: str) -> tuple[Scanner, list[str]] | None:
             f"{section}.root = {str(root)!r}: holds .parquet and .tar shards: put one kind in a "
             "folder of its own"
         )
-    if shards := kinds[".parquet"]:
-        _check_split(root, shards, section)
-        return ParquetScanner(), shards
+    if kinds[".parquet"]:
+        return ParquetScanner(), of_split(str(root), kinds[".parquet"], split, section)
+    _refuse_split(root, split, section)
     if packed := [name for name in names if name.lower().endswith(_COMPRESSED)]:
         raise DataError(
             f"{root / packed[0]}: is compressed, and samples are read at random: uncompress it"
@@ -126,12 +132,41 @@ def _json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _check_split(root: Path, shards: list[str], section: str) -> None:
-    splits = sorted({found[1] for name in shards if (found := _SPLIT.fullmatch(name))})
-    if len(splits) > 1:
+def of_split(
+    root: str, shards: Sequence[str], split: str | None, section: str = "data"
+) -> list[str]:
+    """Return the Parquet shards of a split: of SPLIT-00000-of-00012.parquet and so on.
+
+    Args:
+        root: the data set's, for messages.
+        shards: their names, without folders.
+        split: the one that is asked for; None: there is one alone.
+        section: of the config, that names the data set.
+
+    Raises:
+        DataError: there is no such split, or there are several and none is chosen.
+    """
+    splits = {name: found[1] for name in shards if (found := _SPLIT.fullmatch(name))}
+    known = sorted(set(splits.values()))
+    if split is None and len(known) > 1:
+        first = "train" if "train" in known else known[0]
         raise DataError(
-            f"{section}.root = {str(root)!r}: holds several splits ({_list(splits)}): put the "
-            "shards of one, or links to them, in a folder of their own"
+            f"{section}.root = {root!r}: holds several splits ({_list(known)}): set "
+            f"{section}.split to one of them, such as {section}.split={first}"
+        )
+    if split is not None and split not in known:
+        raise DataError(
+            f"{section}.split = {split!r}: {root} has no shards {split}-00000-of-….parquet"
+            + (f"; it has {_list(known)}" if known else "; remove it")
+        )
+    return [name for name in shards if split is None or splits.get(name) == split]
+
+
+def _refuse_split(root: Path, split: str | None, section: str) -> None:
+    if split is not None:
+        raise DataError(
+            f"{section}.split = {split!r}: chooses among Parquet shards, and {root} has none; "
+            "remove it"
         )
 
 

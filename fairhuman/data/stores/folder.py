@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from fairhuman.common.errors import DataError
 from fairhuman.common.json_text import JsonError, parse_lines
 from fairhuman.common.readable import Readable
+from fairhuman.common.redact import on_the_hub
 from fairhuman.data.stores.store import Identity, Line, LineError
 
 METADATA = "metadata.jsonl"
@@ -32,6 +33,8 @@ class FolderStore:
     root: Path
     section: str = field(default="data", compare=False)
     """Of the config, that names the folder as its `root`."""
+    blobs: Path | None = None
+    """Where the links of a snapshot in the hub's cache lead: its files count as in the folder."""
     image_key = "file_name"
     rows_are_in = METADATA
 
@@ -76,8 +79,9 @@ class FolderStore:
 
     def holds(self, file: Readable) -> bool:
         """Return whether a file is in the folder, links followed."""
-        real, root = os.path.realpath(str(file)), os.path.realpath(self.root)
-        return real.startswith(root.rstrip(os.sep) + os.sep)
+        real = os.path.realpath(str(file))
+        folders = [self.root] if self.blobs is None else [self.root, self.blobs]
+        return any(real.startswith(os.path.join(os.path.realpath(own), "")) for own in folders)
 
     def stats(self, names: Sequence[str]) -> NDArray[np.int64]:
         """Return the sizes in bytes and times of change of files, [N, 2]; -1 where there is none.
@@ -134,7 +138,8 @@ def metadata_path(root: Path, section: str) -> Path:
     path = root / METADATA
     try:
         if not root.is_dir():
-            raise DataError(f"{section}.root = {str(root)!r}: there is no such folder")
+            hub = f"; one on the hub is hf://datasets/{root}" if on_the_hub(str(root)) else ""
+            raise DataError(f"{section}.root = {str(root)!r}: there is no such folder{hub}")
         if not path.is_file():
             raise DataError(
                 f"{section}.root = {str(root)!r}: holds no {METADATA} (one JSON object per "

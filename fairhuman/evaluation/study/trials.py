@@ -109,6 +109,7 @@ def make_trials(study: Study, overrides: Sequence[str] = ()) -> list[Trial]:
                         f"train.steps={last}",
                         f"train.validate_every={every}",
                         "train.sample_every=0",
+                        "train.push_to_hub=null",
                         "train.keep_checkpoints=1",
                         "train.resume=auto",
                     ],
