@@ -124,8 +124,11 @@ def read_index(folder: Path) -> Index:
         raise OutputError(f"data.cache: {folder} cannot be read: {reason(error)}") from error
     with ThreadPoolExecutor(_THREADS) as pool:
         found = list(pool.map(lambda name: _read_table(folder / name), names))
-    usable = [_Shard(name, table) for name, table in zip(names, found, strict=True)
-              if not isinstance(table, str)]  # fmt: skip
+    usable = [
+        _Shard(name, table)
+        for name, table in zip(names, found, strict=True)
+        if not isinstance(table, str)
+    ]
     return _index_of(usable, [line for line in found if isinstance(line, str)])
 
 
