@@ -177,6 +177,7 @@ def same(found: Path, expected: Path) -> None:
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
+@pytest.mark.nightly
 def test_a_hostfile_over_ssh(machines: Machines, one_machine: Path, tmp_path: Path) -> None:
     for name in ("hostfile", ".deepspeed_env"):
         (machines.clone / name).write_text(machines.here(FILES[name]))

@@ -484,7 +484,7 @@ def test_a_study_tells_what_its_runs_have_measured_and_keeps_them(tmp_path: Path
     assert (stamp.parent / "mine.txt").read_text() == "keep"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_that_holds_out_too_little_is_named_before_it_trains(tmp_path: Path) -> None:
     draw_people(tmp_path / "people", 32, 64, TRAINED)
     records, _ = load_records(tmp_path / "people", Reading(("face", "hand")))

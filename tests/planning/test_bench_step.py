@@ -12,7 +12,7 @@ from gpu import check
 from ranks import run_ranks
 from small_unet import TINY
 
-pytestmark = pytest.mark.slow  # the table takes a minute
+pytestmark = [pytest.mark.slow, pytest.mark.nightly]  # the table takes a minute
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -121,7 +121,7 @@ def stepped(people: str, model: str) -> dict[Way, Any]:
     return results
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_step_of_two_ranks_moves_all_adapters_along_the_objectives_gradients(
     people: Path, tiny_model: Path
 ) -> None:
