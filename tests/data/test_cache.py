@@ -154,7 +154,8 @@ def stale_or_damaged(people: str, model: str, cache: Path) -> None:
     assert count() == (latents, [])  # not one of the old ones is taken
 
     (folder,) = cache.glob("captions-*")
-    cut, whole = (folder / name for name in read_index(folder).names)
+    # Asked on one rank, before that one damages them.
+    cut, whole = (folder / name for name in on_rank0(lambda: read_index(folder).names))
     killed = whole.with_name(f"0123{SUFFIX}.partial")
 
     @on_rank0

@@ -176,7 +176,7 @@ def test_records_and_digests_are_those_of_the_folder(
     expected = {
         line["file_name"]: hashlib.blake2b(
             (folder / line["file_name"]).read_bytes(), digest_size=20
-        ).hexdigest()
+        ).digest()
         for line in rows(folder)
     }
     assert image_digests(records, "full") == image_digests(records, "full") == expected
