@@ -120,7 +120,7 @@ def _entries_of(node: Mapping[str, Any]) -> Any:
     """Return the schema of a list's entries that are mappings."""
     for option in _options(node):
         items = option.get("items")
-        if isinstance(items, dict) and "anyOf" in items:
+        if isinstance(items, dict) and ("anyOf" in items or "$ref" in items):
             return items
     return None
 
@@ -144,6 +144,8 @@ def _type(node: Mapping[str, Any]) -> str:
             found.append(f"list of {len(option['items'])} {names[option['items'][0]['type']]}s")
         elif kind == "array" and "anyOf" in option["items"]:
             found.append("list of text or mappings")
+        elif kind == "array" and "$ref" in option["items"]:
+            found.append("list of mappings")
         elif kind == "array":
             found.append(f"list of {names[option['items']['type']]}s".replace("texts", "text"))
         elif kind == "object":

@@ -138,9 +138,11 @@ def test_settings_of_other_trainers_have_their_names_here(monkeypatch: pytest.Mo
     assert len(named_here) > 50
     for word in named_here:
         key, _, value = word.partition(": ")
-        place: Any = load_config(Path("configs/sdxl_lora.yaml"), [f"{key}={value}"] * bool(value))
+        overrides = ["data.root=null", "data.sources=[{root: x}]"]
+        overrides += [f"{key}={value}"] * bool(value)
+        place: Any = load_config(Path("configs/sdxl_lora.yaml"), overrides)
         for part in key.split("."):
-            place = getattr(place, part)
+            place = getattr(place[0] if isinstance(place, list) else place, part)
     (targets,) = re.findall(r"`(model\.lora\.targets=.+?)`", text)
     load_config(Path("configs/sdxl_lora.yaml"), [targets])
 

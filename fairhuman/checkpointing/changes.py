@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,7 @@ _HELD_OUT = (
     "model.prediction_type",
     "noise.zero_terminal_snr",
     *(f"data.{key}" for key in ("root", "validation", "resolution", "buckets", "bucket_step")),
+    *(f"data.sources[].{key}" for key in ("root", "columns", "caption_prefix")),
     *(f"data.{key}" for key in ("max_aspect", "mask_margin", "unannotated", "on_error", "columns")),
     *(key for key in _MEASURED if key.startswith("objectives.") and key != "objectives.scale"),
 )
@@ -89,7 +91,9 @@ class Changes:
     @property
     def remeasures(self) -> bool:
         """Whether held-out losses are no longer to be compared with those of before."""
-        return any(change.key in _HELD_OUT for change in self.found)
+        # A source that comes or goes is named as a whole.
+        kept = (*_HELD_OUT, "data.sources[]")
+        return any(re.sub(r"\[\d+\]", "[]", change.key) in kept for change in self.found)
 
     def check(self, folder: Path) -> None:
         """Check that the checkpoint's weights mean the same in this run.
@@ -136,7 +140,11 @@ def changes(old: Mapping[str, Any], config: Config) -> Changes:
     """
     found = []
     for key, before, now in _leaves(old, config, ""):
-        if key == "deepspeed":
+        if key == "data.sources":
+            found += [Change(*parts) for parts in _source_changes(old, config)]
+        elif key == "data.root" and (config.data.sources or _written(old, "sources")):
+            continue  # one data set is a list of one
+        elif key == "deepspeed":
             found += [Change(*parts) for parts in _differences(before, now, key)]
         elif key not in _OF_THE_START and _plain(before) != _plain(now):
             found.append(Change(key, before, now))
@@ -168,6 +176,32 @@ def _leaves(old: Any, section: BaseModel, prefix: str) -> Iterator[tuple[str, An
         else:
             default = None if field.is_required() else field.default
             yield f"{prefix}{name}", old.get(name, default), now[name]
+
+
+def _written(old: Mapping[str, Any], key: str) -> Any:
+    """Return a key of the section data as it was written."""
+    data = old.get("data")
+    return data.get(key) if isinstance(data, Mapping) else None
+
+
+def _source_changes(old: Mapping[str, Any], config: Config) -> Iterator[tuple[str, Any, Any]]:
+    """Yield what of the data sets is otherwise, where either config lists several."""
+    before = _written(old, "sources") or []
+    if not (before or config.data.sources):
+        return
+    if not before and (root := _written(old, "root")):
+        before = [{"root": root}]
+    now = list(config.data.named_sources.values())
+    for place in range(max(len(before), len(now))):
+        key = f"data.sources[{place}]"
+        if place < min(len(before), len(now)):
+            yield from (
+                leaf for leaf in _leaves(before[place], now[place], f"{key}.") if leaf[1] != leaf[2]
+            )
+        elif place < len(before):
+            yield key, before[place], None
+        else:
+            yield key, None, now[place].model_dump(mode="json", exclude_defaults=True)
 
 
 def _differences(old: Any, new: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
@@ -244,6 +278,6 @@ def _effect(change: Change, config: Config, progress: Progress) -> str:
         return f"{then}; the loss scale stays"
     if key == "train.seed":
         return f"{then}: order, noise and what is held out follow it"
-    if key == "data.root":
+    if key == "data.root" or key.startswith("data.sources["):
         return f"{then}: the data continue at sample {progress.samples_seen} of the new order"
     return then

@@ -63,7 +63,8 @@ def check_base(folder: Path, manifest: Manifest, base: str | None, setup: Setup)
     if alike and manifest.base and manifest.base != base:
         raise ConfigError(
             f"model.pretrained: {folder} was trained on another base model of the same shapes; "
-            "give the one that the run was started from, or another train.output_dir to start over"
+            "give the one that the run was started from, with its model.quantize, or another "
+            "train.output_dir to start over"
         )
 
 

@@ -16,6 +16,7 @@ from fairhuman.common.errors import OutputError, UserError
 
 if TYPE_CHECKING:
     from fairhuman.curation.inspection.inspect import View
+    from fairhuman.models.families.protocol import Family
 
 
 def add(commands: Any) -> None:
@@ -39,9 +40,19 @@ def add(commands: Any) -> None:
     annotate.add_argument(
         "--detector",
         default="mediapipe",
-        help="mediapipe, yolo, or yours as module:Class; default: mediapipe",
+        help="mediapipe, yolo, dwpose, or yours as module:Class; default: mediapipe",
     )
     annotate.add_argument("--threshold", type=float, default=0.5, help="minimum confidence")
+    annotate.add_argument(
+        "--person-weights",
+        type=Path,
+        help="YOLOX as an .onnx file, which finds the people for --detector dwpose",
+    )
+    annotate.add_argument(
+        "--pose-weights",
+        type=Path,
+        help="RTMW or DWPose as an .onnx file, whose 133 keypoints --detector dwpose takes",
+    )
     annotate.add_argument(
         "--face-weights", type=Path, help="weights of a YOLO detector, for --detector yolo"
     )
@@ -52,10 +63,51 @@ def add(commands: Any) -> None:
         "--trust-weights", action="store_true", help="load pickled weights, which can run code"
     )
     annotate.add_argument(
+        "--sam",
+        metavar="MODEL",
+        help="draw the masks with a SAM of transformers, in the boxes that the detector finds: a "
+        "folder, or a name on the hub",
+    )
+    annotate.add_argument(
         "--force", action="store_true", help="also replace annotations that a human edited"
     )
-    annotate.add_argument("--jobs", type=int, help="processes; default: one per core")
+    annotate.add_argument(
+        "--jobs",
+        type=int,
+        help="processes; default: one per core, and 1 with dwpose or --sam, which use all cores",
+    )
     annotate.set_defaults(run=_annotate)
+
+    caption = commands.add_parser("caption", help="have a model describe the images of a folder")
+    caption.add_argument("folder", type=Path, help="a data set, or a folder of images")
+    caption.add_argument(
+        "--model",
+        required=True,
+        help="an image-text-to-text model of transformers: a folder, or a name on the hub",
+    )
+    caption.add_argument(
+        "--prompt",
+        help="what the model is asked; default: to describe the image in one or two sentences, "
+        "and nothing where it has no chat template",
+    )
+    caption.add_argument(
+        "--prefix", default="", metavar="TEXT", help="put in front of every caption"
+    )
+    caption.add_argument(
+        "--trigger",
+        action="append",
+        default=[],
+        metavar="WORDS",
+        help="put in front of every caption that does not hold them; may be repeated",
+    )
+    caption.add_argument("--batch-size", type=int, default=8, help="images at a time; default: 8")
+    caption.add_argument(
+        "--max-tokens", type=int, default=128, help="the longest answer; default: 128"
+    )
+    caption.add_argument(
+        "--overwrite", action="store_true", help="also replace captions that a model wrote"
+    )
+    caption.set_defaults(run=_caption)
 
     pack = commands.add_parser("pack", help="convert a data set to Parquet or WebDataset shards")
     pack.add_argument("folder", type=Path, help="a data set: a folder with metadata.jsonl")
@@ -147,6 +199,7 @@ def _export_annotations(args: argparse.Namespace) -> None:
 
 
 def _annotate(args: argparse.Namespace) -> int:
+    from fairhuman.common.quiet import quiet
     from fairhuman.curation.annotation.annotate import annotate
     from fairhuman.curation.annotation.detector import DetectorChoice
 
@@ -154,15 +207,68 @@ def _annotate(args: argparse.Namespace) -> int:
         raise UserError(f"--threshold {args.threshold}: must be between 0 and 1")
     if args.jobs is not None and args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: must be at least 1")
-    settings = {"threshold": args.threshold}
-    weights = {"face_weights": args.face_weights, "hand_weights": args.hand_weights}
-    if args.detector == "yolo":
-        settings |= weights | {"trust_weights": args.trust_weights}
-    elif any(weights.values()) or args.trust_weights:
-        raise UserError("--face-weights, --hand-weights and --trust-weights need --detector yolo")
-    choice = DetectorChoice(args.detector, settings)
+    choice = DetectorChoice(args.detector, _detector_settings(args), args.sam)
+    jobs = 1 if args.jobs is None and (args.detector == "dwpose" or args.sam) else args.jobs
+    if args.sam:
+        quiet()
     try:
-        done = annotate(args.folder, choice, force=args.force, jobs=args.jobs)
+        done = annotate(args.folder, choice, force=args.force, jobs=jobs)
+    except KeyboardInterrupt:
+        print(
+            f"fairhuman: stopped; run the same command to continue with {args.folder}",
+            file=sys.stderr,
+        )
+        return 130
+    print("\n".join(done.lines()))
+    return 0
+
+
+def _detector_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of the detector's constructor.
+
+    Raises:
+        UserError: there are some that belong to another detector.
+    """
+    yolo = {
+        "face_weights": args.face_weights,
+        "hand_weights": args.hand_weights,
+        "trust_weights": args.trust_weights,
+    }
+    dwpose = {"person_weights": args.person_weights, "pose_weights": args.pose_weights}
+    settings: dict[str, Any] = {"threshold": args.threshold}
+    for detector, own in (("yolo", yolo), ("dwpose", dwpose)):
+        if args.detector == detector:
+            settings |= own
+        elif any(own.values()):
+            *first, last = (f"--{name.replace('_', '-')}" for name in own)
+            raise UserError(f"{', '.join(first)} and {last} need --detector {detector}")
+    return settings
+
+
+def _caption(args: argparse.Namespace) -> int:
+    from fairhuman.common.quiet import quiet
+    from fairhuman.curation.captioning.caption import caption_folder
+    from fairhuman.curation.captioning.captioner import Captioner
+    from fairhuman.curation.captioning.wording import Wording, one_line
+    from fairhuman.curation.pretrained import public_name
+
+    for flag, value in (("--batch-size", args.batch_size), ("--max-tokens", args.max_tokens)):
+        if value < 1:
+            raise UserError(f"{flag} {value}: must be at least 1")
+    quiet()
+    by = public_name(args.model)
+    if args.prompt is not None:
+        by += f", asked: {args.prompt}"
+    wording = Wording(one_line(args.prefix), [*filter(None, map(one_line, args.trigger))])
+    try:
+        done = caption_folder(
+            args.folder,
+            by,
+            lambda: Captioner(args.model, args.prompt, args.max_tokens),
+            wording,
+            batch_size=args.batch_size,
+            overwrite=args.overwrite,
+        )
     except KeyboardInterrupt:
         print(
             f"fairhuman: stopped; run the same command to continue with {args.folder}",
@@ -212,7 +318,6 @@ def _column(text: str) -> tuple[str, str]:
 def _inspect(args: argparse.Namespace) -> int:
     from fairhuman.curation.inspection.findings import KINDS
     from fairhuman.curation.inspection.inspect import inspect, write_page
-    from fairhuman.models.families.sdxl.captions import load_tokenizers
 
     for kind in args.allow:
         if kind not in KINDS:
@@ -221,7 +326,8 @@ def _inspect(args: argparse.Namespace) -> int:
         raise UserError("--train-view and --config go together: the crop is the config's")
     view = _view(args)
     if args.model:
-        view = replace(view, tokenizers=load_tokenizers(args.model))
+        model = _tokenized(args)
+        view = replace(view, counter=model, cell=model.cell)
     out = args.out or args.folder / "inspect.html"
     if out.parent.is_dir() and not os.access(out.parent, os.W_OK):
         raise OutputError(f"{out}: cannot be written there; name another place with --out")
@@ -235,15 +341,29 @@ def _inspect(args: argparse.Namespace) -> int:
     return 1 if mistakes else 0
 
 
+def _tokenized(args: argparse.Namespace) -> Family:
+    """Return the model of --model, which reads captions as the config says, where there is one."""
+    from fairhuman.common.quiet import quiet
+    from fairhuman.config import Model, load_config
+    from fairhuman.models.families.keys import Keys
+    from fairhuman.models.families.tokenized import tokenized
+
+    quiet()
+
+    settings = load_config(args.config).model if args.config else Model(pretrained=args.model)
+    changed = settings.model_copy(update={"pretrained": args.model})
+    return tokenized(changed, Keys("--model", "--config"))
+
+
 def _view(args: argparse.Namespace) -> View:
     """Return how a data set is looked at: by --config, --resolution and --epoch."""
-    from fairhuman.config import load_config
+    from fairhuman.config.load import load_for
     from fairhuman.curation.inspection.inspect import View
 
     if not args.config:
         return View.plain(args.folder, args.resolution or 1024)
     sized = [f"data.resolution={args.resolution}"] if args.resolution else []
-    return View.of(load_config(args.config, [f"data.root={args.folder}", *sized]), args.epoch)
+    return View.of(load_for(args.folder, args.config, sized), args.epoch)
 
 
 def _review(args: argparse.Namespace) -> None:

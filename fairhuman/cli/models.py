@@ -46,6 +46,11 @@ def add(commands: Any) -> None:
         metavar="FOLDER",
         help="an SDXL in diffusers' layout that describes a single file; default: SDXL base",
     )
+    generate.add_argument(
+        "--quantize",
+        choices=["int8", "nf4"],
+        help="keep the transformer blocks in 8 or 4 bits per weight; default: whole",
+    )
     generate.add_argument("--batch-size", type=int, default=4, help="images per batch")
     generate.add_argument(
         "--lora", type=Path, help="OUT/final of a LoRA, a .safetensors file, or a hub name"
@@ -141,6 +146,7 @@ def _generate(args: argparse.Namespace) -> int:
             source = Source(
                 model=args.model,
                 config=args.config,
+                quantize=args.quantize,
                 lora=args.lora,
                 lora_scale=args.lora_scale,
                 controlnet=args.controlnet,

@@ -107,6 +107,11 @@ def _try(folder: Path, lock: list[FolderLock]) -> str | None:
         lock.append(FolderLock(folder, "filling data.cache"))
     except FolderInUseError as error:
         return str(error).partition(";")[0]
+    except OutputError as error:
+        raise OutputError(
+            f"data.cache: lacks what this run asks for, and {error}; make it writable, or give a "
+            "copy that has all"
+        ) from error
     return None
 
 

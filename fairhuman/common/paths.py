@@ -10,7 +10,7 @@ from typing import TypeVar
 from fairhuman.common.errors import UserError
 
 T = TypeVar("T", str, Path)
-_TEXTS = ("prompt", "negative")  # arguments that are no paths, whatever they begin with
+_TEXTS = ("prompt", "negative", "prefix", "trigger")  # no paths, whatever they begin with
 
 
 def at_home(path: T) -> T:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+import yaml
+
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _PLACES = ("pretrained", "config", "vae", "control", "weights", "root", "output_dir", "resume")
 
@@ -32,11 +34,22 @@ def redacted(tree: Any) -> Any:
     return tree
 
 
+def _redacted_yaml(text: str) -> str:
+    try:
+        tree = redacted(yaml.safe_load(text))
+    except yaml.YAMLError:
+        return "…"
+    return yaml.safe_dump(tree, default_flow_style=True, sort_keys=False, width=10**9).strip()
+
+
 def redacted_overrides(overrides: Sequence[str]) -> list[str]:
     """Return a command line's section.key=value, with paths reduced likewise."""
     shown = []
     for override in overrides:
         key, equals, value = override.partition("=")
         last = key.rpartition(".")[2]
-        shown.append(key + equals + str(redacted({last: value})[last]))
+        if value[:1] in ("[", "{") and "/" in value:
+            shown.append(f"{key}={_redacted_yaml(value)}")
+        else:
+            shown.append(key + equals + str(redacted({last: value})[last]))
     return shown

@@ -16,6 +16,7 @@ from fairhuman.config.schema import (
     Probability,
     Seed,
 )
+from fairhuman.config.source import Source
 
 __all__ = [
     "QUARTERS",
@@ -30,6 +31,7 @@ __all__ = [
     "Probability",
     "SamplePrompt",
     "Seed",
+    "Source",
     "change_keys",
     "held_out_keys",
     "load_config",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fairhuman.common.quoting import shown, shown_key
 from fairhuman.config.deepspeed_section import deepspeed_problems
 from fairhuman.config.names import column_names, held_out_keys
-from fairhuman.config.schema import Config, Fairness, Lora, Optimizer
+from fairhuman.config.schema import Config, Data, Fairness, Lora, Optimizer
 from fairhuman.config.yaml_settings import near
 from fairhuman.fairness.rules import NATIVE, WITH_ALPHA
 
@@ -41,6 +41,16 @@ def _model_conflicts(config: Config) -> list[str]:
             f"model.method = {model.method!r}: model.lora is for method=lora; set that, or "
             "remove model.lora"
         )
+    if model.quantize and model.method != "lora":
+        problems.append(
+            f"model.quantize = {model.quantize!r}: is for the frozen base of method=lora, and "
+            f"model.method is {model.method!r}; remove it"
+        )
+    if model.quantize and model.lora.kind not in ("lora", "rslora"):
+        problems.append(
+            f"model.quantize = {model.quantize!r}: model.lora.kind = {model.lora.kind!r} reads the "
+            "base's weights themselves; use kind=lora or rslora, or remove model.quantize"
+        )
     if model.lora.kind == "rslora" and model.lora.alpha is None:
         problems.append(
             "model.lora.alpha = None: kind=rslora scales by alpha / sqrt(rank); give a number, "
@@ -71,12 +81,15 @@ def _model_conflicts(config: Config) -> list[str]:
 
 
 def _data_conflicts(config: Config) -> list[str]:
-    data, problems = config.data, []
+    data, problems = config.data, _source_conflicts(config.data)
     columns = column_names(config.objectives.regions)
-    for name in data.columns:
+    named = {"data": data.columns}
+    for place, source in enumerate(data.sources):
+        named[f"data.sources[{place}]"] = source.columns or {}
+    for key, name in ((key, name) for key, names in named.items() for name in names):
         if name not in columns:
             problems.append(
-                f"data.columns.{shown_key(name)}: there is no such column{near(name, columns)}; "
+                f"{key}.columns.{shown_key(name)}: there is no such column{near(name, columns)}; "
                 f"they are {', '.join(columns)}"
             )
     if data.buckets and data.resolution % data.bucket_step:
@@ -95,6 +108,46 @@ def _data_conflicts(config: Config) -> list[str]:
     for key, side in sides.items():
         if config.model.method == "t2i_adapter" and side % 16:
             problems.append(f"{key} = {side}: must be a multiple of 16 for method=t2i_adapter")
+    return problems
+
+
+_NEAR_ONE = 1e-3
+"""How far the shares of all sources may be from 1: thirds are written 0.333."""
+
+
+def _source_conflicts(data: Data) -> list[str]:
+    """Return what of the data sets cannot be, one line each."""
+    if not data.sources:
+        missing = "data.root: is missing and has no default; give it, or data.sources"
+        return [] if data.root is not None else [missing]
+    problems = []
+    if data.root is not None:
+        problems.append(
+            f"data.sources: data.root = {shown(data.root)} is given too; set that to null, or "
+            "data.sources to []"
+        )
+    if data.split is not None:
+        problems.append(
+            f"data.split = {shown(data.split)}: is of data.root; give each of data.sources its own"
+        )
+    for place, source in enumerate(data.sources):
+        if source.share is not None and source.repeats != 1:
+            problems.append(
+                f"data.sources[{place}].repeats = {source.repeats}: share = {source.share:g} says "
+                "how often its samples come; give one of them"
+            )
+    given = [source.share for source in data.sources if source.share is not None]
+    total = sum(given)
+    if len(given) == len(data.sources) and abs(total - 1) > _NEAR_ONE:
+        problems.append(
+            f"data.sources: their shares come to {total:.4g}, not to 1; change them, or leave out "
+            "that of a source which is to have the rest"
+        )
+    if given and len(given) < len(data.sources) and total >= 1 - 1e-9:
+        problems.append(
+            f"data.sources: the shares come to {total:.4g}, and leave nothing for the sources "
+            "without one; make them smaller"
+        )
     return problems
 
 

@@ -48,6 +48,25 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return config
 
 
+def load_for(folder: Path, path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a config as if `folder` were its one data set; one of its sources keeps its columns.
+
+    Raises:
+        ConfigError: every problem found, one line each.
+    """
+    data = read_yaml(config_file(path)).get("data")
+    if not (isinstance(data, dict) and data.get("sources")):
+        return load_config(path, [*overrides, f"data.root={folder}"])
+    config = load_config(path, overrides)
+    columns = next(
+        (s.columns for s in config.data.sources if Path(s.root).resolve() == folder.resolve()), None
+    )
+    alone: dict[str, Any] = {"root": str(folder), "sources": []}
+    if columns is not None:
+        alone["columns"] = columns
+    return config.model_copy(update={"data": config.data.model_copy(update=alone)})
+
+
 def training_configs(folder: Path) -> list[Path]:
     """Return a folder's training configs: all YAML files but studies."""
     return [path for path in sorted(folder.glob("*.yaml")) if "arms" not in read_yaml(path)]

@@ -15,6 +15,7 @@ from fairhuman.common.files import write_text
 from fairhuman.common.hub import repository
 from fairhuman.common.quoting import shown
 from fairhuman.config.sample_prompt import PictureSize, SamplePrompt, SamplerSteps, Scale
+from fairhuman.config.source import Source
 from fairhuman.config.yaml_settings import (
     Name,
     PathText,
@@ -123,6 +124,12 @@ class Model(Section):
     still be drawn with more."""
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
     """What the UNet predicts; null takes it from the model's scheduler."""
+    quantize: Literal["int8", "nf4"] | None = None
+    """method=lora: keep the linear layers of the frozen transformer blocks in 8 or 4 bits per
+    weight (8.1 and 4.5 with their scales), which takes about a half or a quarter of their memory.
+    They are restored for each operation, which takes time. `nf4` is QLoRA's 4-bit type (arXiv
+    2305.14314) and rounds weights by about 9 %, `int8` by 0.7 %. Samples and held-out losses are
+    those of the quantized base; the LoRA is saved as any other, for the whole one."""
     gradient_checkpointing: bool = False
     """Recompute activations in every backward pass: less memory. `exact` takes 8/7 of the
     time, or 10/7 where objectives do not share what is recomputed: with ZeRO-3, offload, or text
@@ -149,21 +156,26 @@ class Model(Section):
 class Data(Section):
     """The training data and how images are cropped, augmented and cached."""
 
-    root: PathText
+    root: PathText | None = None
     """A folder with metadata.jsonl (the imagefolder convention), or of shards that hold the images:
     Parquet, a dataset of Hugging Face saved by save_to_disk, or WebDataset's tars. Or such a folder
     of a dataset on the Hugging Face hub, downloaded to the hub's cache:
     hf://datasets/OWNER/NAME[@REVISION][/FOLDER]; without FOLDER it is the first of the repository
-    itself, `data` and `train` that holds any of these."""
+    itself, `data` and `train` that holds any of these. One of data.root and data.sources must be
+    given."""
     split: Name | None = None
     """Of Parquet shards named SPLIT-00000-of-00012.parquet, which to train on; null: the only
     split."""
+    sources: Annotated[list[Source], Field(max_length=1000)] = []
+    """Several data sets that are trained on together, in place of data.root. An epoch is as many
+    samples as they have, each counted as often as it is repeated; in every batch they are mixed in
+    these proportions."""
     resolution: Annotated[int, Field(ge=64, le=8192, multiple_of=8)] = 1024
     """Side of the square training image, in pixels."""
     buckets: bool = False
     """Train every image in the bucket nearest to its aspect ratio instead of a square: sizes of
-    about the square's area. All images of a step are from one bucket, and every image is used
-    equally often."""
+    about the square's area. All images of a step are from one bucket, and every image of a source
+    is used equally often."""
     bucket_step: Annotated[int, Field(ge=8, le=8192, multiple_of=8)] = 64
     """The sides of buckets are multiples of this, in pixels."""
     max_aspect: Annotated[float, Field(ge=1, le=100)] = 2.5
@@ -176,15 +188,15 @@ class Data(Section):
     on_error: Literal["fail", "skip"] = "fail"
     """A sample that cannot be used: stop before training, or leave it out, counted and logged."""
     outside: Literal["error", "allow"] = "error"
-    """Images, masks and control images outside data.root: absolute names, names with .., and links
-    that lead out of it."""
+    """Images, masks and control images outside the folder of their data set: absolute names, names
+    with .., and links that lead out of it."""
     check: Literal["full", "header", "trust"] = "full"
     """How the files are checked before training: `full` decodes each one, `header` reads its header
     alone. What was found is kept in an index, and a file that has not changed since, by its size
     and time, is not opened again. `trust` does not ask for size and time either."""
     index: PathText | None = None
-    """The index's folder; null: `.fairhuman` in data.root or, where that cannot be written, in the
-    user's cache folder."""
+    """The index's folder; null: `.fairhuman` in the data set's folder or, where that cannot be
+    written, in the user's cache folder. Of several sources each has a folder of its own in it."""
     crop: Literal["center", "random", "regions", "zoom"] = "center"
     """`regions` draws among the crops that keep the most faces and hands whole. `zoom` does so too,
     and shows a share of the samples closer, around one of their regions."""
@@ -196,7 +208,8 @@ class Data(Section):
     as they are."""
     region_share: Probability | None = None
     """Share of the samples that show a region, in every batch on average. To reach it, samples with
-    regions are repeated or the others are left out. Null: as in the data set."""
+    regions are repeated or the others are left out. Shares of data.sources hold with it, and may
+    rule it out, which is told. Null: as in the data set."""
     flip: bool = False
     """Mirror half of the samples, with their masks, boxes and control images."""
     caption_dropout: Probability = 0.0
@@ -215,10 +228,20 @@ class Data(Section):
     cache: PathText | None = None
     """A folder for the latents and encoded captions of everything that the run will draw, built
     before its first step; null: none. The VAE and the text encoders then leave the GPU except to
-    draw samples; text encoders that are trained stay, and captions are then not cached. Results are
-    bit-identical with and without the cache. Runs may share it; entries of another image, crop or
-    model are never used. Every crop has its own latents: with crop=center there is one entry per
-    image, or two with flip."""
+    draw samples; text encoders that are trained stay, and captions are then not cached. Runs may
+    share it; entries of another image, crop or model are never used. Every crop has its own
+    latents: with crop=center there is one entry per image, or two with flip."""
+    cache_precision: Literal["fp16", "bf16", "fp32"] = "fp16"
+    """What the latents in the cache are stored in; captions stay in the text encoders' type. With
+    fp32 results are bit-identical with and without the cache. fp16 takes half the disk and changes
+    each number by 0.05 % at most, bf16 by 0.4 %."""
+
+    @property
+    def named_sources(self) -> dict[str, Source]:
+        """Return the data sets by the section that describes them: data, or data.sources[0] …."""
+        if self.root is not None:
+            return {"data": Source(root=self.root, split=self.split)}
+        return {f"data.sources[{place}]": source for place, source in enumerate(self.sources)}
 
 
 class Objectives(Section):
@@ -412,9 +435,10 @@ class Train(Section):
     steps: Positive | None = None
     """Total optimizer steps. Give this or train.epochs."""
     epochs: Annotated[float, Field(gt=0, le=1e6)] | None = None
-    """How many times the run sees each training image, in place of train.steps. The steps follow
-    from the number of images and the global batch; they are logged, and in OUT/config.yaml. A run
-    that is resumed with another batch still ends after as many samples."""
+    """How many times the run sees each training image (each as often as data.sources repeats it),
+    in place of train.steps. The steps follow from the number of images and the global batch; they
+    are logged, and in OUT/config.yaml. A run that is resumed with another batch still ends after as
+    many samples."""
     batch_size: Batch = 1
     """Samples per rank and micro-batch."""
     gradient_accumulation: Batch = 1

@@ -110,7 +110,7 @@ def draw_outlines(outlines: Sequence[Sequence[Point]], size: tuple[int, int]) ->
     """Return a mask [H, W], 255 within the outlines and the flesh around them."""
     mask = Image.new("L", size)
     pen = ImageDraw.Draw(mask)
-    for outline in outlines:
+    for outline in filter(None, outlines):
         box = around(outline, 0.0)
         radius = FLESH * max(box[2], box[3])
         if len(outline) > 2:

@@ -1,63 +1,85 @@
-"""What the frozen models make of a data set, on disk: a safetensors file per posterior or caption.
+"""What the frozen models make of a data set, on disk: posteriors and encoded captions, in shards.
 
-A file's name is a digest of all that its content depends on: the image file's bytes, how the image
-is placed, the text, and the models. So what is stale is never found, and runs may share a folder.
+An entry's key is a digest of all that its content depends on: the image file's bytes, how the image
+is placed, the text, the models, and the type of the stored numbers. So what is stale is never
+found, and runs may share a folder. In it, each model has a folder of shards.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from safetensors import SafetensorError, safe_open
+import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from fairhuman.common.errors import OutputError
-from fairhuman.common.files import as_output_error, replacing
+from fairhuman.common.units import DTYPES
+from fairhuman.data.cache_shards import Shards, damaged
+from fairhuman.data.keys import BYTES
 from fairhuman.data.records import Record
 from fairhuman.data.transform import Placement
 from fairhuman.models.encoded import Posterior
 
 # To be raised when the same inputs come to give other tensors.
-VERSION = 2
+VERSION = 3
 
 
-@dataclass(frozen=True)
 class Cache:
-    """The cache of one data set under one model."""
+    """The cache of one data set under one model.
 
-    folder: Path
-    vae: str
-    """Digest of the VAE."""
-    text: str | None
-    """Digest of the tokenizers and text encoders; None: they are trained, and captions not kept."""
-    prompt_type: type[Any]
-    """The class of encoded captions, a NamedTuple."""
-    images: Mapping[str, str]
-    """Digest of each record's image file, by the record's id."""
+    Args:
+        folder: `data.cache`.
+        precision: `data.cache_precision`.
+        vae: digest of the VAE.
+        text: digest of the tokenizers and text encoders; None: they are trained, and captions not
+            kept.
+        prompt_type: the class of encoded captions, a NamedTuple.
+        images: digest of each record's image file, by the record's id.
+    """
 
-    def posterior_path(self, record: Record, placement: Placement) -> Path:
-        """Return where the posterior of a placed image is, or would be."""
-        image = self.images[record.id]
-        return self._path("latents", self.vae, image, repr(astuple(placement)))
+    def __init__(
+        self,
+        folder: Path,
+        precision: str,
+        vae: str,
+        text: str | None,
+        prompt_type: type[Any],
+        images: Mapping[str, bytes],
+    ) -> None:
+        self.folder = folder
+        self.dtype = DTYPES[precision]
+        """Of the stored posteriors."""
+        self.prompt_type, self._images = prompt_type, images
+        self._vae, self._text = (str(VERSION), "latents", precision, vae), text
+        self.latents = Shards(folder / f"latents-{precision}-{_short(*self._vae)}")
+        self.captions = None
+        if text:
+            self.captions = Shards(folder / f"captions-{_short(str(VERSION), 'text', text)}")
 
-    def prompt_path(self, caption: str | None) -> Path:
-        """Return where an encoded caption is, or would be; None is a dropped one."""
-        assert self.text is not None, "captions are not kept"
+    def posterior_key(self, record: Record, placement: Placement) -> bytes:
+        """Return the key of the posterior of a placed image."""
+        return _digest(*self._vae, self._images[record.id].hex(), repr(astuple(placement)))
+
+    def prompt_key(self, caption: str | None) -> bytes:
+        """Return the key of an encoded caption; None is a dropped one."""
+        assert self._text is not None, "captions are not kept"
         words = ("dropped",) if caption is None else ("caption", caption)
-        return self._path("text", self.text, *words)
+        return _digest(str(VERSION), "text", self._text, *words)
 
     def posterior(self, record: Record, placement: Placement) -> Posterior:
-        """Read a posterior, as a batch of one.
+        """Read a posterior, as a batch of one in float32.
 
         Raises:
             OutputError: it is not there, or damaged.
         """
-        return Posterior(**_read(self.posterior_path(record, placement)))
+        read = _read(self.latents, self.posterior_key(record, placement))
+        return Posterior(**{name: tensor.float() for name, tensor in read.items()})
 
     def prompt(self, caption: str | None) -> Any:
         """Read an encoded caption, as a batch of one; None where captions are not kept.
@@ -65,41 +87,45 @@ class Cache:
         Raises:
             OutputError: it is not there, or damaged.
         """
-        return self.prompt_type(**_read(self.prompt_path(caption))) if self.text else None
-
-    def _path(self, kind: str, *parts: str) -> Path:
-        text = "\0".join((str(VERSION), *parts))
-        name = hashlib.blake2b(text.encode(), digest_size=20).hexdigest()
-        return self.folder / kind / name[:2] / f"{name}.safetensors"
+        if self.captions is None:
+            return None
+        return self.prompt_type(**_read(self.captions, self.prompt_key(caption)))
 
 
-def write(path: Path, tensors: Any) -> None:
-    """Write a NamedTuple of tensors as a file of the cache, whole or not at all.
+def as_stored(posterior: Posterior, dtype: torch.dtype) -> Posterior:
+    """Return a posterior in the type that it is stored in.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the type cannot hold its numbers.
     """
+    stored = Posterior(*(tensor.to(dtype) for tensor in posterior))
+    for before, after in zip(posterior, stored, strict=True):
+        if (after.isinf() & before.isfinite()).any():
+            name = next(name for name, known in DTYPES.items() if known == dtype)
+            raise OutputError(
+                f"data.cache_precision={name}: the VAE returns numbers up to "
+                f"{before.abs().max().item():.3g}, which {name} cannot hold; set bf16 or fp32"
+            )
+    return stored
+
+
+def encode(tensors: Any) -> bytes:
+    """Return a NamedTuple of tensors as the content of an entry."""
     content = {name: tensor.cpu().contiguous() for name, tensor in tensors._asdict().items()}
-    with as_output_error(path.parent, "data.cache: cannot be written"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    # Not waiting for the disk: `is_whole` finds what a power cut left short.
-    with replacing(path, shared=True, sync=False) as aside:
-        aside.write_bytes(safetensors.torch.save(content))
+    return safetensors.torch.save(content)
 
 
-def is_whole(path: Path) -> bool:
-    """Return whether a file of the cache is there, as long as its header says."""
+def _read(shards: Shards, key: bytes) -> dict[str, Tensor]:
+    path, content = shards.read(key)
     try:
-        with safe_open(path, framework="pt"):
-            return True
-    except (OSError, SafetensorError):
-        return False
+        return safetensors.torch.load(content)
+    except SafetensorError as error:
+        raise damaged(path, str(error)) from error
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(
-            f"data.cache: {path} cannot be read ({error}); start again, and it is built again"
-        ) from error
+def _digest(*parts: str) -> bytes:
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=BYTES).digest()
+
+
+def _short(*parts: str) -> str:
+    return _digest(*parts).hex()[:12]

@@ -12,7 +12,7 @@ from pathlib import Path
 from fairhuman.common.distributed import agreed, gathered, local_rank, rank
 from fairhuman.common.error_text import first_line
 from fairhuman.common.hub import PATIENCE_S, Named, NoAnswerError, ask, repository
-from fairhuman.config.schema import Data
+from fairhuman.config import Source
 from fairhuman.data.stores.choose import of_split
 from fairhuman.data.stores.folder import METADATA
 
@@ -37,12 +37,13 @@ class HubData:
     """A branch, a tag or a commit; None: the default branch."""
     folder: str | None
     split: str | None = None
-    """`data.split`."""
+    section: str = "data"
+    """Of the config, that names it."""
 
     @property
     def named(self) -> Named:
         """The key, for messages."""
-        return Named("data.root", self.url)
+        return Named(f"{self.section}.root", self.url)
 
 
 @dataclass(frozen=True)
@@ -56,34 +57,36 @@ class Chosen:
     """Of the files in it."""
 
 
-def local_root(data: Data) -> Path:
+def local_root(source: Source, section: str = "data") -> Path:
     """Return the folder of a data set, downloaded where it is the hub's; a collective.
 
     The hub is asked by one rank, and one rank of each machine downloads to the hub's cache.
 
     Args:
-        data: the section `data`.
+        source: the data set.
+        section: of the config, that names it.
 
     Raises:
         ConfigError: the hub has no such data set, or it cannot be downloaded and is not in the
             cache.
         DataError: it has no such split.
     """
-    if not data.root.startswith(SCHEME):
-        return Path(data.root)
-    found = parse(data.root, data.split)
+    if not source.root.startswith(SCHEME):
+        return Path(source.root)
+    found = parse(source.root, source.split, section)
     chosen = gathered(lambda: _choose(found) if rank() == 0 else None)[0]
     assert chosen is not None
     agreed(lambda: _snapshot(found, chosen) if local_rank() == 0 else None)
     return agreed(lambda: _snapshot(found, chosen, on_disk=True)) / chosen.folder
 
 
-def parse(url: str, split: str | None = None) -> HubData:
+def parse(url: str, split: str | None = None, section: str = "data") -> HubData:
     """Return what a URL names.
 
     Args:
         url: hf://….
-        split: `data.split`.
+        split: of its Parquet shards.
+        section: of the config, that names it.
 
     Raises:
         ConfigError: it names no data set.
@@ -95,11 +98,11 @@ def parse(url: str, split: str | None = None) -> HubData:
             raise ValueError
         name = repository(found["name"])
     except ValueError:
-        Named("data.root", url).refuse(
+        Named(f"{section}.root", url).refuse(
             "is no data set on the hub: write hf://datasets/OWNER/NAME, then @REVISION and /FOLDER "
             "if need be"
         )
-    return HubData(url, name, found["revision"], folder or None, split)
+    return HubData(url, name, found["revision"], folder or None, split, section)
 
 
 @functools.cache
@@ -134,7 +137,7 @@ def _of(data: HubData, commit: str, names: Iterable[str]) -> Chosen:
     if _FOLDERS.intersection(files):
         return Chosen(commit, found, (f"{start}*",))
     shards = [file for file in files if file.endswith(".parquet")]
-    shards = of_split(data.url, shards, data.split) if shards else files
+    shards = of_split(data.url, shards, data.split, data.section) if shards else files
     return Chosen(commit, found, tuple(glob.escape(f"{start}{file}") for file in shards))
 
 

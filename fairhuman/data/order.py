@@ -8,12 +8,17 @@ on without replaying anything.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from itertools import chain, islice
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Sampler
+
+from fairhuman.data.mixture import Mixture, Turns, whole
+from fairhuman.data.region_share import attainable, divided
 
 Draw = tuple[int, int]
 """(epoch, index): the sample `index` as it comes in `epoch`."""
@@ -26,40 +31,38 @@ def generator(seed: int, epoch: int, sample: str, purpose: str) -> np.random.Gen
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 
-def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
-    """Return the order of `count` samples in an epoch, a function of (seed, epoch)."""
-    return generator(seed, epoch, "", "order").permutation(count)
+def permutation(seed: int, epoch: int, count: int, source: int = 0) -> np.ndarray:
+    """Return the order of a source's `count` samples, a function of (seed, epoch, source)."""
+    return generator(seed, epoch, str(source or ""), "order").permutation(count)
+
+
+class Part(NamedTuple):
+    """Samples that come equally often."""
+
+    source: int
+    """Their place in `data.sources`."""
+    samples: NDArray[np.int64]
+    """Their indices in the data set."""
+    weight: Fraction
+    """How many positions they have, relative to other parts."""
 
 
 class Order:
     """The endless stream of some samples: position by position, without state.
 
-    An epoch is as many positions as there are samples.
-
     Args:
-        samples: their indices in the data set.
+        kinds: the parts of all samples; or of those that show no region, and of those that do. The
+            positions of a kind are divided among its parts by weight.
         seed: of the run.
-        shows: which of them show a region; needed for `share`.
-        share: of the positions that hold such a sample; None, and where there are samples of one
-            kind alone, takes all equally.
+        share: of the positions that hold a sample of the second kind.
     """
 
-    def __init__(
-        self,
-        samples: NDArray[np.int64],
-        seed: int,
-        shows: NDArray[np.bool_] | None = None,
-        share: float | None = None,
-    ) -> None:
+    def __init__(self, kinds: Sequence[Sequence[Part]], seed: int, share: float = 1.0) -> None:
         self.seed = seed
-        self._parts = [np.asarray(samples, dtype=np.int64)]
-        self._share: float | None = None
-        if share is not None:
-            shown = np.asarray(shows, dtype=bool)
-            if shown.any() and not shown.all():
-                self._share = share
-                self._parts = [self._parts[0][~shown], self._parts[0][shown]]
-        self._orders: dict[int, tuple[int, np.ndarray]] = {}
+        self._share = share
+        self._kinds = kinds
+        self._turns = [Turns(whole([part.weight for part in parts])) for parts in kinds]
+        self._orders: dict[tuple[int, int], tuple[int, np.ndarray]] = {}
 
     def __getitem__(self, position: int) -> Draw:
         """Return the draw at a position.
@@ -67,19 +70,20 @@ class Order:
         Its epoch counts how often its part of the samples has come before, so that no sample
         comes twice with the same random numbers.
         """
-        part, place = 0, position
-        if self._share is not None:
+        kind, place = 0, position
+        if len(self._kinds) == 2:
             # Evenly spread: after n positions, floor(share n) of them show a region.
             before, after = (int(n * self._share + 1e-9) for n in (position, position + 1))
-            part = int(after > before)
-            place = before if part else position - before
-        members = self._parts[part]
-        epoch, index = divmod(place, len(members))
-        cached, order = self._orders.get(part, (-1, members))
+            kind = int(after > before)
+            place = before if kind else position - before
+        which, place = self._turns[kind][place]
+        source, samples, _ = self._kinds[kind][which]
+        epoch, index = divmod(place, len(samples))
+        cached, order = self._orders.get((kind, which), (-1, samples))
         if cached != epoch:
-            order = permutation(self.seed, epoch, len(members))
-            self._orders[part] = (epoch, order)
-        return epoch, int(members[order[index]])
+            order = permutation(self.seed, epoch, len(samples), source)
+            self._orders[kind, which] = (epoch, order)
+        return epoch, int(samples[order[index]])
 
 
 class Stream:
@@ -87,16 +91,20 @@ class Stream:
 
     Every bucket has its own `Order`. Which bucket is next follows from how many samples of each
     have come: the one that is furthest behind its share of the data set, so that in the long run
-    every sample comes equally often.
+    every sample of a source comes equally often.
 
     Args:
         buckets: the bucket of each sample, [N] integers.
         seed: of the run.
         shows: which samples show a region, [N]; needed for `share`.
-        share: of the samples that show a region, in every bucket that has both kinds.
+        share: of the samples that show a region, in every bucket that has both kinds; where sources
+            have shares of their own, as near as these let it be in that bucket.
+        sources: the source of each sample, [N]; None: all are of the first.
+        mixture: how often the samples of each source come.
 
     Raises:
-        ValueError: there is no sample of a kind that the share asks for.
+        ValueError: there is no sample of a kind that the share asks for, or the sources' own shares
+            rule it out.
     """
 
     def __init__(
@@ -105,19 +113,84 @@ class Stream:
         seed: int,
         shows: ArrayLike | None = None,
         share: float | None = None,
+        sources: ArrayLike | None = None,
+        mixture: Mixture | None = None,
     ) -> None:
         buckets = np.asarray(buckets)
-        shown = np.zeros(len(buckets), dtype=bool) if shows is None else np.asarray(shows, bool)
-        if share is not None and ((share > 0 and not shown.any()) or (share < 1 and shown.all())):
-            raise ValueError(f"there is no sample {'without' if shown.any() else 'with'} a region")
         samples = np.arange(len(buckets))
+        self._seed, self._share, self._mixture = seed, share, mixture or Mixture()
+        self._shown = np.zeros(len(samples), bool) if shows is None else np.asarray(shows, bool)
+        self._sources = np.zeros_like(samples) if sources is None else np.asarray(sources)
+        self._weigh(samples)
+        if share is not None:
+            self._check_share(samples)
         if share in (0, 1):
-            samples = samples[shown == share]
+            samples = samples[self._shown == share]
+            self._weigh(samples)
         # In the order in which the buckets' first samples come.
         _, first, which = np.unique(buckets[samples], return_index=True, return_inverse=True)
         members = [samples[which == bucket] for bucket in np.argsort(first)]
-        self.orders = [Order(part, seed, shown[part], share) for part in members]
-        self._counts = np.array([len(part) for part in members])
+        self.orders = [self._order(part) for part in members]
+        self._counts = _counts([self._weight(part) for part in members])
+
+    def _weigh(self, samples: NDArray[np.int64]) -> None:
+        """Set how often a sample of each source comes, where these samples do."""
+        counts = np.bincount(self._sources[samples], minlength=len(self._mixture.repeats)).tolist()
+        fractions = self._mixture.fractions(counts)
+        self._each = [part / (count or 1) for part, count in zip(fractions, counts, strict=True)]
+
+    def _check_share(self, samples: NDArray[np.int64]) -> None:
+        share, shown = self._share, self._shown
+        assert share is not None
+        if (share > 0 and not shown.any()) or (share < 1 and shown.all()):
+            raise ValueError(f"there is no sample {'without' if shown.any() else 'with'} a region")
+        low, high = attainable(*map(self._by_group, self._kinds(samples)))
+        if not low <= Fraction(share) <= high:
+            raise ValueError(
+                f"the shares of data.sources allow {float(low):.3g} to {float(high):.3g}; change "
+                "them, or give sources repeats instead"
+            )
+
+    def _order(self, samples: NDArray[np.int64]) -> Order:
+        hidden, shown = self._kinds(samples)
+        if self._share is None or not (hidden and shown):
+            return Order([self._parts(samples)], self._seed)
+        weights = self._by_group(hidden), self._by_group(shown)
+        found = divided(*weights, self._share)
+
+        def scaled(parts: list[Part], kind: int) -> list[Part]:
+            made = []
+            for part in parts:
+                group = self._mixture.group(part.source)
+                both = sum(weight.get(group, Fraction(0)) for weight in weights)
+                wanted = both * (found[group] if kind else 1 - found[group])
+                made.append(part._replace(weight=part.weight * wanted / weights[kind][group]))
+            return [part for part in made if part.weight]
+
+        kinds = scaled(hidden, 0), scaled(shown, 1)
+        without, within = (sum(part.weight for part in parts) for parts in kinds)
+        return Order(kinds, self._seed, float(within / (without + within)))
+
+    def _kinds(self, samples: NDArray[np.int64]) -> tuple[list[Part], list[Part]]:
+        """Return the parts of samples that show no region, and of those that do."""
+        shown = self._shown[samples]
+        return self._parts(samples[~shown]), self._parts(samples[shown])
+
+    def _parts(self, samples: NDArray[np.int64]) -> list[Part]:
+        sources = self._sources[samples]
+        members = [(place, samples[sources == place]) for place in np.unique(sources).tolist()]
+        return [Part(place, part, len(part) * self._each[place]) for place, part in members]
+
+    def _weight(self, samples: NDArray[np.int64]) -> Fraction:
+        return sum((part.weight for part in self._parts(samples)), Fraction(0))
+
+    def _by_group(self, parts: Sequence[Part]) -> dict[int, Fraction]:
+        """Return the weight of each group of sources that has samples."""
+        found: dict[int, Fraction] = {}
+        for part in parts:
+            group = self._mixture.group(part.source)
+            found[group] = found.get(group, Fraction(0)) + part.weight
+        return found
 
     def taken(self, seen: int, size: int) -> np.ndarray:
         """Return how many samples of each bucket are behind us after `seen` of all.
@@ -137,6 +210,14 @@ class Stream:
         """Return the bucket of the next global batch."""
         behind = self._counts * (taken.sum() + size) - taken * self._counts.sum()
         return int(behind.argmax())
+
+
+def _counts(weights: Sequence[Fraction]) -> NDArray[np.int64]:
+    """Return whole numbers in these proportions, rounded where their sum would not fit 31 bits."""
+    counts, total = whole(weights), sum(weights)
+    if sum(counts) >= 2**31:
+        counts = [max(1, round(2**31 * weight / total)) for weight in weights]
+    return np.array(counts)
 
 
 def draws(stream: Stream, *, seen: int, until: int, size: int) -> Iterator[Draw]:

@@ -38,14 +38,22 @@ def open_folder(root: Path, chosen: str | None) -> Path:
         except OSError as error:
             failures.append(f"{folder}: {reason(error)}")
     raise OutputError(
-        f"no folder for the index of data.root ({'; '.join(failures)}): set data.index to one that "
+        f"no folder for the index of {root} ({'; '.join(failures)}): set data.index to one that "
         "can be written"
     )
+
+
+def own_folder(chosen: str | None, root: Path) -> str | None:
+    """Return the folder in `data.index` of one of several data sets."""
+    return chosen and str(Path(chosen) / _name_of(root))
 
 
 def _usual(root: Path) -> Iterator[Path]:
     if cached_repository(root) is None:
         yield root / BESIDE
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    whose = hashlib.blake2b(os.path.realpath(root).encode(), digest_size=12).hexdigest()
-    yield Path(caches) / "fairhuman" / "index" / whose
+    yield Path(caches) / "fairhuman" / "index" / _name_of(root)
+
+
+def _name_of(root: Path) -> str:
+    return hashlib.blake2b(os.path.realpath(root).encode(), digest_size=12).hexdigest()

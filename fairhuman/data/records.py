@@ -17,7 +17,7 @@ from fairhuman.common.images import ImageError, open_image, open_mask
 from fairhuman.common.json_text import half_character
 from fairhuman.common.quoting import shown
 from fairhuman.common.readable import Readable
-from fairhuman.config import Config
+from fairhuman.config import Config, Source
 from fairhuman.data.regions import Annotation, Box
 from fairhuman.data.stores.choose import open_store
 from fairhuman.data.stores.folder import METADATA
@@ -92,14 +92,22 @@ class Reading:
     """Whether every line needs `conditioning_image`, which is not read otherwise."""
     outside: str = "error"
     """"error", or "allow" for files that are not in the folder."""
+    caption_prefix: str = ""
+    """Put before every caption, with a space between."""
 
     @classmethod
-    def of(cls, config: Config) -> Reading:
-        """Return how a training config reads its data set."""
+    def of(cls, config: Config, source: Source | None = None) -> Reading:
+        """Return how a training config reads a data set: one of its sources, or another one."""
         data = config.data
-        regions = config.objectives.regions
-        conditioned = config.model.conditioned
-        return cls(regions, data.unannotated, data.columns, conditioned, data.outside)
+        columns = data.columns if source is None or source.columns is None else source.columns
+        return cls(
+            config.objectives.regions,
+            data.unannotated,
+            columns,
+            config.model.conditioned,
+            data.outside,
+            source.caption_prefix if source else "",
+        )
 
 
 def iter_entries(store: Store, reading: Reading) -> Iterator[tuple[int, Entry | Problem]]:
@@ -131,6 +139,8 @@ def read_entry(fields: dict[str, Any], place: str, store: Store, reading: Readin
     names = dict(reading.columns)
     image_key = names.get(store.image_key, store.image_key)
     caption = _string(fields, names.get("text", "text"))
+    if reading.caption_prefix:
+        caption = f"{reading.caption_prefix} {caption}".rstrip()
     annotations = {
         region: _annotation(fields, region, store, reading.unannotated, names)
         for region in reading.regions
@@ -335,22 +345,32 @@ def load_records(
     return records, problems
 
 
-def refuse_unusable(store: Store, usable: int, problems: Sequence[Problem], on_error: str) -> None:
+def refuse_unusable(
+    store: Store, usable: int, problems: Sequence[Problem], on_error: str, section: str = "data"
+) -> None:
     """Check that a data set has something to train on and, unless told to skip, nothing wrong.
+
+    Args:
+        store: the data set's.
+        usable: how many of its samples can be used.
+        problems: why the others cannot.
+        on_error: "fail", or "skip" to leave these out.
+        section: of the config, that names the data set.
 
     Raises:
         DataError: every problem, one line each (the first 20), or a data set without a sample.
     """
     if problems and on_error == "fail":
+        root = store.root if section == "data" else f"{section}.root = {str(store.root)!r}"
         lines = [str(problem) for problem in problems[:SHOWN]]
         if len(problems) > SHOWN:
-            lines.append(f"{store.root}: and {len(problems) - SHOWN} more")
-        lines.append(f"{store.root}: correct these, or set data.on_error=skip to leave them out")
+            lines.append(f"{root}: and {len(problems) - SHOWN} more")
+        lines.append(f"{root}: correct these, or set data.on_error=skip to leave them out")
         raise DataError("\n".join(lines))
     if not usable:
         lines = [str(problem) for problem in problems[:SHOWN]]
         why = f"({len(problems)} left out)" if problems else f"({store.rows_are_in} is empty)"
-        lines.append(f"data.root = {str(store.root)!r}: holds no usable sample {why}")
+        lines.append(f"{section}.root = {str(store.root)!r}: holds no usable sample {why}")
         raise DataError("\n".join(lines))
 
 

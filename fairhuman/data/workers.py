@@ -30,7 +30,7 @@ def from_workers(loader: Iterable[T]) -> Generator[T, None, None]:
     except OSError as error:
         if not _is_wrapped(error):
             raise
-        raise DataError(f"data.root: a sample cannot be read any more: {_last(error)}") from None
+        raise DataError(f"data: a sample cannot be read any more: {_last(error)}") from None
     except RuntimeError as error:
         if "ancdata" in str(error):  # the system has dropped descriptors that a worker passed
             raise OutputError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +37,7 @@ from fairhuman.models.families.sdxl.control import (
 )
 from fairhuman.models.lora_file import check_lora, find_lora, load_lora
 from fairhuman.models.prompts import check_texts
+from fairhuman.models.quantized import quantize_blocks
 
 KEYS = Keys("--model", "--config")
 GRID = "grid.png"
@@ -53,6 +55,8 @@ class Source:
     """OUT/final, or any SDXL: a folder in diffusers' layout, a hub name or a single file."""
     config: str | None = None
     """Of a single file: an SDXL in diffusers' layout that describes it."""
+    quantize: Literal["int8", "nf4"] | None = None
+    """Bits of the denoiser's weights; see `model.quantize` in the config."""
     lora: Path | None = None
     """A LoRA of the model, of diffusers or kohya: a folder, a .safetensors file or a hub name."""
     lora_scale: float = 1.0
@@ -146,11 +150,14 @@ def generate(
     ]
     files = family.drawn(pipeline, pictures, batch_size=sampling.batch_size)
     _make_folder(out)
+    device = next(family.denoiser.parameters()).device
     try:
-        for index, file in enumerate(files):
-            control = control_paths[index] if control_paths else None
-            told = _settings_of(source, sampling, pictures[index], control)
-            _save(file, paths[index], told)
+        # Of a quantized model the encoders are still on the host: they may not fit beside it.
+        with family.encoders_on(device) if source.quantize else nullcontext():
+            for index, file in enumerate(files):
+                control = control_paths[index] if control_paths else None
+                told = _settings_of(source, sampling, pictures[index], control)
+                _save(file, paths[index], told)
     except torch.cuda.OutOfMemoryError:
         largest = max((picture.size for picture in pictures), key=math.prod)
         raise UserError(
@@ -185,7 +192,11 @@ def load(source: Source, long_prompts: Literal["cut", "chunk"] = "cut") -> tuple
         check_control(Named("--adapter", source.adapter), "T2IAdapter")
     cuda = torch.cuda.is_available()
     dtype, device = (kind.draws_in, "cuda") if cuda else (torch.float32, "cpu")
-    family = kind.load(settings, dtype, torch.device(device), KEYS)
+    where = torch.device("cpu" if source.quantize else device)
+    family = kind.load(settings, dtype, where, KEYS)
+    if source.quantize:
+        quantize_blocks(family.denoiser, source.quantize, torch.device(device))
+        family.denoiser.to(device)
     if lora:
         load_lora(family.pipeline, lora, source.lora_scale)
     pipeline = family.pipeline
@@ -214,6 +225,8 @@ def _settings_of(
     }
     if sampling.long_prompts != "cut":
         found["long_prompts"] = sampling.long_prompts
+    if source.quantize:
+        found["quantize"] = source.quantize
     if source.lora:
         scale = source.lora_scale if picture.lora_scale is None else picture.lora_scale
         found |= {"lora": source.lora, "lora_scale": scale}

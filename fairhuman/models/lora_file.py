@@ -14,7 +14,8 @@ from fairhuman.common.redact import on_the_hub
 from fairhuman.models.adapters import own_name
 from fairhuman.models.families.unusable import UNUSABLE
 from fairhuman.models.formats.kinds import LORA, file_kind, folder_kind
-from fairhuman.models.formats.lora import METADATA, WEIGHTS_NAME, lora_file
+from fairhuman.models.formats.lora import WEIGHTS_NAME, lora_file
+from fairhuman.models.formats.lora_layers import METADATA
 from fairhuman.models.formats.lycoris import is_lycoris
 from fairhuman.models.formats.weights import Weights, open_weights
 from fairhuman.models.parts import models_of

@@ -16,6 +16,7 @@ from fairhuman.models.families.sdxl.control import ControlNet, T2IAdapter
 from fairhuman.models.families.sdxl.model import SDXL
 from fairhuman.models.formats.lora import WEIGHTS_NAME, describe
 from fairhuman.models.lora import LoRA
+from fairhuman.models.quantized import quantize_blocks, quantized_layers
 
 
 class Method(Protocol):
@@ -44,17 +45,22 @@ class Full:
         self.family.write(folder)
 
 
-def make_method(family: Family, settings: Model, seed: int) -> Method:
+def make_method(
+    family: Family, settings: Model, seed: int, device: torch.device | None = None
+) -> Method:
     """Make the model ready to be trained as `model.method` says.
 
     Args:
         family: freshly loaded.
         settings: the section `model`.
         seed: of what is initialised at random; give every rank the same.
+        device: where `model.quantize` quantizes the weights; None: where they are.
 
     Raises:
         ConfigError: the model has nothing that the method's settings name.
     """
+    if settings.quantize:
+        quantize_blocks(family.denoiser, settings.quantize, device)
     if settings.method == "lora":
         return LoRA(family, settings.lora, seed, settings.gradient_checkpointing)
     if not settings.conditioned:
@@ -70,21 +76,29 @@ def frozen_digest(module: nn.Module) -> str | None:
 
     Of the first numbers of each: quick, and enough to tell one base model from another.
     """
-    first = [
-        p.detach().reshape(-1)[:16].float() for p in module.parameters() if not p.requires_grad
-    ]
+    frozen = [p.detach() for p in module.parameters() if not p.requires_grad]
+    frozen += [layer.values for layer in quantized_layers(module)]
+    first = [part.reshape(-1)[:16].float() for part in frozen]
     if not first:
         return None
     return hashlib.blake2b(torch.cat(first).cpu().numpy().tobytes(), digest_size=20).hexdigest()
 
 
-def save(method: Method, folder: Path, *, title: str = "", resolution: int = 1024) -> None:
+def save(
+    method: Method,
+    folder: Path,
+    *,
+    title: str = "",
+    architecture: str = "",
+    resolution: int = 1024,
+) -> None:
     """Write what was trained: whole, in place of what was there, or not at all.
 
     Args:
         method: what is trained.
         folder: to write to.
         title: what a LoRA's header calls it; empty: the header is diffusers' alone.
+        architecture: the base model's, for that header.
         resolution: side in pixels of the images that it was trained on, for that header.
 
     Raises:
@@ -93,4 +107,4 @@ def save(method: Method, folder: Path, *, title: str = "", resolution: int = 102
     with replacing(folder) as aside:
         method.write(aside)
         if title and (aside / WEIGHTS_NAME).is_file():
-            describe(aside / WEIGHTS_NAME, title, resolution)
+            describe(aside / WEIGHTS_NAME, title, architecture, resolution)

@@ -17,6 +17,7 @@ from fairhuman.common.errors import ConfigError
 from fairhuman.common.extras import install_line
 from fairhuman.config import Model
 from fairhuman.models.attention import simplify_attention
+from fairhuman.models.blocks import transformer_blocks
 
 
 def check_speed(settings: Model, dtype: torch.dtype, device: torch.device) -> None:
@@ -92,7 +93,5 @@ def _compile(model: Any) -> None:
 
     # Otherwise a compiled backward pass overwrites what the next objective's pass needs.
     functorch.donated_buffer = False
-    names = {"BasicTransformerBlock", *model._repeated_blocks}  # a ControlNet names none
-    for part in model.modules():
-        if type(part).__name__ in names:
-            part.compile()
+    for block in transformer_blocks(model):
+        block.compile()

@@ -9,10 +9,13 @@ Sizes follow from formulas. What a computer takes is measured; the defaults are 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+from fairhuman.data.cache_shards import INDEX_BYTES, SHARD_BYTES
+from fairhuman.data.keys import BYTES
 from fairhuman.planning.plan import SDXL_PARAMETERS, Plan
 
 GB, TB = 1e9, 1e12
@@ -61,8 +64,8 @@ class DataCosts:
 
     @staticmethod
     def latent_bytes() -> int:
-        """Return what a cached posterior takes: mean and deviation in float32."""
-        return 2 * 4 * LATENT_CHANNELS * PIXELS // CELL**2
+        """Return what a cached posterior takes: mean and deviation in fp16."""
+        return 2 * 2 * LATENT_CHANNELS * PIXELS // CELL**2
 
     @staticmethod
     def text_bytes() -> int:
@@ -72,6 +75,15 @@ class DataCosts:
     def cache_bytes(self) -> float:
         """Return what data.cache takes, with one crop and one caption per image."""
         return self.images * (self.latent_bytes() + self.text_bytes())
+
+    def cache_shards(self) -> int:
+        """Return how many files that is at least: shards of latents and of captions."""
+        of_a_kind = (self.latent_bytes(), self.text_bytes())
+        return sum(math.ceil(self.images * one / SHARD_BYTES) for one in of_a_kind)
+
+    def cache_memory(self) -> float:
+        """Return what each rank keeps of where they are, and of the images' digests."""
+        return self.images * (2 * INDEX_BYTES + 2 * BYTES)
 
     def check_s(self) -> float:
         """Return how long the first check takes, which decodes every image, on all cores."""
@@ -111,7 +123,8 @@ class DataCosts:
             ("memory of a rank for the records", _bytes(self.images * per_image.memory_bytes)),
             ("order of an epoch, in each rank", _bytes(8.0 * self.images)),
             ("cache on disk", _bytes(self.cache_bytes())),
-            ("files in the cache", f"{2 * self.images:,.0f}"),
+            ("shards in the cache, at least", f"{self.cache_shards():,}"),
+            ("memory of a rank for the cache", _bytes(self.cache_memory())),
             (
                 f"read per step of {self.global_batch}, images",
                 _bytes(self.step_bytes(cached=False)),

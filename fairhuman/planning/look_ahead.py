@@ -10,56 +10,64 @@ import numpy as np
 from fairhuman.common.files import free_bytes
 from fairhuman.common.units import GIB
 from fairhuman.config import Config
-from fairhuman.data.index.load import open_listing
-from fairhuman.data.records import Problem, check_entries, check_held_out, refuse_unusable
+from fairhuman.data.index.load import joined, open_listings
+from fairhuman.data.index.records import SourceRecords
+from fairhuman.data.records import Problem, check_entries, refuse_unusable
 from fairhuman.training.length import with_steps
 from fairhuman.training.sample_controls import check_controls
+from fairhuman.training.split import Split, split
 
 HEAD = 8
 """Samples whose files are opened; the run itself opens all of them."""
 
 
-def check_head(config: Config) -> int:
-    """Read metadata.jsonl and the files of its first samples; return how many samples it lists.
+def check_head(config: Config) -> Split:
+    """Read the rows of the data sets and the files of their first samples.
+
+    Returns:
+        What is trained on and held out if none of the other samples is left out.
 
     Raises:
         DataError: as the run would, for what is found so early.
     """
-    listing = open_listing(config)
-    rows = np.flatnonzero(np.asarray(listing.column("problem").is_null()))
-    checked = check_entries([listing.entry(int(row)) for row in rows[:HEAD]])
-    problems = [*listing.problems(), *(found for found in checked if isinstance(found, Problem))]
-    refuse_unusable(listing.store, len(rows), problems, config.data.on_error)
-    check_held_out(config.data.validation, len(rows))
+    parts = []
+    for section, listing in open_listings(config).items():
+        rows = np.flatnonzero(np.asarray(listing.column("problem").is_null()))
+        checked = check_entries([listing.entry(int(row)) for row in rows[:HEAD]])
+        found = [problem for problem in checked if isinstance(problem, Problem)]
+        problems = [*listing.problems(), *found]
+        refuse_unusable(listing.store, len(rows), problems, config.data.on_error, section)
+        parts.append(SourceRecords(listing, rows, np.zeros((len(rows), 2), np.int32)))
+    listed = split(joined(parts), config)
     check_controls(config)
-    return len(rows)
+    return listed
 
 
-def of_length(config: Config, ranks: int, listed: int) -> Config:
+def of_length(config: Config, ranks: int, listed: Split) -> Config:
     """Return a config in which train.steps is known, as if none of the samples were left out.
 
     Args:
         config: the run's.
         ranks: its processes, one on each GPU.
-        listed: samples of the data set.
+        listed: samples of the data sets.
 
     Raises:
         ConfigError: as the run would.
     """
-    return with_steps(config, listed - config.data.validation, _batch(config, ranks))
+    return with_steps(config, listed.epoch, _batch(config, ranks))
 
 
 def _batch(config: Config, ranks: int) -> int:
     return ranks * config.train.batch_size * config.train.gradient_accumulation
 
 
-def lines(config: Config, ranks: int, listed: int) -> Iterator[str]:
+def lines(config: Config, ranks: int, listed: Split) -> Iterator[str]:
     """Yield what a run on so many ranks will do and need, as text; sizes are counted in seconds.
 
     Args:
         config: the run's, of known length.
         ranks: its processes, one on each GPU.
-        listed: samples of the data set.
+        listed: samples of the data sets.
     """
     from fairhuman.planning.doctor import summary
     from fairhuman.planning.memory_plan import Sizes, plan_memory
@@ -67,15 +75,15 @@ def lines(config: Config, ranks: int, listed: int) -> Iterator[str]:
 
     train = config.train
     batch = _batch(config, ranks)
-    trained_on = listed - config.data.validation
     samples = batch * train.total_steps
     yield summary(config)
     yield (
         f"{train.total_steps:,} steps of {batch} samples (ranks x train.batch_size x "
         f"train.gradient_accumulation = {ranks} x {train.batch_size} x "
-        f"{train.gradient_accumulation}): {samples:,} samples, {samples / trained_on:.3g} epochs "
-        f"of {trained_on:,} images"
+        f"{train.gradient_accumulation}): {samples:,} samples, {samples / listed.epoch:.3g} epochs "
+        f"of {listed.epoch:,} {'images' if len(listed.trained) == listed.epoch else 'samples'}"
     )
+    yield from listed.lines(config)
     sizes = Sizes.of(config)
     plan = plan_memory(config, sizes, ranks)
     yield from plan.lines()

@@ -14,6 +14,7 @@ from fairhuman.config import Config
 from fairhuman.kernels.chunks import MIN_PROGRAMS
 from fairhuman.models.empty import empty_model
 from fairhuman.models.parts import models_of
+from fairhuman.models.quantized import quantized_layers
 from fairhuman.planning.activations import Activations, count
 from fairhuman.planning.plan import Plan
 from fairhuman.training.balancers.sketch import PENDING
@@ -33,7 +34,7 @@ class Memory:
     trained: int
     """Parameters."""
     frozen: int
-    """Parameters of the same model that stay as they are."""
+    """Parameters of the same model that stay as they are, quantized ones included."""
     described_by: str
     """Whose configs gave the sizes."""
     phases: dict[str, dict[str, float]]
@@ -92,6 +93,10 @@ class Sizes:
 
     trained: int
     frozen: int
+    """Parameters in the weights' own precision."""
+    quantized: int
+    """Parameters in fewer bits."""
+    quantized_bytes: int
     encoders: int
     """Bytes of the VAE and of text encoders that are not trained."""
     leaving: int
@@ -121,8 +126,16 @@ class Sizes:
         frozen = sum(p.numel() for p in parameters) - trained
         vae = sum(p.numel() * p.element_size() for p in family.vae.parameters())
         leaving = held - vae if family.draws_without_text else 0
+        quantized = quantized_layers(method.module)
         return cls(
-            trained, frozen, held, leaving, count(config, family, method, dtype), described_by
+            trained,
+            frozen,
+            quantized=sum(layer.in_features * layer.out_features for layer in quantized),
+            quantized_bytes=sum(b.nbytes for layer in quantized for b in layer.buffers()),
+            encoders=held,
+            leaving=leaving,
+            activations=count(config, family, method, dtype),
+            described_by=described_by,
         )
 
 
@@ -143,6 +156,7 @@ def plan_memory(config: Config, sizes: Sizes, gpus: int) -> Memory:
         optimizer=config.optimizer.name,
         micro_batches=config.train.gradient_accumulation,
         frozen=sizes.frozen,
+        quantized=sizes.quantized_bytes,
         offload_optimizer=zero.offload_optimizer is not None,
         offload_parameters=zero.offload_param is not None,
         overlap=zero.overlap_comm,
@@ -153,7 +167,7 @@ def plan_memory(config: Config, sizes: Sizes, gpus: int) -> Memory:
     return Memory(
         gpus,
         sizes.trained,
-        sizes.frozen,
+        sizes.frozen + sizes.quantized,
         sizes.described_by,
         phases=_phases(config, plan, sizes),
         host=_host(config, plan),
@@ -203,6 +217,7 @@ def _held(config: Config, plan: Plan) -> dict[str, float]:
     off = plan.offload_optimizer
     return {
         "weights": 0.0 if plan.offload_parameters else plan.weight_bytes(),
+        "quantized weights": plan.quantized,
         "master weights": 0.0 if off else plan.master_bytes(),
         "optimizer states": 0.0 if off else plan.moment_bytes(),
         "gradient sums": plan.sum_bytes(),
@@ -239,6 +254,7 @@ def _sketches(config: Config, trained: int) -> float:
 _PARTS = (
     "weights",
     "gathered weights",
+    "quantized weights",
     "master weights",
     "optimizer states",
     "EMA",

@@ -45,6 +45,8 @@ class Plan:
     micro_batches: int = 1
     frozen: int = 0
     """Parameters that the engine holds and does not train: whole on every rank, but for ZeRO-3."""
+    quantized: float = 0.0
+    """Bytes of a frozen base's weights in 8 or 4 bits: whole on every rank, and on the device."""
     offload_optimizer: bool = False
     offload_parameters: bool = False
     """Under ZeRO-3, trained and frozen ones."""
@@ -62,12 +64,12 @@ class Plan:
 
         With offload some of it is in the CPU's memory: `host_bytes`.
         """
-        weights = 0.0 if self.offload_parameters else self.weight_bytes()
+        weights = self.quantized + (0.0 if self.offload_parameters else self.weight_bytes())
         state = 0.0 if self.offload_optimizer else self.master_bytes() + self.moment_bytes()
         return weights + state + self.sum_bytes()
 
     def weight_bytes(self) -> float:
-        """Return what the weights take that the model computes with, frozen ones included."""
+        """Return what the weights take that the model computes with: frozen ones, not quantized."""
         return self.whole_weight_bytes() / (self.ranks if self.stage == 3 else 1)
 
     def whole_weight_bytes(self) -> float:

@@ -113,9 +113,9 @@ def _ranks(root: Path, ranks: int, model: str | None) -> list[dict[str, float]]:
 
 def _start(root: Path, model: str | None) -> dict[str, float]:
     quiet()
-    from fairhuman.config import Config
+    from fairhuman.config import Config, Model
     from fairhuman.data.index.tokens import caption_tokens
-    from fairhuman.models.families.sdxl.captions import load_tokenizers
+    from fairhuman.models.families.tokenized import tokenized
     from fairhuman.training.run_data import RunData
     from fairhuman.zero.process_group import init_distributed
 
@@ -128,14 +128,14 @@ def _start(root: Path, model: str | None) -> dict[str, float]:
             "deepspeed": {"zero_optimization": {"stage": 2}},
         }
     )
-    tokenizers = load_tokenizers(model) if model else None
+    counter = tokenized(Model(pretrained=model)) if model else None
     before = _own()
     with _peak() as peak:
         began = time.perf_counter()
         data = RunData(config)
         known = time.perf_counter()
-        if tokenizers:
-            caption_tokens(data.usable, tokenizers)
+        if counter:
+            caption_tokens(data.usable, counter)
         counted = time.perf_counter()
     after = _own()
     with multiprocessing.get_context("fork").Pool(1) as workers:

@@ -10,6 +10,7 @@ from fairhuman.report.history import History, names_of
 
 _MATTERS = {
     "data.root": "their losses are of other images",
+    "data.sources": "their losses are of other images",
     "data.validation": "their held-out losses are of other images",
     "data.resolution": "their losses are of images of other sizes",
     "model.pretrained": "they start from other models",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from fairhuman.common.quoting import shown
 from fairhuman.common.versions import PACKAGES, version
 from fairhuman.config import Config
 
-_OF_A_MACHINE = ("data.root", "data.index", "data.workers")
+_OF_A_MACHINE = re.compile(r"data\.(root|index|workers|sources\[\d+\]\.root)")
 """Keys that may differ: each machine may have its own copy of the images."""
 
 
@@ -38,7 +39,7 @@ def check_alike(config: Config) -> None:
 
 def _settings(first: Config, settings: dict[str, Any], rank: int) -> Iterator[str]:
     for change in changes(settings, first).found:
-        if change.key not in _OF_A_MACHINE:
+        if not _OF_A_MACHINE.fullmatch(change.key):
             yield (
                 f"{change.key} = {shown(change.new)} on rank 0, and {shown(change.old)} "
                 f"on rank {rank}: start all ranks with the same config"

@@ -10,16 +10,15 @@ _MOST_STEPS = 10**9
 
 
 def with_steps(
-    config: Config, images: int, global_batch: int, progress: Progress | None = None
+    config: Config, epoch: int, global_batch: int, progress: Progress | None = None
 ) -> Config:
     """Return a config in which train.steps is known; one that gives it is returned as it is.
 
-    An epoch is as many samples as there are images. The last step may begin another: it takes a
-    whole batch.
+    The last step may begin another epoch: it takes a whole batch.
 
     Args:
         config: the run's.
-        images: that are trained on.
+        epoch: samples of an epoch.
         global_batch: samples of a step, over all ranks.
         progress: where the run starts; None: at the beginning. Samples that it has seen count,
             whatever the batch was.
@@ -31,7 +30,7 @@ def with_steps(
     if epochs is None:
         return config
     progress = progress or Progress()
-    left = max(1, round(epochs * images)) - progress.samples_seen
+    left = max(1, round(epochs * epoch)) - progress.samples_seen
     steps = progress.step + max(0, -(-left // global_batch))
     found = f"train.epochs = {epochs:g} comes to {steps} steps of {global_batch} samples"
     if steps > _MOST_STEPS:

@@ -116,8 +116,9 @@ def card_text(
     if on_the_hub(base):  # the hub refuses a base_model that is no name of its own
         front["base_model"] = base
         front["base_model_relation"] = "finetune" if method == "full" else "adapter"
-    if config.data.root.startswith(SCHEME):
-        front["datasets"] = [parse(config.data.root).name]
+    roots = [source.root for source in config.data.named_sources.values()]
+    if names := [parse(root).name for root in roots if root.startswith(SCHEME)]:
+        front["datasets"] = names
     front |= {
         "library_name": "diffusers",
         "pipeline_tag": "text-to-image",

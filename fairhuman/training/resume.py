@@ -19,6 +19,7 @@ from fairhuman.common.run_folder import CARD, CHECKPOINTS, FINAL, MANIFEST, REPO
 from fairhuman.config import Config
 from fairhuman.data.index.load import load
 from fairhuman.training.length import with_steps
+from fairhuman.training.split import split
 from fairhuman.zero.engine import deepspeed_config
 
 
@@ -63,17 +64,17 @@ def find_start(config: Config) -> Start:
     folder, passed = _choose(config)
     if folder is None:
         return Start(setup)
-    images = _images(config)
-    start = on_rank0(functools.partial(_start, config, output, setup, folder, images))
+    epoch = _epoch(config)
+    start = on_rank0(functools.partial(_start, config, output, setup, folder, epoch))
     return replace(start, lines=(*passed, *start.lines))
 
 
-def _images(config: Config) -> int:
-    """Return how many images are trained on, where train.epochs counts them; a collective."""
+def _epoch(config: Config) -> int:
+    """Return the samples of an epoch, where train.epochs counts them; a collective."""
     if config.train.epochs is None:
         return 0
     usable, _ = load(config)
-    return len(usable) - config.data.validation
+    return split(usable, config).epoch
 
 
 def _choose(config: Config) -> tuple[Path | None, list[str]]:
@@ -105,11 +106,11 @@ def _passed_over(output: Path, resume: str, taken: Path, damaged: dict[Path, str
     return [f"passed over {folder}: it {problem}" for folder, problem in problems.items()]
 
 
-def _start(config: Config, output: Path, setup: Setup, folder: Path, images: int) -> Start:
+def _start(config: Config, output: Path, setup: Setup, folder: Path, epoch: int) -> Start:
     manifest = checkpointing.resumable(folder, setup)
     train, progress = config.train, manifest.progress
     batch = train.batch_size * train.gradient_accumulation * setup.ranks
-    config = with_steps(config, images, batch, progress)
+    config = with_steps(config, epoch, batch, progress)
     lines = []
     if manifest.digests is None:
         lines.append(

@@ -99,11 +99,16 @@ class Run:
         """Load the base model, and what is trained of it; it must be the checkpoint's base."""
         config, dtype = self.config, DTYPES[self.config.train.precision]
         check_speed(config.model, dtype, self.device)
-        # With a cache the encoders have the device to themselves while it is filled.
-        device = torch.device("cpu") if config.data.cache else self.device
+        # With a cache the encoders have the device to themselves while it is filled, and what is
+        # to be quantized may not fit before.
+        on_host = config.data.cache or config.model.quantize
+        device = torch.device("cpu") if on_host else self.device
         self.family = agreed(lambda: family.load(config.model, dtype, device))
         self.family.set_noise(config.noise)
-        self.method = agreed(lambda: make_method(self.family, config.model, config.train.seed))
+        seed = config.train.seed
+        self.method = agreed(lambda: make_method(self.family, config.model, seed, self.device))
+        if not config.data.cache:
+            self.family.move_encoders(self.device)
         self.base = frozen_digest(self.method.module)
         if start.folder and start.manifest:
             checkpointing.check_base(start.folder, start.manifest, self.base, start.setup)
@@ -229,7 +234,7 @@ class Run:
         if self.log:
             line = {
                 "step": step,
-                "epoch": progress.samples_seen / len(self.data.trained),
+                "epoch": progress.samples_seen / self.data.split.epoch,
                 **record,
                 "skipped": progress.skipped,
                 "samples_per_s": self.global_batch / seconds,
@@ -339,7 +344,13 @@ class Run:
 
     def _write_trained(self, folder: Path, steps: int) -> None:
         title = f"{self.output.resolve().name}, {steps} steps"
-        save(self.method, folder, title=title, resolution=self.config.data.resolution)
+        save(
+            self.method,
+            folder,
+            title=title,
+            architecture=self.family.architecture,
+            resolution=self.config.data.resolution,
+        )
         prompts = [asked.prompt for asked in self.config.train.sample_prompts]
         write_card(folder, self.config, self.family, steps=steps, prompts=prompts)
 

@@ -21,11 +21,13 @@ from fairhuman.data.dataset import Batch, People
 from fairhuman.data.index.load import load
 from fairhuman.data.index.records import Records
 from fairhuman.data.index.tokens import caption_tokens
+from fairhuman.data.mixture import Mixture
 from fairhuman.data.order import StepSampler, Stream, draws
 from fairhuman.data.workers import from_workers
 from fairhuman.models.families.protocol import Family
 from fairhuman.training.length import with_steps
-from fairhuman.training.validation import EPOCH, hold_out, still
+from fairhuman.training.split import split
+from fairhuman.training.validation import EPOCH, still
 
 
 class RunData:
@@ -42,15 +44,14 @@ class RunData:
 
     def __init__(self, config: Config, progress: Progress | None = None) -> None:
         self.usable, self.left_out = load(config)
-        held_out = hold_out(self.usable.ids(), config.data.validation, config.train.seed)
-        self.trained = self.usable.select(np.flatnonzero(~held_out))
-        self.held_out = self.usable.select(np.flatnonzero(held_out))
+        self.split = split(self.usable, config)
+        self.trained, self.held_out = self.split.trained, self.split.held_out
         _check_best(self.held_out, config)
         self.stream = _stream(self.trained, config)
         self.global_batch = (
             config.train.batch_size * config.train.gradient_accumulation * dist.get_world_size()
         )
-        self.config = with_steps(config, len(self.trained), self.global_batch, progress)
+        self.config = with_steps(config, self.split.epoch, self.global_batch, progress)
         """The run's, in which train.steps is known."""
         self._epochs = config.train.epochs
         self._cache: Cache | None = None
@@ -79,7 +80,11 @@ class RunData:
         if config.data.cache is None:
             return
         self._cache = caching.open_cache(
-            Path(config.data.cache), self.usable, family, config.data.check
+            Path(config.data.cache),
+            config.data.cache_precision,
+            self.usable,
+            family,
+            config.data.check,
         )
         coming = draws(
             self.stream,
@@ -123,6 +128,7 @@ class RunData:
         if self._epochs is not None:
             steps = self.config.train.total_steps
             yield f"train.epochs = {self._epochs:g}: to step {steps} of {self.global_batch} samples"
+        yield from self.split.lines(self.config)
         yield from self._long_captions
         if self.config.data.buckets:
             yield from self._bucket_lines()
@@ -174,7 +180,9 @@ def _buckets(records: Records, config: Config) -> tuple[list[Size], NDArray[np.i
 
 def _stream(records: Records, config: Config) -> Stream:
     _, buckets = _buckets(records, config)
+    mixture = Mixture.of(list(config.data.named_sources.values()))
+    seed, share = config.train.seed, config.data.region_share
     try:
-        return Stream(buckets, config.train.seed, records.shows(), config.data.region_share)
+        return Stream(buckets, seed, records.shows(), share, records.sources(), mixture)
     except ValueError as error:
         raise ConfigError(f"data.region_share = {config.data.region_share}: {error}") from None

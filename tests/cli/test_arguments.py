@@ -16,6 +16,7 @@ COMMANDS = [
     "demo-data --out LONG",
     "inspect LONG",
     "annotate LONG",
+    "caption LONG --model LONG",
     "import coco-wholebody --annotations LONG --images LONG --out LONG",
     "import yolo --labels LONG --images LONG --face-class 0 --out LONG",
     "import openpose --keypoints LONG --images LONG --out LONG",

@@ -44,6 +44,25 @@ def test_a_dry_run_counts_the_steps_of_epochs(
     assert f"{-(-3 * images // 4)} steps of 4 samples" in capsys.readouterr().out
 
 
+def test_a_dry_run_tells_what_the_sources_come_to(
+    config: Path, people: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """24 images twice, the same 4 held out of both: an epoch is 20 x 3 + 20 samples."""
+    words = ["train", "--config", str(config), "--ranks", "2", "--dry-run", "data.root=null"]
+    words += [f"data.sources=[{{root: {people}, repeats: 3}}, {{root: {people}, share: 0.5}}]"]
+    assert main([*words, "train.steps=null", "train.epochs=2"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("40 steps of 4 samples") for line in said)
+    assert any(line.endswith("160 samples, 2 epochs of 80 samples") for line in said)
+    told = [line for line in said if line.startswith("data.sources")]
+    assert told == [
+        "data.sources: 24 images are in an earlier source too; one that is held out is trained on "
+        "in none",
+        "data.sources[0]: 20 images x 3, 50 % of the samples",
+        "data.sources[1]: 20 images, 50 % of the samples",
+    ]
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

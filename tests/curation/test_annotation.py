@@ -435,7 +435,7 @@ def test_mediapipe_gives_hands_their_outline(
     (tmp_path / "a.jpg").write_bytes(photograph.read_bytes())
     assert main(["annotate", str(tmp_path)]) == 0
     out, err = capfd.readouterr()
-    assert "1 looked at, 1 faces and 2 hands found, 1 hand masks" in out
+    assert "1 looked at, 1 faces and 2 hands found, 1 masks" in out
     assert "W0000" not in err
     row = rows(tmp_path)["a.jpg"]
     mask = np.asarray(open_mask(tmp_path / row["hand_mask"])) > 0

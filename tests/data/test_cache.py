@@ -9,24 +9,32 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image, ImageOps
 from ranks import run_ranks
 
+from fairhuman.common.distributed import on_rank0
 from fairhuman.common.errors import OutputError
 from fairhuman.common.lock import LOCK
 from fairhuman.config import Config
-from fairhuman.data.cache import is_whole, write
+from fairhuman.data.cache import Cache, as_stored, encode
+from fairhuman.data.cache_fill import FORMER
+from fairhuman.data.cache_shards import SUFFIX, read_index, write_shards
 from fairhuman.data.order import StepSampler, Stream, draws
-from fairhuman.models.encoded import Prompt
+from fairhuman.data.records import Record
+from fairhuman.data.transform import Placement
+from fairhuman.models.encoded import Posterior, Prompt
 
 REGIONS = ["face", "hand"]
 
 
 def config_of(people: Path, model: Path, cache: Path | None, **data: Any) -> Config:
     settings = {"root": str(people), "resolution": 64, "workers": 0, "validation": 4}
-    settings |= {"crop": "random", "flip": True, "caption_dropout": 0.3, **data}
+    settings |= {"crop": "random", "flip": True, "caption_dropout": 0.3}
+    settings |= {"cache_precision": "fp32", **data}
     return Config.model_validate(
         {
             "model": {"pretrained": str(model)},
@@ -103,44 +111,130 @@ def test_a_run_gets_the_same_with_and_without(
         assert "0 of them to build" not in found["built"][0]
         assert "0 of them to build" in found["there"][0]
     files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
-    assert {path.suffix for path in files if path.name != LOCK} == {".safetensors"}
+    assert {path.suffix for path in files if path.name != LOCK} == {SUFFIX}
 
 
-def build(people: str, model: str, cache: str, **data: Any) -> str:
+def filled(config: Config) -> tuple[int, list[str]]:
+    """Fill a run's cache; return how many entries were built, and what else was said on rank 0."""
+    from fairhuman.checkpointing.manifest import Progress
+    from fairhuman.models.families.sdxl.model import SDXL
+    from fairhuman.training.run_data import RunData
+
     said: list[str] = []
-    prepared(config_of(Path(people), Path(model), Path(cache), **data), said)
-    return said[0]
+    cpu = torch.device("cpu")
+    sdxl = SDXL.load(config.model, torch.float32, cpu)
+    RunData(config).encode(sdxl, Progress(), cpu, None if dist.get_rank() else said.append)
+    *others, line = on_rank0(lambda: said)
+    return int(line.rpartition(" of them to build")[0].rpartition(", ")[2]), others
 
 
-def to_build(people: Path, model: Path, cache: Path, **data: Any) -> int:
-    work = functools.partial(build, str(people), str(model), str(cache), **data)
-    line: str = run_ranks(work, 1)[0]
-    return int(line.rpartition(" of them to build")[0].rpartition(", ")[2])
+def stale_or_damaged(people: str, model: str, cache: Path) -> None:
+    """Of one latent per image, on two ranks."""
+    data = Path(people)
+
+    def count(**settings: Any) -> tuple[int, list[str]]:
+        settings = {"crop": "center", "flip": False, "caption_dropout": 0, **settings}
+        return filled(config_of(data, Path(model), cache, **settings))
+
+    rows = [json.loads(line) for line in (data / "metadata.jsonl").open()]
+    captions = len({row["text"] for row in rows})
+    first, said = count()
+    assert said == []
+    assert first <= 24 + captions
+    assert count() == (0, [])
+    latents = first - captions
+    assert count(cache_precision="fp16") == (latents, [])
+
+    @on_rank0
+    def change() -> None:
+        for row in rows[:24]:
+            image = data / row["file_name"]
+            ImageOps.mirror(Image.open(image)).save(image)
+
+    assert count() == (latents, [])  # not one of the old ones is taken
+
+    (folder,) = cache.glob("captions-*")
+    cut, whole = (folder / name for name in read_index(folder).names)
+    killed = whole.with_name(f"0123{SUFFIX}.partial")
+
+    @on_rank0
+    def damage() -> int:
+        whole.rename(killed)  # as if its rank had been killed in it
+        kept = len(read_index(folder).keys)
+        cut.write_bytes(cut.read_bytes()[:-8])
+        (cache / FORMER[0]).mkdir()
+        return kept
+
+    built, said = count()
+    assert 0 < damage < built == captions
+    assert not killed.exists()
+    assert len(said) == 2
+    assert f"{cut} is cut short" in said[0]
+    assert f"{cache / FORMER[0]}: a file per entry" in said[1]
+    assert count() == (0, said)
+
+    @on_rank0
+    def tidy() -> None:
+        cut.unlink()
+        (cache / FORMER[0]).rmdir()
+
+    assert count() == (0, [])
 
 
 def test_what_is_stale_or_damaged_is_built_anew_and_nothing_else(
     people: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    """One latent per image and flip; another image, model, or a file cut short takes a new one."""
-    data, cache = tmp_path / "people", tmp_path / "cache"
-    shutil.copytree(people, data)
-    count = functools.partial(to_build, data, tiny_model, cache, crop="center", caption_dropout=0)
-    first = count(flip=False)
-    captions = {json.loads(line)["text"] for line in (data / "metadata.jsonl").open()}
-    assert first <= 24 + len(captions)
-    assert count(flip=False) == 0
+    """Another image or type, or a shard that is cut short or was never finished, takes new ones."""
+    data = shutil.copytree(people, tmp_path / "people")
+    run_ranks(stale_or_damaged, 2, str(data), str(tiny_model), tmp_path / "cache")
 
-    names = [json.loads(line)["file_name"] for line in (data / "metadata.jsonl").open()]
-    for name in names[:24]:
-        image = data / name
-        ImageOps.mirror(Image.open(image)).save(image)
-    latents = len(list((cache / "latents").rglob("*.safetensors")))
-    assert count(flip=False) == latents  # not one of the old ones is taken
-    cut = next((cache / "text").rglob("*.safetensors"))
-    cut.write_bytes(cut.read_bytes()[:-8])
-    assert not is_whole(cut)
-    assert count(flip=False) == 1
-    assert is_whole(cut)
+
+def cache_of(folder: Path, precision: str) -> Cache:
+    return Cache(folder, precision, "vae", "text", Prompt, {"a.jpg": b"digest"})
+
+
+@pytest.mark.parametrize(("precision", "bits"), [("fp32", 24), ("fp16", 11), ("bf16", 8)])
+def test_a_posterior_comes_back_in_float32_as_near_as_its_type_has_bits(
+    tmp_path: Path, precision: str, bits: int
+) -> None:
+    """Far below what a VAE returns, fp16's steps are of 2^-24."""
+    cache = cache_of(tmp_path, precision)
+    random = torch.Generator().manual_seed(0)
+    mean = torch.randn(1, 4, 16, 24, generator=random) * 10
+    std = torch.exp(torch.empty(1, 4, 16, 24).uniform_(-16, 4, generator=random))
+    record = Record("a.jpg", Path("a.jpg"), "", {}, (192, 128))
+    placement = Placement.draw((192, 128), (192, 128), np.random.default_rng(0))
+    key = cache.posterior_key(record, placement)
+    stored = as_stored(Posterior(mean, std), cache.dtype)
+    cache.latents.index = write_shards(cache.latents.folder, [(key, encode(stored))])
+    found = cache.posterior(record, placement)
+    for before, after in zip((mean, std), found, strict=True):
+        assert after.dtype == torch.float32
+        rounding = before.abs() * 2.0**-bits
+        if precision == "fp16":
+            rounding = rounding.clamp(min=2.0**-25)
+        assert ((after - before).abs() <= rounding).all()
+
+
+def test_numbers_that_a_type_cannot_hold_are_refused() -> None:
+    large = Posterior(torch.tensor([1.0, -1e5]), torch.tensor([1.0, 1.0]))
+    assert as_stored(large, torch.bfloat16).mean[1].item() == pytest.approx(-1e5, rel=0.004)
+    with pytest.raises(OutputError, match=r"cache_precision=fp16: .* up to 1e\+05, .* set bf16 or"):
+        as_stored(large, torch.float16)
+
+
+def test_each_type_and_model_has_its_own_keys(tmp_path: Path) -> None:
+    record = Record("a.jpg", Path("a.jpg"), "", {}, (8, 8))
+    placement = Placement.draw((8, 8), (8, 8), np.random.default_rng(0))
+    images = {"a.jpg": b"digest"}
+    caches = [cache_of(tmp_path, precision) for precision in ("fp16", "bf16", "fp32")]
+    caches.append(Cache(tmp_path, "fp16", "vae 2", "text 2", Prompt, images))
+    caches.append(Cache(tmp_path, "fp16", "vae", None, Prompt, {"a.jpg": b"another"}))
+    keys = [cache.posterior_key(record, placement) for cache in caches]
+    keys += [caches[which].prompt_key(text) for which in (0, 3) for text in (None, "", "dropped")]
+    assert len(set(keys)) == len(keys) == 11
+    assert caches[0].prompt_key("a") == caches[1].prompt_key("a")
+    assert len({cache.latents.folder for cache in caches}) == 4
 
 
 def test_another_vae_or_text_encoder_has_another_digest(tiny_model: Path) -> None:
@@ -162,14 +256,6 @@ def test_another_vae_or_text_encoder_has_another_digest(tiny_model: Path) -> Non
     assert digest_of(other.frozen_text) != text
     sdxl.pipeline.tokenizer.add_tokens(["sks"])
     assert digest_of(sdxl.frozen_text) != text
-
-
-def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "text" / "ab" / "abc.safetensors"
-    path.mkdir(parents=True)  # in the place of the file
-    with pytest.raises(OutputError, match="irectory"):
-        write(path, Prompt(torch.zeros(1, 77, 8), torch.zeros(1, 8)))
-    assert list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(("seen", "until"), [(0, 40), (16, 40), (40, 40)])

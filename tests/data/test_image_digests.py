@@ -17,16 +17,16 @@ from fairhuman.data.index.load import load
 from fairhuman.data.place import BESIDE
 
 
-def digests(root: Path, check: str = "full") -> dict[str, str]:
+def digests(root: Path, check: str = "full") -> dict[str, bytes]:
     records, _ = load(config_of(root, check=check))
-    return image_digests(records, check)
+    return dict(image_digests(records, check))
 
 
-def plainly(root: Path) -> dict[str, str]:
+def plainly(root: Path) -> dict[str, bytes]:
     return {
         path.relative_to(root).as_posix(): hashlib.blake2b(
             path.read_bytes(), digest_size=20
-        ).hexdigest()
+        ).digest()
         for path in sorted(root.rglob("*.png"))
         if "mask" not in path.name
     }
@@ -39,7 +39,7 @@ def root(people: Path, tmp_path: Path) -> Path:
     return copied
 
 
-def expected(root: Path) -> dict[str, str]:
+def expected(root: Path) -> dict[str, bytes]:
     found = plainly(root)
     return {record.id: found[record.id] for record in load(config_of(root))[0]}
 
@@ -87,7 +87,7 @@ def test_a_damaged_table_is_made_again(root: Path, content: bytes) -> None:
     assert digests(root) == found == digests(root)
 
 
-def on_ranks(root: Path) -> dict[str, str]:
+def on_ranks(root: Path) -> dict[str, bytes]:
     return digests(root)
 
 

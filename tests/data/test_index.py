@@ -80,7 +80,7 @@ def pictures(root: Path, kind: str) -> list[Path]:
 def plainly(config: Config) -> tuple[list[Record], list[str]]:
     """Read the data set without an index."""
     records, problems = load_records(
-        Path(config.data.root), Reading.of(config), on_error=config.data.on_error
+        Path(str(config.data.root)), Reading.of(config), on_error=config.data.on_error
     )
     return records, [str(problem) for problem in problems]
 

@@ -199,9 +199,9 @@ def test_another_process_takes_the_records(packed: Callable[[str], Path], kind: 
     assert list(pickle.loads(pickle.dumps(records))) == list(records)
 
 
-def ids_and_digests(root: str) -> tuple[list[str], dict[str, str]]:
+def ids_and_digests(root: str) -> tuple[list[str], dict[str, bytes]]:
     records, _ = load(config_of(Path(root), "controlnet"))
-    return list(records.ids()), image_digests(records, "full")
+    return list(records.ids()), dict(image_digests(records, "full"))
 
 
 @pytest.mark.parametrize("kind", ["webdataset", "compressed"])

@@ -13,10 +13,14 @@ import torch
 from ranks import run_ranks
 from small_unet import TINY
 
-from fairhuman.common.units import GIB
-from fairhuman.data.cache import write
+from fairhuman.common.units import DTYPES, GIB
+from fairhuman.config.schema import Data
+from fairhuman.data.cache import as_stored, encode
+from fairhuman.data.cache_shards import read_index, write_shards
+from fairhuman.data.keys import BYTES
 from fairhuman.models.encoded import Posterior, Prompt
 from fairhuman.models.formats.pipeline_folder import COMPONENTS, PipelineFolder
+from fairhuman.planning import cache_benchmark
 from fairhuman.planning.__main__ import tables
 from fairhuman.planning.data_costs import DataCosts, table
 from fairhuman.planning.plan import FROZEN_BYTES, SDXL_PARAMETERS, Plan
@@ -189,19 +193,29 @@ def test_the_page_has_the_costs_of_data_that_its_command_prints() -> None:
     assert table([DataCosts(images) for images in (1e6, 1e7, 1e9)]) in page
 
 
-def test_a_cached_image_takes_what_its_files_take(tmp_path: Path) -> None:
-    """But for their headers, at SDXL's sizes."""
+def test_a_cached_image_takes_what_its_entries_take(tmp_path: Path) -> None:
+    """But for their headers, at SDXL's sizes; by default."""
     side = 1024 // 8
     latents = Posterior(torch.zeros(1, 4, side, side), torch.ones(1, 4, side, side))
     text = Prompt(
         torch.zeros(1, 77, 2048, dtype=torch.bfloat16), torch.zeros(1, 1280, dtype=torch.bfloat16)
     )
-    for name, tensors, expected in (
-        ("latents", latents, DataCosts.latent_bytes()),
-        ("text", text, DataCosts.text_bytes()),
-    ):
-        write(tmp_path / name, tensors)
-        assert (tmp_path / name).stat().st_size == pytest.approx(expected, abs=512)
+    dtype = DTYPES[Data(root="x").cache_precision]
+    latents_content, text_content = encode(as_stored(latents, dtype)), encode(text)
+    assert len(latents_content) == pytest.approx(DataCosts.latent_bytes(), abs=512)
+    assert len(text_content) == pytest.approx(DataCosts.text_bytes(), abs=512)
+    write_shards(tmp_path, [(b"1" * 20, latents_content), (b"2" * 20, text_content)])
+    index = read_index(tmp_path)
+    of_digests = 2 * BYTES  # the image's, and its name's, by which it is found
+    kept = index.keys.nbytes + index.places.nbytes + of_digests
+    assert DataCosts(1).cache_memory() == kept
+
+
+def test_the_benchmark_of_the_cache_tells_both_layouts(capsys: pytest.CaptureFixture[str]) -> None:
+    cache_benchmark.main(["--entries", "10000", "--read", "3"])
+    opened, *read = capsys.readouterr().out.splitlines()
+    assert opened.startswith("10,000 entries in 3 shards: 0 MB, opened in ")
+    assert [line.partition(":")[0] for line in read] == ["shards", "a file each"]
 
 
 def test_costs_grow_with_the_images_and_checkpoints_do_not() -> None:

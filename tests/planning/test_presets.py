@@ -20,6 +20,7 @@ CARDS = {
     "z_image_lora": 24,
     "flux2_klein_lora": 24,
     "flux1_lora": 40,
+    "flux1_lora_24gb": 24,
     "flux2_klein_full": 80,
 }
 

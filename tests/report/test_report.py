@@ -353,6 +353,9 @@ def test_paths_and_names_of_this_machine_are_not_shown(tmp_path: Path) -> None:
     assert redacted_overrides(["data.root=/home/me/x", "train.steps=4", "a"]) == [
         "data.root=x", "train.steps=4", "a",
     ]  # fmt: skip
+    assert redacted_overrides(
+        ["data.sources=[{root: /home/me/x, repeats: 2}, {root: '/home/me/y z'}]", "a.b=[/home/me"]
+    ) == ["data.sources=[{root: x, repeats: 2}, {root: y z}]", "a.b=…"]
 
 
 def test_a_killed_run_has_its_page_and_what_is_no_run_has_an_error(

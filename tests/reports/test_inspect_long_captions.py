@@ -10,16 +10,17 @@ from PIL import Image
 
 from fairhuman.cli import main
 from fairhuman.demo.tiny import tiny_sdxl
+from fairhuman.testing.tiny_flows import tiny_flux2_klein
 
 CAPTIONS = ["short", "a hand " * 60, "word " * 10]
 
 
 @pytest.fixture
 def people(tmp_path: Path) -> Path:
-    """A data set with one long caption, and the model's tokenizers."""
-    pipeline = tiny_sdxl(CAPTIONS)
-    for name in ("tokenizer", "tokenizer_2"):
-        getattr(pipeline, name).save_pretrained(tmp_path / "model" / name)
+    """A data set with one long caption, and a model without its weights."""
+    tiny_sdxl(CAPTIONS).save_pretrained(tmp_path / "model")
+    for weights in (tmp_path / "model").rglob("*.safetensors"):
+        weights.unlink()
     rows = []
     for number, text in enumerate(CAPTIONS):
         Image.effect_noise((64, 64), 50.0 + number).convert("RGB").save(tmp_path / f"{number}.png")
@@ -43,6 +44,21 @@ def test_long_captions_are_found_with_the_model_s_tokenizers(
     assert said.count("tokens, of which") == 1
     assert inspect(people, "--model", str(people / "model"), "--allow", "long") == 0
     assert inspect(people) == 0  # without tokenizers nothing can be said
+
+
+def test_each_family_counts_with_its_own_tokenizer(
+    people: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """FLUX.2 reads 512 tokens with the turn of a chat, in cells of 16 pixels."""
+    tiny_flux2_klein().save_pretrained(people / "flux2")
+    row = {"file_name": "0.png", "text": "a" * 600, "faces": [[8, 8, 24, 24]], "hands": []}
+    (people / "metadata.jsonl").write_text(json.dumps(row))
+    for number in (1, 2):
+        (people / f"{number}.png").unlink()
+    assert inspect(people, "--model", str(people / "flux2")) == 1
+    assert "of which 512 are read: shorten it" in capsys.readouterr().out
+    page = (people / "inspect.html").read_text()
+    assert "16 px, before boxes are widened" in page
 
 
 def test_a_model_without_tokenizers_is_refused(

@@ -218,6 +218,47 @@ def test_each_change_is_one_line(sections: dict[str, Any], expected: str) -> Non
     assert any(line.startswith(expected) for line in lines), lines
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "told", "other_images"),
+    [
+        ({"root": "x"}, {"sources": [{"root": "x"}]}, [], False),
+        ({"sources": [{"root": "x"}]}, {"root": "x"}, [], False),
+        ({"root": "x"}, {"sources": [{"root": "y"}]}, ["data.sources[0].root: x -> y"], True),
+        (
+            {"root": "x"},
+            {"sources": [{"root": "x", "repeats": 2}, {"root": "y", "share": 0.5}]},
+            [
+                "data.sources[0].repeats: 1 -> 2",
+                'data.sources[1]: null -> {"root": "y", "share": 0.5}',
+            ],
+            True,
+        ),
+        (
+            {"sources": [{"root": "x"}, {"root": "y"}]},
+            {"sources": [{"root": "x", "repeats": 3}, {"root": "y"}]},
+            ["data.sources[0].repeats: 1 -> 3"],
+            False,
+        ),
+        (
+            {"sources": [{"root": "x"}, {"root": "y", "caption_prefix": "a"}]},
+            {"sources": [{"root": "x"}, {"root": "y"}]},
+            ["data.sources[1].caption_prefix: a -> "],
+            True,
+        ),
+    ],
+)
+def test_what_has_changed_of_the_data_sets_is_named_one_by_one(
+    before: dict[str, Any], now: dict[str, Any], told: list[str], other_images: bool
+) -> None:
+    old, new = (config(data={"root": None, **data}) for data in (before, now))
+    found = changes(tree_of(old), new)
+    lines = found.lines(new, Progress(2, 8, 0))
+    assert [
+        line.partition(" (takes effect from step 3: the data continue")[0] for line in lines
+    ] == told
+    assert found.remeasures == other_images
+
+
 def test_without_a_change_there_is_nothing_to_say() -> None:
     made = config(
         optimizer={"betas": (0.5, 0.9)}, noise={"timesteps": "range", "bias_range": (1, 9)}

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from ranks import run_ranks
 
+from fairhuman.common.errors import OutputError
+from fairhuman.common.lock import LOCK
 from fairhuman.common.output_folder import filling
 
 HOLDER = """
@@ -49,3 +51,22 @@ def test_the_second_waits_for_the_first_and_says_so(tmp_path: Path) -> None:
     assert f"process {pid}" in said[0]
     assert "filling data.cache" in said[0]
     assert 0.5 < waited < 20
+
+
+def blocked(folder: str) -> str:
+    try:
+        with filling(Path(folder), None):
+            return "filled"
+    except OutputError as error:
+        return str(error)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    """A folder in the place of the lock stands in for a read-only disk."""
+    (tmp_path / LOCK).mkdir()
+    first, second = run_ranks(functools.partial(blocked, str(tmp_path)), 2)
+    assert first == second
+    assert first == (
+        f"data.cache: lacks what this run asks for, and {tmp_path / LOCK}: cannot be written: Is a "
+        "directory; make it writable, or give a copy that has all"
+    )

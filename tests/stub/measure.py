@@ -50,7 +50,9 @@ def main() -> None:
     from stub.injected import inject
 
     inject(counters)
-    lines = (Path(config.data.root) / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (
+        (Path(str(config.data.root)) / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+    )
     load_empty([json.loads(line)["text"] for line in lines])
     recorder = Recorder(counters, Path(out))
     train(config, overrides, lambda run: recorder.watch())

@@ -118,7 +118,7 @@ def micro_batches(config: Config, cell: int) -> list[Any]:
     from fairhuman.data.dataset import People, collate
     from fairhuman.data.records import Reading, load_records
 
-    records, _ = load_records(Path(config.data.root), Reading(REGIONS))
+    records, _ = load_records(Path(str(config.data.root)), Reading(REGIONS))
     samples = People(records, REGIONS, config.data, 0, cell)
     return [collate([samples[0, i], samples[0, i + 1]]) for i in range(0, 8, 2)]
 

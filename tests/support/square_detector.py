@@ -16,7 +16,7 @@ class SquareDetector:
     """Writes a line to `seen` per image; ends its process where `crash` is there and fits."""
 
     name = "squares"
-    regions = REGIONS
+    regions: tuple[str, ...] = REGIONS
 
     def __init__(
         self, threshold: float = 0.5, version: str = "1", seen: str = "", crash: str = ""

@@ -32,6 +32,11 @@ def refusal(config: str, overrides: list[str], packages: str) -> str:
     [
         ([], []),
         (["data.root=/local/people", "data.workers=7", "train.output_dir=elsewhere"], []),
+        (["data.root=null", "data.sources=[{root: /local/people}]"], []),
+        (
+            ["data.root=null", "data.sources=[{root: x, repeats: 2}]"],
+            ["data.sources[0].repeats = 1 on rank 0, and 2 on rank 1: start all ranks"],
+        ),
         (["optimizer.lr=0.5"], ["optimizer.lr = 1e-05 on rank 0, and 0.5 on rank 1: start all"]),
         (
             ["train.steps=11", "deepspeed.zero_optimization.stage=1"],

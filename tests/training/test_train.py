@@ -113,6 +113,35 @@ def test_a_run_writes_what_it_promises(finished: tuple[Path, str]) -> None:
         assert f"{records[-1][f'loss/{name}']:.4g}" in page
 
 
+@pytest.mark.slow
+def test_a_run_over_one_source_is_that_over_its_root(
+    config: Path, people: Path, finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    """Bit by bit, on two ranks."""
+    listed = ["data.root=null", f"data.sources=[{{root: {people}}}]", "train.sample_every=6"]
+    train(config, tmp_path / "out", 2, *listed, "train.sample_prompts=[a boy, a girl]")
+    assert repeatable(tmp_path / "out") == repeatable(finished[0])
+
+
+@pytest.mark.slow
+def test_a_run_over_several_sources_resumes_bit_by_bit(
+    config: Path, people: Path, tmp_path: Path
+) -> None:
+    whole, killed, other = tmp_path / "whole", tmp_path / "killed", tmp_path / "people"
+    shutil.copytree(people, other)
+    sources = f"[{{root: {people}, share: 0.3}}, {{root: {other}, repeats: 2, caption_prefix: a}}]"
+    options = ["data.root=null", f"data.sources={sources}", f"data.cache={tmp_path / 'cache'}"]
+    options += ["data.flip=true", "data.crop=zoom", "train.steps=null", "train.epochs=0.2"]
+    printed = train(config, whole, 1, *options)
+    assert "data.sources[0]: " in printed
+    assert "30 % of the samples" in printed
+    shutil.copytree(whole, killed)
+    last = sorted((killed / "checkpoints").iterdir())[-1]
+    shutil.rmtree(last)
+    train(config, killed, 1, "train.resume=auto", *options)
+    assert repeatable(killed) == repeatable(whole)
+
+
 def test_a_run_says_where_to_look_and_nothing_of_other_libraries(
     finished: tuple[Path, str],
 ) -> None:
@@ -329,14 +358,15 @@ def test_a_lora_of_the_text_encoders_trains_and_resumes_and_is_measured_and_draw
     """
     options = ["model.method=lora", "model.lora.rank=4", "model.lora.text_encoders=true"]
     options += ["model.gradient_checkpointing=true", "train.ema_decay=0.5"]
-    options += [f"data.cache={tmp_path / 'cache'}", "optimizer.lr=0.05", "optimizer.warmup_steps=0"]
+    options += [f"data.cache={tmp_path / 'cache'}", "data.cache_precision=fp32"]
+    options += ["optimizer.lr=0.05", "optimizer.warmup_steps=0"]
     options += ["train.steps=2", "train.checkpoint_every=1", "train.validate_every=2"]
     options += ["train.batch_size=1", "train.gradient_accumulation=2", "train.sample_every=2"]
     options += ["train.sample_prompts=[a girl in a red shirt]"]
     options += ["deepspeed.zero_optimization.stage=3"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert "latents (captions are encoded in each step)" in train(config, whole, 2, *options)
-    assert not (tmp_path / "cache" / "text").exists()
+    assert [path.name[:13] for path in (tmp_path / "cache").glob("*-*")] == ["latents-fp32-"]
     shutil.copytree(whole, parts)
     shutil.rmtree(parts / "checkpoints" / "step-00000002")
     shutil.rmtree(parts / "final")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -27,7 +27,6 @@ from fairhuman.curation.annotation.marks import (
     made_by,
     made_of,
     owner,
-    picture_digest,
     put,
     put_caption,
 )
@@ -50,6 +49,8 @@ class Annotated:
     faces: int = 0
     hands: int = 0
     masks: int = 0
+    refined: int | None = None
+    """Faces and hands whose mask a SAM drew; None: there was none to do so."""
     without: int = 0
     """Images in which neither was found."""
     suffixes: Counter[str] = field(default_factory=Counter)
@@ -75,8 +76,14 @@ class Annotated:
         """Return the counts as text."""
         lines = [
             f"{self.images} images: {self.looked_at} looked at, {self.faces} faces and "
-            f"{self.hands} hands found, {self.masks} hand masks; {self.without} without either"
+            f"{self.hands} hands found, {self.masks} masks; {self.without} without either"
         ]
+        if self.refined is not None:
+            rest = self.faces + self.hands - self.refined
+            lines.append(
+                f"{self.refined} of these have a mask by SAM; {rest} keep their outline or box, as "
+                "SAM's mask was implausible"
+            )
         if len(self.suffixes) > 1:
             kinds = ", ".join(f"{n} {suffix}" for suffix, n in sorted(self.suffixes.items()))
             lines.append(f"by kind: {kinds}")
@@ -169,7 +176,7 @@ def _annotate(
     known = {row["file_name"]: row for row in rows}
     try:
         journal = Journal(root, f"{by}, forced" if force else by)
-        pictures = _digests(root, [n for n in names if MARK in known.get(n, {})], journal)
+        pictures = journal.check_pictures(n for n in names if MARK in known.get(n, {}))
         with journal:
             tasks: list[tuple[str, tuple[str, ...]]] = []
             for name in names:
@@ -180,7 +187,9 @@ def _annotate(
             _look_at(tasks, root, choice, journal, jobs, progress)
         # Read again: someone may have edited it meanwhile.
         rows = read_rows(root)
-        done = _finish(root, rows, names, wanted, journal.found, pictures, by, force)
+        done = _finish(
+            root, rows, names, wanted, journal.found, pictures, by, force, choice.sam is not None
+        )
         journal.remove()
     except OSError as error:
         raise OutputError(f"{error.filename or root}: cannot be written: {reason(error)}") from None
@@ -188,21 +197,6 @@ def _annotate(
     done.labels = len(find_labels(root))
     done.outside = [name for name in names if _leads_out(root, name)]
     return done
-
-
-def _digests(root: Path, marked: list[str], journal: Journal) -> dict[str, str | None]:
-    """Return the digests of the images that were looked at before, and drop what is replaced.
-
-    Always of all bytes: size and time of a file prove nothing once it is copied back from
-    somewhere, and reading an image takes a hundredth of the time of looking at it.
-    """
-    names = list({*marked, *journal.found})
-    # Hashing happens in C, outside Python's lock.
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        found = pool.map(picture_digest, (root / name for name in names))
-        pictures = dict(zip(names, found, strict=True))
-    journal.drop_replaced(pictures)
-    return pictures
 
 
 def _leads_out(root: Path, name: str) -> bool:
@@ -276,10 +270,11 @@ def _finish(
     pictures: dict[str, str | None],
     by: str,
     force: bool,
+    refines: bool,
 ) -> Annotated:
     """Write metadata.jsonl, and delete masks of ours that it no longer names."""
     suffixes = Counter(PurePosixPath(name).suffix.lower() for name in names)
-    done = Annotated(images=len(names), suffixes=suffixes)
+    done = Annotated(images=len(names), suffixes=suffixes, refined=0 if refines else None)
     known = {row["file_name"]: row for row in rows}
     captions = CaptionFiles()
     obsolete: set[str] = set()
@@ -327,6 +322,8 @@ def _put_regions(
             done.faces += len(result["boxes"]) if region == "face" else 0
             done.hands += len(result["boxes"]) if region == "hand" else 0
             done.masks += bool(result["mask"])
+            if done.refined is not None:
+                done.refined += result["refined"]
         elif whose is Owner.HUMAN:
             done.kept += 1
             replaced |= other

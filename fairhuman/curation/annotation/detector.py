@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from fairhuman.common.errors import UserError
@@ -16,9 +18,20 @@ REGIONS = ("face", "hand")
 DETECTORS = {
     "mediapipe": "fairhuman.curation.annotation.mediapipe_detector:MediapipeDetector",
     "yolo": "fairhuman.curation.annotation.yolo_detector:YoloDetector",
+    "dwpose": "fairhuman.curation.annotation.dwpose_detector:DwposeDetector",
 }
 
 Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """A part of an image, and what of it is the region."""
+
+    left: int
+    top: int
+    pixels: NDArray[np.bool_]
+    """[H, W]"""
 
 
 @dataclass(frozen=True)
@@ -30,6 +43,8 @@ class Region:
     """Confidence in [0, 1], as the detector gives it: not comparable between detectors."""
     outline: tuple[Point, ...] = ()
     """A polygon around it, where the detector knows one."""
+    mask: Cutout | None = field(default=None, compare=False)
+    """Its pixels, where something has drawn them: they count instead of the outline."""
 
 
 Detection = dict[str, list[Region]]
@@ -56,6 +71,8 @@ class DetectorChoice:
 
     name: str = "mediapipe"
     settings: dict[str, Any] = field(default_factory=dict)
+    sam: str | None = None
+    """A SAM that draws the masks of what it finds."""
 
     def make(self) -> Detector:
         """Load the detector.
@@ -74,4 +91,10 @@ class DetectorChoice:
         except (ImportError, AttributeError) as error:
             raise UserError(f"--detector {self.name}: {error}") from None
         detector: Detector = make(**self.settings)
-        return detector
+        if self.sam is None:
+            return detector
+        # Not above: torch, and a module that imports this one.
+        refine = import_module("fairhuman.curation.annotation.refine")
+        sam = import_module("fairhuman.curation.annotation.sam")
+        refined: Detector = refine.RefinedDetector(detector, sam.Sam(self.sam))
+        return refined

@@ -1,14 +1,17 @@
-"""What an unfinished annotation has found so far, so that it continues where it was stopped."""
+"""What an unfinished run over a folder has found so far, so that it continues where it stopped."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from fairhuman.common.files import write_text
+from fairhuman.curation.annotation.marks import picture_digest
 
 NAME = ".annotate.progress.jsonl"
 
@@ -18,12 +21,13 @@ class Journal:
 
     Args:
         root: the data set's folder.
-        by: the detector; what another one found is dropped.
+        by: the detector or model; what another one found is dropped.
+        name: the file's, in the folder.
     """
 
-    def __init__(self, root: Path, by: str) -> None:
+    def __init__(self, root: Path, by: str, name: str = NAME) -> None:
         self.root = root
-        self.path = root / NAME
+        self.path = root / name
         self.by = by
         self.found: dict[str, dict[str, Any]] = {}
         """By file name."""
@@ -51,14 +55,30 @@ class Journal:
         self._file.write(_line(self.found[name]))
         self._file.flush()
 
-    def drop_replaced(self, pictures: Mapping[str, str | None]) -> None:
-        """Forget the images whose files are others by now, by their digests."""
+    def check_pictures(self, marked: Iterable[str]) -> dict[str, str | None]:
+        """Forget the images whose files are others by now.
+
+        Always by all bytes: size and time of a file prove nothing once it is copied back from
+        somewhere, and reading an image takes a hundredth of the time of looking at it.
+
+        Args:
+            marked: further file names.
+
+        Returns:
+            The digests of all these files.
+        """
+        names = list({*marked, *self.found})
+        # Hashing happens in C, outside Python's lock.
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            digests = pool.map(picture_digest, (self.root / name for name in names))
+            pictures = dict(zip(names, digests, strict=True))
         self.found = {
             name: entry for name, entry in self.found.items() if pictures[name] == entry["picture"]
         }
+        return pictures
 
     def remove(self) -> None:
-        """Delete the file: the annotation is done."""
+        """Delete the file: the run is done."""
         self.path.unlink(missing_ok=True)
 
     def _take(self, line: bytes) -> None:

@@ -4,8 +4,8 @@ The rule: it is ours if the row bears our mark for it and the boxes, the mask's 
 mask's bytes are still those that we wrote. Any other annotation is a human's. The mark also holds
 a digest of the picture that was looked at, so that another picture under its name is noticed.
 
-A caption is ours if the row bears the mark of a caption file and the text is still the one that we
-took from it.
+A caption is ours if the row bears the mark of a caption file or of a model and the text is still
+the one that we wrote. A caption file is a human's: no model's caption replaces what it holds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HUMAN = "human"
 """Who a mark names where a human has looked at a region; see `put_by_human`."""
 
 CAPTION_MARK = "caption_from"
-"""The key of a caption's mark: its file, and a digest of the text."""
+"""The key of a caption's mark: its file, or its model and picture; and a digest of the text."""
 
 
 class Owner(Enum):
@@ -127,7 +127,7 @@ def drop(row: dict[str, Any], region: str) -> None:
 
 
 def caption_is_ours(row: Mapping[str, Any]) -> bool:
-    """Return whether a row's text is the one that we took from a caption file."""
+    """Return whether a row's text is the one that we took from a caption file or a model."""
     mark = row.get(CAPTION_MARK)
     return isinstance(mark, dict) and mark.get("digest") == _text_digest(row.get("text"))
 
@@ -136,6 +136,21 @@ def put_caption(row: dict[str, Any], file: str, text: str) -> None:
     """Write the text of a caption file into a row, with our mark."""
     row["text"] = text
     row[CAPTION_MARK] = {"file": file, "digest": _text_digest(text)}
+
+
+def put_caption_by_model(row: dict[str, Any], text: str, by: str, picture: str) -> None:
+    """Write a caption of a model into a row, with our mark; see `put` for the arguments."""
+    row["text"] = text
+    row[CAPTION_MARK] = {"by": by, "picture": picture, "digest": _text_digest(text)}
+
+
+def captioned_picture(row: Mapping[str, Any]) -> str | None:
+    """Return the digest of the picture whose caption a model wrote; None: it is no model's text."""
+    mark = row.get(CAPTION_MARK)
+    if not isinstance(mark, dict) or "by" not in mark or not caption_is_ours(row):
+        return None
+    picture = mark.get("picture")
+    return picture if isinstance(picture, str) else None
 
 
 def picture_digest(path: Path) -> str | None:

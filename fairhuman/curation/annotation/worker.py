@@ -6,6 +6,7 @@ import io
 import math
 import signal
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ def look(name: str, regions: tuple[str, ...]) -> dict[str, Any]:
             "boxes": [[round(value, 2) for value in thing.box] for thing in things],
             "scores": [round(float(thing.score), 3) for thing in things],
             "mask": _written(name, region, masks[region]),
+            "refined": sum(thing.mask is not None for thing in things),
         }
     return {"picture": picture, "found": found}
 
@@ -96,11 +98,21 @@ def _sorted(things: list[Region], size: tuple[int, int]) -> list[Region]:
 
 
 def _mask(things: list[Region], size: tuple[int, int]) -> bytes | None:
-    """Return a mask as PNG where every thing has an outline."""
-    if not things or not all(thing.outline for thing in things):
+    """Return a mask as PNG where every thing has an outline, or one has more than its box."""
+    refined = any(thing.mask for thing in things)
+    if not things or not (refined or all(thing.outline for thing in things)):
         return None
+    mask = draw_outlines([thing.outline for thing in things if not thing.mask], size).copy()
+    for thing in things:
+        if thing.mask:
+            rows, columns = thing.mask.pixels.shape
+            left, top = thing.mask.left, thing.mask.top
+            mask[top : top + rows, left : left + columns][thing.mask.pixels] = 255
+        elif not thing.outline:
+            x, y, width, height = thing.box
+            mask[int(y) : ceil(y + height), int(x) : ceil(x + width)] = 255
     png = io.BytesIO()
-    Image.fromarray(draw_outlines([thing.outline for thing in things], size)).save(png, "png")
+    Image.fromarray(mask).save(png, "png")
     return png.getvalue()
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from fairhuman.common.digests import digest
 from fairhuman.common.errors import UserError
 from fairhuman.curation.annotation.detector import Detection, Region
 from fairhuman.curation.geometry import clip
@@ -63,7 +63,7 @@ class YoloDetector:
         self.regions = tuple(paths)
         self.version = "+".join(
             [ultralytics.__version__]
-            + [f"{region}:{_digest(path)}" for region, path in paths.items()]
+            + [f"{region}:{digest(path)[:12]}" for region, path in paths.items()]
         )
         self._models: dict[str, Any] = {
             region: ultralytics.YOLO(str(path), task="detect") for region, path in paths.items()
@@ -81,7 +81,3 @@ class YoloDetector:
                 if box:
                     found[region].append(Region(box, float(score)))
         return found
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]

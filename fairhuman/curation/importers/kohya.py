@@ -188,13 +188,13 @@ def _why(place: str, folders: Mapping[str, _Folder]) -> str:
 
 
 def _repeats(folders: Mapping[str, _Folder]) -> list[str]:
-    """Return a line for each number of repeats, which nothing here counts."""
+    """Return a line for each number of repeats, which a data set does not keep."""
     by_count: dict[int, list[str]] = defaultdict(list)
     for place, folder in folders.items():
         by_count[folder.repeats].append(place or "the images")
     return [
         f"{count} repeats of {such_as(places)} are not taken: every image is drawn equally often, "
-        "and train.steps is the length of a run"
+        "unless you import that folder by itself and set its repeats in data.sources"
         for count, places in sorted(by_count.items())
         if count > 1
     ]

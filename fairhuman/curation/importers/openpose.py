@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from fairhuman.common.errors import DataError
 from fairhuman.common.quoting import shown
-from fairhuman.curation.geometry import around
+from fairhuman.curation.geometry import FLESH, around
 from fairhuman.curation.importers.common import (
     FAR,
     Imported,
@@ -38,9 +38,9 @@ from fairhuman.curation.importers.common import (
     write_data_set,
 )
 from fairhuman.curation.importers.orientation import Shape, in_stored_pixels, read_shape
+from fairhuman.curation.keypoints import COUNT, FACE, LEFT, RIGHT, Points, sure
 
-# Where COCO-WholeBody's 133 keypoints hold a face and the two hands.
-WHOLEBODY = {"face": slice(23, 91), "left": slice(91, 112), "right": slice(112, 133)}
+WHOLEBODY = {"face": FACE, "left": LEFT, "right": RIGHT}
 OPENPOSE = {
     "face": "face_keypoints_2d",
     "left": "hand_left_keypoints_2d",
@@ -48,15 +48,7 @@ OPENPOSE = {
 }
 # What the list of people is called.
 _PEOPLE = ("people", "instances", "instance_info", "predictions")
-PARTS = {"faces": ("face",), "hands": ("left", "right")}
-
-# Fewer sure keypoints than these say where a corner of a face or hand is, not where it is.
-LEAST = {"face": 12, "left": 5, "right": 5}
-# Keypoints lie on joints and features; the box reaches this share of its longer side further.
-MARGIN = 0.1
-
-Points = NDArray[np.float64]
-"""[N, 3]: x, y, confidence."""
+PARTS = {"face": ("face",), "hand": ("left", "right")}
 
 
 def import_openpose(
@@ -105,15 +97,15 @@ def import_openpose(
     rows = []
     for pose, turn in zip(found, stored, strict=True):
         row: dict[str, Any] = {"file_name": pose.name, "text": captioned[pose.name]}
-        for key, parts in PARTS.items():
+        for region, parts in PARTS.items():
             if looked_for.intersection(parts):
                 boxes = [
-                    _box(pose.placed(person[part], turn), LEAST[part], confidence, pose.shape)
+                    _box(pose.placed(person[part], turn), region, confidence, pose.shape)
                     for person in pose.people
                     for part in parts
                     if part in person
                 ]
-                row[key] = [box for box in boxes if box]
+                row[f"{region}s"] = [box for box in boxes if box]
         rows.append(row)
     write_data_set(out, images, rows)
     return counts(rows, unannotated=unannotated, left_out=left_out)
@@ -181,7 +173,7 @@ def _canvas(sides: tuple[Any, Any]) -> tuple[float, float] | None:
 def _parts(person: dict[str, Any]) -> dict[str, Points]:
     if "keypoints" in person:
         points = _points(person["keypoints"], person.get("keypoint_scores"))
-        if len(points) != 133:
+        if len(points) != COUNT:
             raise ValueError(f"a person has {len(points)} keypoints")
         return {part: points[place] for part, place in WHOLEBODY.items()}
     if not any(key in person for key in (*OPENPOSE.values(), "pose_keypoints_2d")):
@@ -221,8 +213,6 @@ def _array(values: Any, key: str) -> NDArray[np.float64]:
     return np.asarray(values, dtype=np.float64)
 
 
-def _box(points: Points, least: int, confidence: float, shape: Shape) -> list[float] | None:
-    sure = points[(points[:, 2] >= confidence) & np.isfinite(points).all(axis=1), :2]
-    if len(sure) < least:
-        return None
-    return inside(around(sure, MARGIN), shape.upright)
+def _box(points: Points, region: str, confidence: float, shape: Shape) -> list[float] | None:
+    used = sure(points, region, confidence)
+    return None if used is None else inside(around(used[:, :2], FLESH), shape.upright)

@@ -36,11 +36,11 @@ from fairhuman.data.order import generator
 from fairhuman.data.records import Entry, Problem, Reading, Record, check_entries, read_entries
 from fairhuman.data.stores.folder import FolderStore
 from fairhuman.data.transform import Placement
-from fairhuman.models.families.sdxl.captions import Tokenizers, room, token_counts
+from fairhuman.models.families.protocol import TokenCounter
 
 REGIONS = ("face", "hand")
 CELL = 8
-"""Pixels per side of a latent cell: SDXL's."""
+"""Pixels per side of a cell of the latent grid, where no model is named: most models'."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ class View:
     epoch: int = 0
     train_view: bool = False
     """Show what the trainer's own data set gives instead of the stored images."""
-    tokenizers: Tokenizers | None = None
-    """The model's, to count the tokens of captions."""
-    chunks: int = 1
-    """Of 75 tokens each, in which a caption is read."""
+    counter: TokenCounter | None = None
+    """The model, to count the tokens of captions."""
+    cell: int = CELL
+    """Pixels per side of a cell of the latent grid."""
 
     @classmethod
     def plain(cls, root: Path, resolution: int) -> View:
@@ -75,7 +75,6 @@ class View:
             config.train.seed,
             epoch,
             train_view=True,
-            chunks=config.model.most_chunks,
         )
 
 
@@ -108,7 +107,7 @@ def inspect(root: Path, view: View) -> Inspection:
     for number, sample in enumerate(samples):
         sample.number = number
     return Inspection(
-        root, view.data.resolution, CELL, list(view.regions), samples, view.train_view
+        root, view.data.resolution, view.cell, list(view.regions), samples, view.train_view
     )
 
 
@@ -139,7 +138,7 @@ def _look(entry: Entry, checked: Record | Problem, view: View) -> _Look:
         sample.findings.append(Finding("unusable", str(error)))
         return _Look(sample)
     placement = _placement(checked, view)
-    measured = measure(checked.regions, placement, CELL, view.data.mask_margin)
+    measured = measure(checked.regions, placement, view.cell, view.data.mask_margin)
     sample.sizes, sample.findings = measured.sizes, measured.findings
     counts = [counted(len(sample.sizes_of(region)), region) for region in view.regions]
     sample.detail = f"{checked.size[0]} x {checked.size[1]} px, {', '.join(counts)}"
@@ -156,22 +155,22 @@ def _placement(record: Record, view: View) -> Placement:
     if not view.train_view:
         rng = generator(view.seed, view.epoch, record.id, "placement")
         return Placement.draw(record.size, frame(record.size, view.data), rng)
-    return People([record], view.regions, view.data, view.seed, CELL).placement(record, view.epoch)
+    people = People([record], view.regions, view.data, view.seed, view.cell)
+    return people.placement(record, view.epoch)
 
 
 def _as_trained(record: Record, view: View) -> str:
-    batch = People([record], view.regions, view.data, view.seed, CELL)[view.epoch, 0]
+    batch = People([record], view.regions, view.data, view.seed, view.cell)[view.epoch, 0]
     assert batch.pixels is not None  # without a cache
     masks = {region: batch.masks[0, i].numpy() for i, region in enumerate(view.regions)}
     return data_uri(trained(batch.pixels[0].numpy(), masks), JPEG_QUALITY)
 
 
 def _mark_long(looked: Sequence[_Look], texts: Sequence[str], view: View) -> None:
-    if view.tokenizers is None:
+    if view.counter is None:
         return
-    read = room(view.tokenizers, view.chunks)
-    for look, tokens in zip(looked, token_counts(view.tokenizers, texts), strict=True):
-        look.sample.findings += long_caption(tokens, read)
+    for look, tokens in zip(looked, view.counter.token_counts(texts), strict=True):
+        look.sample.findings += long_caption(tokens, view.counter.tokens)
 
 
 def _mark_duplicates(looked: Sequence[_Look]) -> None:

@@ -22,7 +22,7 @@ from fairhuman.curation.inspection.findings import (
     measure,
     unannotated,
 )
-from fairhuman.curation.inspection.inspect import CELL, View
+from fairhuman.curation.inspection.inspect import View
 from fairhuman.data.dataset import People
 from fairhuman.data.index.load import check_records, read_listing
 from fairhuman.data.records import (
@@ -84,7 +84,7 @@ def assess(checked: Record | Problem, row: Mapping[str, Any], view: View) -> lis
         return [Finding("unusable", checked.message)]
     try:
         placement = placement_of(checked, view)
-        measured = measure(checked.regions, placement, CELL, view.data.mask_margin)
+        measured = measure(checked.regions, placement, view.cell, view.data.mask_margin)
     except (ImageError, DataError) as error:  # of a mask whose header alone was read before
         return [Finding("unusable", f"a mask cannot be read: {error}")]
     return [
@@ -106,5 +106,5 @@ def check_row(row: Mapping[str, Any], root: Path, view: View) -> Record | Proble
 
 def placement_of(record: Record, view: View) -> Placement:
     """Return how the trainer places an image in the view's epoch."""
-    people = People([record], view.regions, view.data, view.seed, CELL)
+    people = People([record], view.regions, view.data, view.seed, view.cell)
     return people.placement(record, view.epoch)

@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from fairhuman.common.errors import DataError
 from fairhuman.common.images import ImageError, open_mask
-from fairhuman.curation.inspection.inspect import CELL, View
+from fairhuman.curation.inspection.inspect import View
 from fairhuman.curation.inspection.thumbnails import trained
 from fairhuman.data.dataset import People
 from fairhuman.data.folder import open_photograph
@@ -52,7 +52,7 @@ def trained_png(record: Record, view: View) -> bytes:
     Raises:
         DataError: a file cannot be read.
     """
-    batch = People([record], view.regions, view.data, view.seed, CELL)[view.epoch, 0]
+    batch = People([record], view.regions, view.data, view.seed, view.cell)[view.epoch, 0]
     assert batch.pixels is not None  # without a cache
     masks = {region: batch.masks[0, i].numpy() for i, region in enumerate(view.regions)}
     return _encoded(trained(batch.pixels[0].numpy(), masks, TRAINED_SIDE), "PNG", compress_level=1)

@@ -147,6 +147,8 @@ def key_of(store: Store, reading: Reading) -> Key:
         "columns": dict(reading.columns),
         "conditioned": reading.conditioned,
     }
+    if reading.caption_prefix:
+        told["caption_prefix"] = reading.caption_prefix
     digest = hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=16)
     return Key(digest.hexdigest(), rows.lines)
 

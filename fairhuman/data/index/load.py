@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,8 @@ from fairhuman.data.arrow import open_table
 from fairhuman.data.hub import local_root
 from fairhuman.data.index.check import MASKS, Column, check_files
 from fairhuman.data.index.listing import IMAGE, Listing, key_of, path_of, write_listing
-from fairhuman.data.index.records import Records
-from fairhuman.data.place import open_folder
+from fairhuman.data.index.records import Records, SourceRecords
+from fairhuman.data.place import open_folder, own_folder
 from fairhuman.data.records import (
     TOLERANCE_PX,
     Problem,
@@ -30,23 +30,34 @@ from fairhuman.data.stores.choose import open_store
 
 
 def load(config: Config) -> tuple[Records, list[Problem]]:
-    """Read and check the data set of a training config; a collective.
+    """Read and check the data sets of a training config; a collective.
 
     Returns:
-        The records in the order of the data set's rows, and what was left out.
+        The records in the order of the data sets and their rows, and what was left out.
 
     Raises:
         DataError: every problem, one line each (the first 20), or a data set without a sample.
         OutputError: the index cannot be written.
     """
-    listing = open_listing(config)
-    records, unusable = check_records(listing, config.data.check)
-    problems = [*listing.problems(), *unusable.values()]
-    refuse_unusable(listing.store, len(records), problems, config.data.on_error)
-    return records, problems
+    parts: list[SourceRecords] = []
+    left_out: list[Problem] = []
+    for section, listing in open_listings(config).items():
+        part, unusable = check_records(listing, config.data.check)
+        problems = [*listing.problems(), *unusable.values()]
+        refuse_unusable(listing.store, len(part), problems, config.data.on_error, section)
+        parts.append(part)
+        left_out += problems
+    return joined(parts), left_out
 
 
-def check_records(listing: Listing, check: str) -> tuple[Records, dict[int, Problem]]:
+def joined(parts: Sequence[SourceRecords]) -> Records:
+    """Return the records of all data sets."""
+    if len(parts) == 1:
+        return Records(parts)
+    return Records([part.at(place) for place, part in enumerate(parts)])
+
+
+def check_records(listing: Listing, check: str) -> tuple[SourceRecords, dict[int, Problem]]:
     """Check the rows of a listing against the files that they name; a collective.
 
     Args:
@@ -68,17 +79,32 @@ def check_records(listing: Listing, check: str) -> tuple[Records, dict[int, Prob
             problems[row] = found
             usable[row] = False
     rows = np.flatnonzero(usable)
-    return Records(listing, rows, columns[IMAGE].sizes[rows]), problems
+    return SourceRecords(listing, rows, columns[IMAGE].sizes[rows]), problems
 
 
-def open_listing(config: Config) -> Listing:
-    """Return the rows of a config's data set; see `read_listing`."""
-    data = config.data
-    return read_listing(local_root(data), Reading.of(config), data.index, data.split)
+def open_listings(config: Config) -> dict[str, Listing]:
+    """Return the rows of a config's data sets by the section that describes each; a collective.
+
+    Raises:
+        DataError, OutputError: as `read_listing`.
+    """
+    sources, index = config.data.named_sources, config.data.index
+    found = {}
+    for section, source in sources.items():
+        root = local_root(source, section)
+        # Their files may have the same names, by which the index knows them.
+        folder = index if len(sources) == 1 else own_folder(index, root)
+        reading = Reading.of(config, source)
+        found[section] = read_listing(root, reading, folder, section, source.split)
+    return found
 
 
 def read_listing(
-    root: Path, reading: Reading, index: str | None, split: str | None = None
+    root: Path,
+    reading: Reading,
+    index: str | None,
+    section: str = "data",
+    split: str | None = None,
 ) -> Listing:
     """Return the rows of a data set, read if they are not; a collective.
 
@@ -86,13 +112,14 @@ def read_listing(
         root: the data set's folder.
         reading: how its rows are read.
         index: `data.index`.
+        section: of the config, that names the folder as its `root`; for messages.
         split: `data.split`.
 
     Raises:
         DataError: its rows cannot be read, or are others on another machine.
         OutputError: the listing cannot be written.
     """
-    store = open_store(root, index, reading.columns, split)
+    store = open_store(root, index, reading.columns, section, split)
     keys = gathered(lambda: key_of(store, reading))
     if len(set(keys)) > 1:
         raise DataError(

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from fairhuman.common.distributed import agreed, gathered, local_rank, rank, shared
 from fairhuman.common.files import replacing
-from fairhuman.data.index.records import Records
+from fairhuman.data.index.records import Records, SourceRecords
 from fairhuman.models.families.protocol import TokenCounter
 
 CHUNK = 2**12
@@ -27,6 +27,10 @@ def caption_tokens(records: Records, counter: TokenCounter) -> NDArray[np.int32]
     Raises:
         OutputError: the index cannot be written.
     """
+    return np.concatenate([_of_source(part, counter) for part in records.parts])
+
+
+def _of_source(records: SourceRecords, counter: TokenCounter) -> NDArray[np.int32]:
     listing = records.listing
     digest = hashlib.blake2b(listing.path.name.encode(), digest_size=16)
     for text in counter.tokenizer_texts():

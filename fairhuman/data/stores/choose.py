@@ -33,6 +33,7 @@ def open_store(
     root: Path,
     index: str | None = None,
     columns: Mapping[str, str] | None = None,
+    section: str = "data",
     split: str | None = None,
 ) -> Store:
     """Open what a folder holds: files next to metadata.jsonl, or shards; a collective.
@@ -43,6 +44,7 @@ def open_store(
         root: the folder.
         index: `data.index`.
         columns: `data.columns`.
+        section: of the config, that names the folder as its `root`; for messages.
         split: `data.split`.
 
     Raises:
@@ -50,51 +52,54 @@ def open_store(
             raised where its rows are read.
         OutputError: the index cannot be written.
     """
-    found = agreed(lambda: _find(root, split))
+    found = agreed(lambda: _find(root, section, split))
     if found is None:
         repository = cached_repository(root)
-        return FolderStore(root, repository / "blobs" if repository else None)
+        return FolderStore(root, section, repository / "blobs" if repository else None)
     scanner, shards = found
     folder = agreed(lambda: open_folder(root, index))
     scans = scan_shards(root, shards, scanner, folder)
-    _check_columns(root, scans, columns or {})
+    _check_columns(root, scans, columns or {}, section)
     return PackedStore(root, folder, scans)
 
 
-def _find(root: Path, split: str | None) -> tuple[Scanner, list[str]] | None:
+def _find(root: Path, section: str, split: str | None) -> tuple[Scanner, list[str]] | None:
     """Return the shards of a folder and what reads them; None where it has none."""
     # Of os, which takes a name that is too long for one that is not there.
     if not os.path.isdir(root) or os.path.exists(root / METADATA):
-        _refuse_split(root, split)
+        _refuse_split(root, split, section)
         return None
     try:
         names = sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))
     except OSError as error:
-        raise DataError(f"data.root = {str(root)!r}: cannot be read: {reason(error)}") from None
+        raise DataError(
+            f"{section}.root = {str(root)!r}: cannot be read: {reason(error)}"
+        ) from None
     if (root / UNFINISHED).exists():
         raise DataError(
-            f"data.root = {str(root)!r}: is not packed to its end: run `fairhuman pack` again"
+            f"{section}.root = {str(root)!r}: is not packed to its end: run `fairhuman pack` again"
         )
     if "dataset_dict.json" in names:
         splits = _json(root / "dataset_dict.json").get("splits")
         first = splits[0] if isinstance(splits, list) and splits else "train"
         raise DataError(
-            f"data.root = {str(root)!r}: holds several splits ({_list(splits)}): set data.root to "
-            f"one of them, such as {root / str(first)}"
+            f"{section}.root = {str(root)!r}: holds several splits ({_list(splits)}): set "
+            f"{section}.root to one of them, such as {root / str(first)}"
         )
     if "state.json" in names:
+        _refuse_split(root, split, section)
         return ArrowScanner(), _saved_files(root)
     kinds = {
         end: [name for name in names if name.lower().endswith(end)] for end in (".parquet", ".tar")
     }
     if all(kinds.values()):
         raise DataError(
-            f"data.root = {str(root)!r}: holds .parquet and .tar shards: put one kind in a folder "
-            "of its own"
+            f"{section}.root = {str(root)!r}: holds .parquet and .tar shards: put one kind in a "
+            "folder of its own"
         )
     if kinds[".parquet"]:
-        return ParquetScanner(), of_split(str(root), kinds[".parquet"], split)
-    _refuse_split(root, split)
+        return ParquetScanner(), of_split(str(root), kinds[".parquet"], split, section)
+    _refuse_split(root, split, section)
     if packed := [name for name in names if name.lower().endswith(_COMPRESSED)]:
         raise DataError(
             f"{root / packed[0]}: is compressed, and samples are read at random: uncompress it"
@@ -127,13 +132,16 @@ def _json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def of_split(root: str, shards: Sequence[str], split: str | None) -> list[str]:
+def of_split(
+    root: str, shards: Sequence[str], split: str | None, section: str = "data"
+) -> list[str]:
     """Return the Parquet shards of a split: of SPLIT-00000-of-00012.parquet and so on.
 
     Args:
-        root: `data.root`, for messages.
+        root: the data set's, for messages.
         shards: their names, without folders.
-        split: `data.split`.
+        split: the one that is asked for; None: there is one alone.
+        section: of the config, that names the data set.
 
     Raises:
         DataError: there is no such split, or there are several and none is chosen.
@@ -143,25 +151,28 @@ def of_split(root: str, shards: Sequence[str], split: str | None) -> list[str]:
     if split is None and len(known) > 1:
         first = "train" if "train" in known else known[0]
         raise DataError(
-            f"data.root = {root!r}: holds several splits ({_list(known)}): set data.split to one "
-            f"of them, such as data.split={first}"
+            f"{section}.root = {root!r}: holds several splits ({_list(known)}): set "
+            f"{section}.split to one of them, such as {section}.split={first}"
         )
     if split is not None and split not in known:
         raise DataError(
-            f"data.split = {split!r}: {root} has no shards {split}-00000-of-….parquet"
+            f"{section}.split = {split!r}: {root} has no shards {split}-00000-of-….parquet"
             + (f"; it has {_list(known)}" if known else "; remove it")
         )
     return [name for name in shards if split is None or splits.get(name) == split]
 
 
-def _refuse_split(root: Path, split: str | None) -> None:
+def _refuse_split(root: Path, split: str | None, section: str) -> None:
     if split is not None:
         raise DataError(
-            f"data.split = {split!r}: chooses among Parquet shards, and {root} has none; remove it"
+            f"{section}.split = {split!r}: chooses among Parquet shards, and {root} has none; "
+            "remove it"
         )
 
 
-def _check_columns(root: Path, scans: tuple[Scan, ...], columns: Mapping[str, str]) -> None:
+def _check_columns(
+    root: Path, scans: tuple[Scan, ...], columns: Mapping[str, str], section: str
+) -> None:
     """Check that shards with columns have those that every row needs."""
     needed = [key for key in ("image", "text", "file_name") if key != "file_name" or key in columns]
     for scan in scans:
@@ -170,7 +181,7 @@ def _check_columns(root: Path, scans: tuple[Scan, ...], columns: Mapping[str, st
             if scan.keys is not None and name not in scan.keys:
                 raise DataError(
                     f"{root / scan.shard}: has no column {shown(name)} (it has {_list(scan.keys)})"
-                    f": set data.columns={{{key}: NAME}}"
+                    f": set {section}.columns={{{key}: NAME}}"
                 )
 
 

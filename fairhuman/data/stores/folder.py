@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ class FolderStore:
     """The rows are the lines of metadata.jsonl; files are named relative to the folder."""
 
     root: Path
+    section: str = field(default="data", compare=False)
+    """Of the config, that names the folder as its `root`."""
     blobs: Path | None = None
     """Where the links of a snapshot in the hub's cache lead: its files count as in the folder."""
     image_key = "file_name"
@@ -43,7 +45,7 @@ class FolderStore:
             DataError: it is not there or cannot be read.
         """
         digest = hashlib.blake2b(digest_size=16)
-        path, lines = metadata_path(self.root), 0
+        path, lines = metadata_path(self.root, self.section), 0
         try:
             with path.open("rb") as file:
                 while part := file.read(2**22):
@@ -59,7 +61,7 @@ class FolderStore:
         Raises:
             DataError: it is not there or cannot be read.
         """
-        for number, fields in read_lines(metadata_path(self.root)):
+        for number, fields in read_lines(metadata_path(self.root, self.section)):
             yield Line(number, self.place(number), fields)
 
     def place(self, number: int) -> str:
@@ -131,17 +133,17 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | LineError]]:
             yield number, LineError("must be a JSON object")
 
 
-def metadata_path(root: Path) -> Path:
+def metadata_path(root: Path, section: str) -> Path:
     """Return the path of metadata.jsonl; raise a DataError if it is not there."""
     path = root / METADATA
     try:
         if not root.is_dir():
             hub = f"; one on the hub is hf://datasets/{root}" if on_the_hub(str(root)) else ""
-            raise DataError(f"data.root = {str(root)!r}: there is no such folder{hub}")
+            raise DataError(f"{section}.root = {str(root)!r}: there is no such folder{hub}")
         if not path.is_file():
             raise DataError(
-                f"data.root = {str(root)!r}: holds no {METADATA} (one JSON object per image; see "
-                "'Your own data' in the docs); `fairhuman annotate` writes one"
+                f"{section}.root = {str(root)!r}: holds no {METADATA} (one JSON object per "
+                "image; see 'Your own data' in the docs); `fairhuman annotate` writes one"
             )
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None

@@ -168,9 +168,8 @@ def write(
 def setting(plan: Study, trial: Trial) -> str:
     """Return what was trained and where, in a few sentences."""
     config = trial.config
-    data = (
-        _drawn(plan.drawn) if plan.drawn else f"{config.data.root}, from {config.model.pretrained}"
-    )
+    roots = " and ".join(source.root for source in config.data.named_sources.values())
+    data = _drawn(plan.drawn) if plan.drawn else f"{roots}, from {config.model.pretrained}"
     return (
         f"{len(plan.arms)} arms, seeds {', '.join(map(str, plan.seeds))}, trained on {data}. "
         f"{config.data.validation} images held out per seed, the same in every arm. "

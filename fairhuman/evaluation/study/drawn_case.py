@@ -80,8 +80,10 @@ class DrawnCase:
         return [
             f"model.pretrained={self.model}",
             f"data.root={self.people}",
+            "data.sources=[]",
             f"data.resolution={self.settings.size}",
             f"data.cache={self.people.with_name('cache')}",
+            "data.cache_precision=fp32",  # small, and then the published figures' numbers
         ]
 
     def prompts(self) -> list[str]:

@@ -13,8 +13,7 @@ from typing import Any
 
 from fairhuman.common.errors import ConfigError, DataError
 from fairhuman.config import Config, load_config
-from fairhuman.data.hub import local_root
-from fairhuman.data.stores.choose import open_store
+from fairhuman.data.index.load import open_listings
 from fairhuman.evaluation.study.plan import Arm, Study
 from fairhuman.planning.plan import Plan
 
@@ -176,14 +175,13 @@ def _folder(study: Study, name: str) -> Path:
     return Path(study.output_dir) / "runs" / re.sub(r"[^A-Za-z0-9.=+-]+", "-", name)
 
 
-def _rows_digest(config: Config) -> str | None:
-    """Return what the rows of a data set are known by; None where there are none yet."""
-    data = config.data
+def _rows_digest(config: Config) -> str | list[str] | None:
+    """Return what the rows of the data sets are known by; None where there are none yet."""
     try:
-        root = local_root(data)
-        return open_store(root, data.index, data.columns, data.split).identity().digest
+        found = [listing.store.identity().digest for listing in open_listings(config).values()]
     except DataError:  # the run itself says what is wrong
         return None
+    return found[0] if len(found) == 1 else found
 
 
 def _files(folder: Path) -> list[Any]:

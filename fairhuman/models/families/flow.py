@@ -54,6 +54,8 @@ class FlowTransformer:
     """Of diffusers' class."""
     tag: ClassVar[str]
     """That the hub knows it by."""
+    architecture: str
+    """What ModelSpec calls it, in the header of a LoRA."""
     text_encoders: ClassVar[Sequence[str]]
     """Their names in the pipeline."""
     tokenizers: ClassVar[Sequence[str]] = ("tokenizer",)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fairhuman.config import Model
 from fairhuman.models.encoded import Prompt
 from fairhuman.models.families.flow import FlowTransformer
 
@@ -18,9 +19,15 @@ class Flux(FlowTransformer):
     name = "FLUX.1"
     pipeline_name = "FluxPipeline"
     tag = "flux"
+    architecture = "flux-1-dev"
     text_encoders = ("text_encoder", "text_encoder_2")
     tokenizers = ("tokenizer", "tokenizer_2")
     prompt_type = Prompt
+
+    def __init__(self, pipeline: Any, settings: Model) -> None:
+        super().__init__(pipeline, settings)
+        if not self._guided:
+            self.architecture = "flux-1-schnell"
 
     @property
     def tokens(self) -> int:

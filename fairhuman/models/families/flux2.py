@@ -33,6 +33,7 @@ class Flux2Klein(FlowTransformer):
     name = "FLUX.2 klein"
     pipeline_name = "Flux2KleinPipeline"
     tag = "flux-2"
+    architecture = "flux-2-klein"
     text_encoders = ("text_encoder",)
     prompt_type = Embeds
     patch = 1

@@ -58,6 +58,10 @@ class TokenCounter(Protocol):
     def token_counts(self, texts: Sequence[str]) -> list[int]:
         """Return how many tokens each caption has."""
 
+    @property
+    def tokens(self) -> int:
+        """How many of them are read at most."""
+
 
 class Described(Protocol):
     """What a family is called."""
@@ -75,8 +79,16 @@ class Described(Protocol):
         """That the hub knows it by."""
 
     @property
+    def architecture(self) -> str:
+        """What ModelSpec calls it, in the header of a LoRA."""
+
+    @property
     def part(self) -> str:
         """The denoiser's name in the pipeline."""
+
+    @property
+    def tokenizers(self) -> Sequence[str]:
+        """Their names in the pipeline."""
 
 
 class Family(TokenCounter, Described, Protocol):

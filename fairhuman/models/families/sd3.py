@@ -19,6 +19,7 @@ class SD3(FlowTransformer):
     name = "Stable Diffusion 3"
     pipeline_name = "StableDiffusion3Pipeline"
     tag = "stable-diffusion-3"
+    architecture = "stable-diffusion-3-5"
     text_encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
     tokenizers = ("tokenizer", "tokenizer_2", "tokenizer_3")
     prompt_type = Prompt

@@ -26,6 +26,7 @@ class ZImage(FlowTransformer):
     name = "Z-Image"
     pipeline_name = "ZImagePipeline"
     tag = "z-image"
+    architecture = "z-image"
     text_encoders = ("text_encoder",)
     prompt_type = Padded
 

@@ -9,6 +9,7 @@ from typing import Any
 from fairhuman.common.errors import UserError
 from fairhuman.common.units import DTYPES
 from fairhuman.models.formats import kinds
+from fairhuman.models.formats.flow_lora import of_transformer, write_comfy
 from fairhuman.models.formats.kinds import file_kind, folder_kind
 from fairhuman.models.formats.lora import WEIGHTS_NAME, from_kohya, is_kohya, lora_file, to_kohya
 from fairhuman.models.formats.modelspec import parse_fields
@@ -67,9 +68,21 @@ def export(
             found = folder_kind(model)
             what = f"is {found}" if found else f"holds no {WEIGHTS_NAME}"
             raise UserError(f"--model {model}: {what}; give a LoRA's folder or file")
-        to_kohya(model, out, unet=_unet(config), fields=fields, **common)
-        return f"{out}: a LoRA for ComfyUI and kohya"
+        return _to_comfy(model, out, config, fields, common)
     return _to_diffusers(model, out, config, fields, common)
+
+
+def _to_comfy(
+    model: Path, out: Path, config: str | None, fields: dict[str, str], common: dict[str, Any]
+) -> str:
+    path = lora_file(model)
+    with open_weights(path, allow_pickle=common["allow_pickle"]) as weights:
+        if of_transformer(weights):
+            dtype, force = common["dtype"], common["force"]
+            write_comfy(path, weights, out, dtype=dtype, fields=fields, force=force)
+            return f"{out}: a LoRA for ComfyUI"
+    to_kohya(path, out, unet=_unet(config), fields=fields, **common)
+    return f"{out}: a LoRA for ComfyUI and kohya"
 
 
 def _check_folder(model: Path) -> None:
@@ -95,6 +108,11 @@ def _to_diffusers(
     path = lora_file(model)
     with open_weights(path, allow_pickle=common["allow_pickle"]) as weights:
         lora = is_kohya(weights)
+        if of_transformer(weights):
+            raise UserError(
+                f"--model {model}: is a LoRA of a transformer; the load_lora_weights of diffusers "
+                "opens it as it is"
+            )
         done = any(name.startswith(("unet.", "text_encoder")) for name in weights.tensors)
         kind = file_kind(weights.tensors)
     if done:

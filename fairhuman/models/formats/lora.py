@@ -6,9 +6,7 @@ LoKr and LoHa go one way; see `lycoris`.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +14,22 @@ import torch
 
 from fairhuman.common.errors import UserError
 from fairhuman.common.files import replacing
+from fairhuman.models.formats.lora_layers import (
+    KOHYA_PARTS,
+    METADATA,
+    PEFT_PARTS,
+    Layer,
+    adapter_settings,
+    layers_of,
+)
 from fairhuman.models.formats.lora_names import LoraNames
 from fairhuman.models.formats.lycoris import is_lycoris, scalar, to_lycoris
-from fairhuman.models.formats.modelspec import modelspec
+from fairhuman.models.formats.modelspec import SDXL, modelspec
 from fairhuman.models.formats.weights import Source, Weights, open_weights
 from fairhuman.models.formats.writer import write_safetensors, written_aside
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 """The file's name in a folder that diffusers writes."""
-
-METADATA = "lora_adapter_metadata"
-"""The key of a file's header under which diffusers keeps the adapters' settings."""
-_DOWN = (".lora_A.weight", ".lora.down.weight", ".lora_linear_layer.down.weight")
-_UP = (".lora_B.weight", ".lora.up.weight", ".lora_linear_layer.up.weight")
-_KOHYA_DOWN, _KOHYA_UP = (".lora_down.weight",), (".lora_up.weight",)
-_ALPHA = ".alpha"
-_MAGNITUDE, _KOHYA_MAGNITUDE = (".lora_magnitude_vector",), (".dora_scale",)
-_PARTS = {"down": _DOWN, "up": _UP, "magnitude": _MAGNITUDE}
-_KOHYA_PARTS = {"down": _KOHYA_DOWN, "up": _KOHYA_UP, "magnitude": _KOHYA_MAGNITUDE}
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One adapted layer: W + (alpha / rank) up @ down, its rows of DoRA's lengths if any."""
-
-    down: Source
-    up: Source
-    alpha: float
-    magnitude: Source | None = None
-
-    @property
-    def rank(self) -> int:
-        """Rows of `down`."""
-        return self.down.shape[0]
 
 
 def to_kohya(
@@ -82,11 +63,11 @@ def to_kohya(
         if is_kohya(weights):
             raise UserError(f"{path}: has kohya's keys already; ComfyUI and kohya open it as it is")
         if any(map(is_lycoris, weights.tensors)):
-            settings = _adapter_settings(weights, path)
+            settings = adapter_settings(weights, path)
             tensors, ranks, alphas = to_lycoris(weights.tensors, settings, names, path)
             module = "lycoris.kohya"
         else:
-            layers = _layers(weights, _PARTS, path)
+            layers = layers_of(weights, PEFT_PARTS, path)
             tensors = {key: part for name in layers for key, part in _kohya(names, name, layers)}
             ranks = [layer.rank for layer in layers.values()]
             alphas = [layer.alpha for layer in layers.values()]
@@ -95,9 +76,10 @@ def to_kohya(
             "format": "pt",
             **modelspec(
                 out.stem,
+                SDXL,
                 adapter="lora",
                 v_prediction=None,
-                fields={**_trained_at(weights), **(fields or {})},
+                fields={**trained_at(weights), **(fields or {})},
             ),
             "ss_base_model_version": "sdxl_base_v1-0",
             "ss_network_module": module,
@@ -126,7 +108,7 @@ def from_kohya(
     path = lora_file(lora)
     names = LoraNames(unet)
     with open_weights(path, allow_pickle=allow_pickle) as weights:
-        kohya = _layers(weights, _KOHYA_PARTS, path)
+        kohya = layers_of(weights, KOHYA_PARTS, path)
         layers = {names.to_diffusers(name): layer for name, layer in kohya.items()}
         dora = _is_dora(layers, _lycoris_shape, path)
         if dora and (text := next((name for name in layers if name.startswith("text")), None)):
@@ -147,10 +129,11 @@ def from_kohya(
         }
         own = modelspec(
             said.get("modelspec.title", out.name),
+            SDXL,
             adapter="lora",
             implementation="diffusers",
             v_prediction=None,
-            fields=_trained_at(weights),
+            fields=trained_at(weights),
         )
         metadata = {
             "format": "pt",
@@ -163,16 +146,18 @@ def from_kohya(
             write_safetensors(aside, tensors, metadata, dtype)
 
 
-def describe(file: Path, title: str, resolution: int) -> None:
+def describe(file: Path, title: str, architecture: str, resolution: int) -> None:
     """Write into the header of a LoRA that diffusers has written what it is.
 
     Args:
         file: replaced; its tensors and the rest of its header stay.
         title: what a browser of models shows.
+        architecture: the base model's, in ModelSpec's words.
         resolution: side in pixels of the images that it was trained on.
     """
     own = modelspec(
         title,
+        architecture,
         adapter="lora",
         implementation="diffusers",
         resolution=resolution,
@@ -182,7 +167,7 @@ def describe(file: Path, title: str, resolution: int) -> None:
         write_safetensors(aside, weights.tensors, {**weights.metadata, **own})
 
 
-def _trained_at(weights: Weights) -> dict[str, str]:
+def trained_at(weights: Weights) -> dict[str, str]:
     """Return the resolution that a LoRA's header tells, as one of ModelSpec's fields."""
     found = weights.metadata.get("modelspec.resolution")
     return {"resolution": found} if found else {}
@@ -253,71 +238,6 @@ def _peft_shape(layer: Layer) -> tuple[int, ...]:
 
 def _shaped(part: Source, shape: tuple[int, ...]) -> Source:
     return Source(shape, part.dtype, lambda: part.read().reshape(shape))
-
-
-def _layers(
-    weights: Weights, endings: Mapping[str, tuple[str, ...]], path: Path
-) -> dict[str, Layer]:
-    """Gather the layers' tensors; anything that is not a LoRA's or DoRA's is refused."""
-    pairs: dict[str, dict[str, Source]] = {}
-    alphas: dict[str, float] = {}
-    for key, part in weights.tensors.items():
-        for kind, known in endings.items():
-            ending = next((ending for ending in known if key.endswith(ending)), None)
-            if ending:
-                pairs.setdefault(key.removesuffix(ending), {})[kind] = part
-                break
-        else:
-            if not key.endswith(_ALPHA):
-                raise UserError(
-                    f"{path}: {key} is not a LoRA's; only LoRA and DoRA can be converted from "
-                    "this form (no LoHa, LoKr or biases)"
-                )
-            alphas[key.removesuffix(_ALPHA)] = float(part.read())
-    if not pairs:
-        raise UserError(f"{path}: holds no LoRA")
-    settings = _adapter_settings(weights, path)
-    layers = {}
-    for name, pair in pairs.items():
-        missing = next((part for part in ("down", "up") if part not in pair), None)
-        if missing:
-            raise UserError(f"{path}: {name} has no {missing} matrix")
-        rank = pair["down"].shape[0]
-        if rank != pair["up"].shape[1]:
-            other = pair["up"].shape[1]
-            raise UserError(f"{path}: {name}: its matrices are of ranks {rank} and {other}")
-        layers[name] = Layer(
-            pair["down"],
-            pair["up"],
-            alphas[name] if name in alphas else _alpha(settings, name, rank),
-            pair.get("magnitude"),
-        )
-    return layers
-
-
-def _adapter_settings(weights: Weights, path: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(weights.metadata.get(METADATA, "{}"))
-    except ValueError:
-        settings = None
-    if not isinstance(settings, dict):
-        raise UserError(f"{path}: the header's {METADATA} is not a JSON object")
-    return settings
-
-
-def _alpha(settings: Mapping[str, Any], layer: str, rank: int) -> float:
-    """Return the alpha that peft's settings give a layer, as if it were divided by its rank."""
-    component, _, name = layer.partition(".")
-    alpha = settings.get(f"{component}.lora_alpha")
-    for pattern, value in (settings.get(f"{component}.alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", name):  # peft's own rule
-            alpha = value
-            break
-    if alpha is None:
-        return float(rank)  # what diffusers takes where a file does not say
-    if settings.get(f"{component}.use_rslora"):
-        return float(alpha * rank**0.5)  # rsLoRA divides by the root
-    return float(alpha)
 
 
 def _peft_config(layers: Mapping[str, Layer], dora: bool) -> dict[str, Any]:

@@ -23,6 +23,9 @@ SETTABLE = (
 )
 """The keys that a user may give."""
 
+SDXL = "stable-diffusion-xl-v1-base"
+"""What ModelSpec calls the architecture of SDXL."""
+
 
 def parse_fields(texts: Sequence[str]) -> dict[str, str]:
     """Read `key=value` texts.
@@ -47,6 +50,7 @@ def parse_fields(texts: Sequence[str]) -> dict[str, str]:
 
 def modelspec(
     title: str,
+    architecture: str,
     *,
     adapter: str = "",
     implementation: str = "sgm",
@@ -54,17 +58,17 @@ def modelspec(
     v_prediction: bool | None = False,
     fields: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Return the header's `modelspec.` keys of an SDXL; the hash is added when it is written.
+    """Return a header's `modelspec.` keys; the hash is added when it is written.
 
     Args:
         title: what a browser of models shows.
+        architecture: of the model, or of a LoRA's base.
         adapter: `lora` for a LoRA; empty for a whole model.
         implementation: whose names its tensors have: `sgm` (the original's) or `diffusers`.
         resolution: side of its pictures, in pixels.
         v_prediction: what it predicts: v, or the noise; None: not known.
         fields: more keys, or other values of these, from the user.
     """
-    architecture = "stable-diffusion-xl-v1-base"
     values = {
         "sai_model_spec": "1.0.1",
         "architecture": f"{architecture}/{adapter}" if adapter else architecture,

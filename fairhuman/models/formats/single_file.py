@@ -25,7 +25,7 @@ from fairhuman.models.formats.components import (
     vae_to_diffusers,
     vae_to_original,
 )
-from fairhuman.models.formats.modelspec import modelspec
+from fairhuman.models.formats.modelspec import SDXL, modelspec
 from fairhuman.models.formats.names import UNET_PREFIX
 from fairhuman.models.formats.pipeline_folder import COMPONENTS, PipelineFolder
 from fairhuman.models.formats.weights import Source, Weights, open_weights, weights_in
@@ -72,6 +72,7 @@ def to_single_file(
                 tensors["ztsnr"] = _FLAG
         metadata = modelspec(
             out.stem,
+            SDXL,
             resolution=layout.resolution,
             v_prediction=layout.v_prediction,
             fields=fields,

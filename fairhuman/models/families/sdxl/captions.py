@@ -10,59 +10,15 @@ kohya does not. With one chunk this is what diffusers does.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fairhuman.common.error_text import first_line
-from fairhuman.common.hub import Named, locate
 from fairhuman.common.transfer import to_device
 
 MOST_CHUNKS = 16
 """What any setting may ask for: 1200 tokens."""
-
-
-class Tokenizers(NamedTuple):
-    """SDXL's two, under the names that a pipeline has them."""
-
-    tokenizer: Any
-    tokenizer_2: Any
-
-    def tokenizer_texts(self) -> list[str]:
-        """Return all that the counts of tokens depend on besides the captions."""
-        return tokenizer_texts(self)
-
-    def token_counts(self, texts: Sequence[str]) -> list[int]:
-        """Return how many tokens each caption has, by the tokenizer that finds more."""
-        return token_counts(self, texts)
-
-
-def load_tokenizers(model: str, key: str = "--model") -> Tokenizers:
-    """Load the tokenizers of a model, and nothing else of it.
-
-    Args:
-        model: a folder in diffusers' layout, or a name on the hub.
-        key: what gave it, for messages.
-
-    Raises:
-        ConfigError: there is no such model, or it has no tokenizers.
-    """
-    from transformers import CLIPTokenizer
-
-    named = Named(key, model)
-    place = locate(named)
-    assert place is not None  # as the hub was asked
-    found = []
-    for name in Tokenizers._fields:
-        folder = place.path / name
-        if not folder.is_dir():
-            named.refuse(f"has no folder {name}: give an SDXL in diffusers' layout")
-        try:
-            found.append(CLIPTokenizer.from_pretrained(folder, local_files_only=True))
-        except (OSError, ValueError, TypeError, LookupError) as error:
-            named.refuse(f"its {name} cannot be read: {first_line(error)}")
-    return Tokenizers(*found)
 
 
 def token_counts(pipeline: Any, captions: Sequence[str]) -> list[int]:

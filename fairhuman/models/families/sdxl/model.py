@@ -28,6 +28,7 @@ from fairhuman.models.families.sdxl.text import Tokens
 from fairhuman.models.families.sdxl.zero_snr import zero_terminal_snr
 from fairhuman.models.families.unusable import UNUSABLE
 from fairhuman.models.families.vae import encoding, moments_bytes, posterior_of, scaled
+from fairhuman.models.formats.modelspec import SDXL as ARCHITECTURE
 from fairhuman.models.long_texts import long_ones
 from fairhuman.models.noising.ddpm import DDPM
 from fairhuman.models.recompute import recompute_blocks
@@ -39,6 +40,8 @@ class SDXL:
     name = "Stable Diffusion XL"
     pipeline_name = "StableDiffusionXLPipeline"
     tag = "stable-diffusion-xl"
+    architecture = ARCHITECTURE
+    tokenizers = ("tokenizer", "tokenizer_2")
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     draws_without_text = False
     """Whether the text encoders leave the device before pictures are drawn."""
@@ -228,6 +231,11 @@ class SDXL:
         """Return how many tokens each caption has, by the tokenizer that finds more."""
         return captions.token_counts(self.pipeline, texts)
 
+    @property
+    def tokens(self) -> int:
+        """75 for each chunk that a caption may have."""
+        return captions.room(self.pipeline, self.most_chunks)
+
     def fit_captions(self, counts: Sequence[int]) -> list[str]:
         """Set `chunks` to what the longest of all captions of a run needs, as far as it may.
 
@@ -347,11 +355,10 @@ class SDXL:
 
     def cut_prompts(self, prompts: Sequence[str], what: str) -> list[str]:
         """Return a line on the texts of which the end is not read; none if all are read."""
-        size = captions.room(self.pipeline, self.most_chunks)
         then = "the rest is cut off"
         if self.most_chunks == 1:
             then += "; --long-prompts chunk reads it too"
-        return long_ones(self.token_counts(prompts), size, what, then)
+        return long_ones(self.token_counts(prompts), self.tokens, what, then)
 
     def write(self, folder: Path) -> None:
         """Write the pipeline into a folder, in diffusers' layout."""

@@ -1,0 +1,1 @@
+"""Captions that an image-text-to-text model writes."""
