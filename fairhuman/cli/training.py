@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import re
 import shlex
 import shutil
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fairhuman.common.errors import UserError
+
+if TYPE_CHECKING:
+    from fairhuman.config import Config
+
+_ERROR = re.compile(r"\w*(Error|out of memory)\b")
 
 
 def add(commands: Any) -> None:
@@ -31,6 +40,11 @@ def add(commands: Any) -> None:
         help="print the steps, memory and disk that the run needs, and do not start it",
     )
     train.add_argument(
+        "--measure",
+        action="store_true",
+        help="with --dry-run: take a few steps, discard them, and print how long the run takes",
+    )
+    train.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="config keys to override"
     )
     train.set_defaults(run=_train)
@@ -40,6 +54,8 @@ def _train(args: argparse.Namespace) -> int:
     from fairhuman.config import load_config
     from fairhuman.planning.look_ahead import check_head, lines, of_length
 
+    if args.measure and not args.dry_run:
+        raise UserError("--measure: belongs to --dry-run; add that")
     config = load_config(args.config, args.overrides)
     ranks = _ranks(args.ranks)
     listed = check_head(config)
@@ -48,9 +64,46 @@ def _train(args: argparse.Namespace) -> int:
         from fairhuman.common.quiet import quiet
 
         quiet()
-        print("\n".join(lines(config, ranks, listed)))
+        print("\n".join(lines(config, ranks, listed)), flush=True)
+        if args.measure:
+            print("\n".join(_measured(args, config, ranks)))
         return 0
     return _start(_command(args, ranks), _visible(ranks))
+
+
+def _measured(args: argparse.Namespace, config: Config, ranks: int) -> list[str]:
+    """Take a few steps on so many ranks; return how long the run will take, or why it is unknown.
+
+    What they write is removed.
+    """
+    from fairhuman.planning.trial_run import Trial, trial_overrides
+
+    with tempfile.TemporaryDirectory(prefix="fairhuman-") as name:
+        folder = Path(name)
+        out = folder / "trial.json"
+        command = [*_launcher(ranks), "--module", "fairhuman.planning.trial_run"]
+        command += ["--config", str(args.config), "--out", str(out)]
+        command += [*args.overrides, *trial_overrides(config, folder)]
+        visible = _visible(ranks)
+        done = subprocess.run(
+            command,
+            env=os.environ | ({"CUDA_VISIBLE_DEVICES": visible} if visible else {}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        if out.is_file():
+            return list(Trial(**json.loads(out.read_text())).lines(config))
+    return [f"time: not measured, for the trial run failed: {_reason(done.stdout)}"]
+
+
+def _reason(printed: str) -> str:
+    """Return the line that says why a run failed, of all that its ranks have printed."""
+    lines = [line for line in printed.splitlines() if line.strip()]
+    errors = [line for line in lines if _ERROR.search(line)]
+    return (errors or lines or ["it printed nothing"])[0].strip()[:300]
 
 
 def _start(command: list[str], visible: str | None) -> NoReturn:
@@ -76,6 +129,14 @@ def _ranks(asked: int | None) -> int:
 
 def _command(args: argparse.Namespace, ranks: int) -> list[str]:
     """Return the command line of DeepSpeed's launcher that does the same."""
+    import fairhuman
+
+    script = Path(fairhuman.__file__).with_name("train.py")
+    return [*_launcher(ranks), str(script), "--config", str(args.config), *args.overrides]
+
+
+def _launcher(ranks: int) -> list[str]:
+    """Return the words that start DeepSpeed's launcher, to be followed by a script."""
     beside = Path(sys.executable).with_name("deepspeed")
     launcher = str(beside) if beside.exists() else shutil.which("deepspeed")
     if launcher is None:
@@ -83,11 +144,8 @@ def _command(args: argparse.Namespace, ranks: int) -> list[str]:
             f"deepspeed: its command is not next to {sys.executable} and not on the PATH; "
             "install FairHuman with pip into the environment that you call it from"
         )
-    import fairhuman
-
-    script = Path(fairhuman.__file__).with_name("train.py")
     count = [] if _visible(ranks) else ["--num_accelerators", str(ranks)]
-    return [launcher, *count, str(script), "--config", str(args.config), *args.overrides]
+    return [launcher, *count]
 
 
 def _visible(ranks: int) -> str | None:

@@ -246,7 +246,7 @@ class Run:
             except Exception as error:  # of any kind: all ranks agree on it at the step's end
                 self.failed = error
         if train.sample_every and self.due(train.sample_every, step):
-            self._draw_samples(step)
+            self.draw_samples(step)
         if export_due(train.export_every, progress):
             with self._averaged(), gathered(self.engine):
                 on_rank0(functools.partial(self._export, progress))
@@ -265,7 +265,7 @@ class Run:
             if self.log:
                 self.log.begin(_first_line(self.start))
         if train.sample_every:
-            self._draw_samples(0)
+            self.draw_samples(0)
 
     def measure(self) -> HeldOut:
         """Return the held-out losses; a collective."""
@@ -378,8 +378,8 @@ class Run:
         finally:
             self.method.module.train()
 
-    def _draw_samples(self, step: int) -> None:
-        """Draw the fixed prompts on rank 0; the others wait."""
+    def draw_samples(self, step: int) -> None:
+        """Draw the fixed prompts on rank 0; the others wait. A collective."""
         with self._averaged(), gathered(self.engine):
             on_rank0(functools.partial(self._save_samples, step))
 
