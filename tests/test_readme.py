@@ -27,7 +27,7 @@ def named(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-OTHERS = ("git", "cd", ".", "pdsh", "scontrol", "scancel", "kubectl")
+OTHERS = ("git", "cd", ".", "hf", "pdsh", "scontrol", "scancel", "kubectl")
 """Commands that are not ours."""
 
 PYTHON = [

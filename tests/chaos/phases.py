@@ -20,7 +20,7 @@ PHASES = {
     "begin": "start",
     "save": "checkpoint",
     "measure": "validation",
-    "_draw_samples": "samples",
+    "draw_samples": "samples",
     "finish": "end",
 }
 """Methods of Run, and what it does in them; else it is in a "step". Of one within another, the
