@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fairhuman.cli import imports
+from fairhuman.cli.stopped import stopped
 from fairhuman.common.counted import counted
 from fairhuman.common.errors import OutputError, UserError
 
@@ -214,11 +214,7 @@ def _annotate(args: argparse.Namespace) -> int:
     try:
         done = annotate(args.folder, choice, force=args.force, jobs=jobs)
     except KeyboardInterrupt:
-        print(
-            f"fairhuman: stopped; run the same command to continue with {args.folder}",
-            file=sys.stderr,
-        )
-        return 130
+        return stopped(f"run the same command to continue with {args.folder}")
     print("\n".join(done.lines()))
     return 0
 
@@ -270,11 +266,7 @@ def _caption(args: argparse.Namespace) -> int:
             overwrite=args.overwrite,
         )
     except KeyboardInterrupt:
-        print(
-            f"fairhuman: stopped; run the same command to continue with {args.folder}",
-            file=sys.stderr,
-        )
-        return 130
+        return stopped(f"run the same command to continue with {args.folder}")
     print("\n".join(done.lines()))
     return 0
 
@@ -286,11 +278,7 @@ def _pack(args: argparse.Namespace) -> int:
     try:
         done = pack(args.folder, args.out, args.to, size, columns)
     except KeyboardInterrupt:
-        print(
-            f"fairhuman: stopped; run the same command to continue with {args.out}",
-            file=sys.stderr,
-        )
-        return 130
+        return stopped(f"run the same command to continue with {args.out}")
     kept = f", {done.kept} of them from before" if done.kept else ""
     print(
         f"{args.out}: {done.images} images in {done.shards} shards{kept}, "

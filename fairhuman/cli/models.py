@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,11 +11,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from fairhuman.cli.stopped import stopped
 from fairhuman.common.counted import counted
 from fairhuman.common.errors import UserError
-
-STOPPED = 130
-"""The exit code after Ctrl-C or SIGTERM: 128 + SIGINT."""
 
 
 def add(commands: Any) -> None:
@@ -165,11 +162,7 @@ def _generate(args: argparse.Namespace) -> int:
             paths = generate(source, prompts, args.out, sampling)
     except KeyboardInterrupt:
         kept = sum((args.out / f"{index:04d}.png").is_file() for index in range(count))
-        print(
-            f"fairhuman: stopped; {kept} of {count} pictures are in {args.out}",
-            file=sys.stderr,
-        )
-        return STOPPED
+        return stopped(f"{kept} of {count} pictures are in {args.out}")
     print(f"{counted(len(paths), 'picture')} in {args.out}")
     return 0
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fairhuman.cli.stopped import stopped
 from fairhuman.common.errors import UserError
 from fairhuman.common.extras import install_line
 
@@ -182,7 +182,6 @@ def _study(args: argparse.Namespace) -> int:
     try:
         made = study(load(args.config, args.overrides))
     except KeyboardInterrupt:
-        print("fairhuman: stopped; run the same command to continue", file=sys.stderr)
-        return 130
+        return stopped("run the same command to continue")
     print("\n".join(["see", *(f"  {path}" for path in made)]))
     return 0

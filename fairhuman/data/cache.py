@@ -1,8 +1,8 @@
 """What the frozen models make of a data set, on disk: posteriors and encoded captions, in shards.
 
 An entry's key is a digest of all that its content depends on: the image file's bytes, how the image
-is placed, the text, the models, and the type of the stored numbers. So what is stale is never
-found, and runs may share a folder. In it, each model has a folder of shards.
+is placed, the text, the models, and the type of the stored numbers. So an outdated entry is
+never found, and runs may share a folder. In it, each model has a folder of shards.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ from fairhuman.common.hub import Named
 from fairhuman.config import Lora
 from fairhuman.models.adapters import ADAPTER, own_name
 from fairhuman.models.formats.kinds import LORA, file_kind
-from fairhuman.models.formats.lora import METADATA, is_kohya
+from fairhuman.models.formats.lora import is_kohya
+from fairhuman.models.formats.lora_layers import METADATA
 from fairhuman.models.formats.weights import Weights, open_weights
 from fairhuman.models.lora_file import find_lora
 

@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from fairhuman.common.error_text import reason
 from fairhuman.common.errors import DataError, OutputError, UserError
-from fairhuman.common.lock import FolderLock
 from fairhuman.curation.annotation import worker
 from fairhuman.curation.annotation.detector import REGIONS, DetectorChoice
 from fairhuman.curation.annotation.journal import Journal
@@ -30,8 +29,9 @@ from fairhuman.curation.annotation.marks import (
     put,
     put_caption,
 )
+from fairhuman.curation.photographs import read_photographs, written_to
 from fairhuman.data.captions import CaptionFiles
-from fairhuman.data.folder import find_images, find_labels, named_files, read_rows
+from fairhuman.data.folder import find_labels, named_files, read_rows
 from fairhuman.data.records import Problem, write_metadata
 
 
@@ -152,23 +152,14 @@ def annotate(
         UserError: the detector cannot be loaded, the folder cannot be read or written, or is being
             annotated by another process.
     """
-    if not root.is_dir():
-        raise DataError(f"{root}: there is no such folder")
-    if not os.access(root, os.W_OK):
-        raise OutputError(f"{root}: cannot be written to: annotate a copy of it")
-    with FolderLock(root, "annotating"):
+    with written_to(root, "annotating", "annotate"):
         return _annotate(root, choice, force, jobs, progress)
 
 
 def _annotate(
     root: Path, choice: DetectorChoice, force: bool, jobs: int | None, progress: bool
 ) -> Annotated:
-    rows = read_rows(root)
-    names, left_out = find_images(root, exclude=named_files(rows))
-    if not names:
-        raise DataError(
-            "\n".join([*map(str, left_out), f"{root}: holds no image (.jpg, .png, .webp, …)"])
-        )
+    rows, names, left_out = read_photographs(root)
     detector = choice.make()
     by = f"{detector.name} {detector.version}, threshold {choice.settings.get('threshold', 0.5)}"
     wanted = detector.regions

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -14,7 +13,6 @@ from tqdm import tqdm
 
 from fairhuman.common.error_text import reason
 from fairhuman.common.errors import DataError, OutputError
-from fairhuman.common.lock import FolderLock
 from fairhuman.curation.annotation.journal import Journal
 from fairhuman.curation.annotation.marks import (
     caption_is_ours,
@@ -24,8 +22,9 @@ from fairhuman.curation.annotation.marks import (
     put_caption_by_model,
 )
 from fairhuman.curation.captioning.wording import Wording
+from fairhuman.curation.photographs import read_photographs, written_to
 from fairhuman.data.captions import Caption, CaptionFiles
-from fairhuman.data.folder import find_images, named_files, open_photograph, read_rows
+from fairhuman.data.folder import open_photograph, read_rows
 from fairhuman.data.records import Problem, write_metadata
 
 NAME = ".caption.progress.jsonl"
@@ -96,18 +95,14 @@ def caption_folder(
         load: loads the model, if there is something to describe.
         wording: what is put around the model's texts.
         batch_size: images at a time.
-        overwrite: write the captions of models anew.
+        overwrite: write the captions of models again.
         progress: show a bar.
 
     Raises:
         UserError: the model cannot be used, the folder cannot be read or written, or is being
             annotated by another process.
     """
-    if not root.is_dir():
-        raise DataError(f"{root}: there is no such folder")
-    if not os.access(root, os.W_OK):
-        raise OutputError(f"{root}: cannot be written to: caption a copy of it")
-    with FolderLock(root, "captioning"):
+    with written_to(root, "captioning", "caption"):
         try:
             return _caption(root, by, load, wording, batch_size, overwrite, progress)
         except OSError as error:
@@ -124,12 +119,7 @@ def _caption(
     overwrite: bool,
     progress: bool,
 ) -> Captioned:
-    rows = read_rows(root)
-    names, left_out = find_images(root, exclude=named_files(rows))
-    if not names:
-        raise DataError(
-            "\n".join([*map(str, left_out), f"{root}: holds no image (.jpg, .png, .webp, …)"])
-        )
+    rows, names, left_out = read_photographs(root)
     known = {row["file_name"]: row for row in rows}
     files, unreadable = _caption_files(root, names)
     journal = Journal(root, by, NAME)
