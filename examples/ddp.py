@@ -42,6 +42,9 @@ def main(steps: int = 200) -> None:
             if rank == 0:
                 print(line(step, mean))
     dist.barrier()  # rank 0 keeps what the others need to finish
+    # DDP must not be the last owner of the process group: it frees the group with the GIL held, and
+    # so waits for gloo's threads, one of which may be waiting for the GIL.
+    del model
     dist.destroy_process_group()
 
 

@@ -8,12 +8,14 @@ depends on fresh processes (the launcher, signals to its group) is tested with `
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import multiprocessing
 import os
 import random
 import resource
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -110,13 +112,21 @@ class Rank:
         """Return what it has printed until now."""
         return "".join(file.read_text(errors="replace") for file in self._files)
 
+    def abort(self) -> None:
+        """End it now; it prints where each of its threads was."""
+        assert self.process.pid is not None
+        with suppress(ProcessLookupError):
+            os.kill(self.process.pid, signal.SIGABRT)
+        self.process.join(10)
+        self.process.kill()
+        self.process.join()
+
     def wait(self, timeout: float = PATIENCE_S) -> Done:
         """Wait for its end; kills it, and fails, after so many seconds."""
         self.process.join(timeout)
         late = self.process.exitcode is None
         if late:
-            self.process.kill()
-            self.process.join()
+            self.abort()
         assert self.process.exitcode is not None
         done = Done(self.process.exitcode, *(file.read_text() for file in self._files))
         self._folder.cleanup()
@@ -166,9 +176,9 @@ def run(words: Sequence[str], ranks: int = 1, script: Path = TRAIN, **variables:
     started = start(words, ranks, variables, script=script)
     while alive := [rank for rank in started if rank.process.is_alive()]:
         if time.monotonic() > deadline:
-            printed = "\n".join(rank.printed()[-2000:] for rank in started)
             for rank in alive:
-                rank.process.kill()
+                rank.abort()
+            printed = "\n".join(rank.printed()[-4000:] for rank in started)
             raise AssertionError(f"{len(alive)} of {ranks} ranks did not end\n{printed}")
         if any(rank.process.exitcode for rank in started):
             deadline = min(deadline, time.monotonic() + 60)  # the others must notice
@@ -243,4 +253,5 @@ def _run_script(
     multiprocessing.set_start_method(None, force=True)
     sys.argv = words
     enter_fork()
+    faulthandler.enable()  # for `Rank.abort`
     runpy.run_path(words[0], run_name="__main__")
