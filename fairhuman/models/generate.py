@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -129,7 +128,7 @@ def generate(
     control_paths = _control_paths(source, asked)
     controls = _open_controls(control_paths)
     quiet()
-    family, pipeline = load(source, sampling.long_prompts)
+    family, pipeline = load(source, sampling.long_prompts, [*texts, *negatives])
     for line in family.cut_prompts(texts, "prompts"):
         say(line)
     for line in family.cut_prompts([*dict.fromkeys(negatives)], "negative prompts"):
@@ -152,8 +151,7 @@ def generate(
     _make_folder(out)
     device = next(family.denoiser.parameters()).device
     try:
-        # Of a quantized model the encoders are still on the host: they may not fit beside it.
-        with family.encoders_on(device) if source.quantize else nullcontext():
+        with family.drawing_on(device):
             for index, file in enumerate(files):
                 control = control_paths[index] if control_paths else None
                 told = _settings_of(source, sampling, pictures[index], control)
@@ -169,12 +167,16 @@ def generate(
     return paths
 
 
-def load(source: Source, long_prompts: Literal["cut", "chunk"] = "cut") -> tuple[Family, Any]:
+def load(
+    source: Source, long_prompts: Literal["cut", "chunk"] = "cut", texts: Sequence[str] = ()
+) -> tuple[Family, Any]:
     """Return a model and the pipeline that draws with it and what is added to it.
 
     Args:
         source: what was named.
         long_prompts: see `Sampling`.
+        texts: prompts and negative prompts. They are encoded before a quantized denoiser is on
+            the GPU, beside which the text encoders may not fit.
 
     Raises:
         UserError: something that was named is not there, or does not fit; mostly before the first
@@ -196,9 +198,13 @@ def load(source: Source, long_prompts: Literal["cut", "chunk"] = "cut") -> tuple
     family = kind.load(settings, dtype, where, KEYS)
     if source.quantize:
         quantize_blocks(family.denoiser, source.quantize, torch.device(device))
-        family.denoiser.to(device)
     if lora:
         load_lora(family.pipeline, lora, source.lora_scale)
+    if source.quantize:
+        if family.draws_without_text:
+            with family.encoders_on(torch.device(device)):
+                family.keep_prompts(texts)
+        family.denoiser.to(device)
     pipeline = family.pipeline
     if source.controlnet:
         control = load_controlnet(source.controlnet, family.denoiser, "--controlnet")

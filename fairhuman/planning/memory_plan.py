@@ -100,7 +100,7 @@ class Sizes:
     encoders: int
     """Bytes of the VAE and of text encoders that are not trained."""
     leaving: int
-    """Bytes of those text encoders that leave before pictures are drawn."""
+    """Bytes of those text encoders that leave once prompts are encoded, with data.cache."""
     activations: Activations
     described_by: str
 
@@ -204,10 +204,8 @@ def _phases(config: Config, plan: Plan, sizes: Sizes) -> dict[str, dict[str, flo
         encoding = 0 if cached else counted.encoding
         phases["validation"] = held | gathered | {"activations": max(encoding, counted.forward)}
     if config.train.sample_every:
-        leaving = sizes.leaving if cached else 0
-        if leaving:
-            phases["prompts"] = held | gathered | {"VAE, text encoders": encoders}
-        drawing = {"VAE, text encoders": encoders - leaving, "activations": counted.drawing}
+        kept = sizes.leaving if cached else 0
+        drawing = {"VAE, text encoders": encoders - kept, "activations": counted.drawing}
         phases["samples"] = held | gathered | drawing
     return _same_parts(phases)
 

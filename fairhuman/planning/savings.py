@@ -10,8 +10,9 @@ from fairhuman.common.units import GIB
 from fairhuman.config import Config, load_config
 from fairhuman.planning.memory_plan import Sizes, plan_memory
 
-# None changes what the passes hold, so that nothing has to be counted again.
+_QUANTIZED = ("model.quantize=int8",)
 _CHANGES: tuple[tuple[str, ...], ...] = (
+    _QUANTIZED,
     ("data.cache=FOLDER",),
     ("fairness.mode=sketch",),
     ("deepspeed.zero_optimization.offload_optimizer={device: cpu}", "optimizer.name=AdamW"),
@@ -27,15 +28,19 @@ def savings(
 
     Changes that cannot be made to it, or that save next to nothing, are left out.
     """
-    peak = _peak(load_config(path, overrides), sizes, gpus)
+    config = load_config(path, overrides)
+    peak = _peak(config, sizes, gpus)
+    # The one change after which the model is another: what it needs is counted again.
+    smaller = None if config.model.quantize else _counted(path, [*overrides, *_QUANTIZED])
     found = []
     for change in _CHANGES:
-        bytes_ = _with(path, [*overrides, *change], sizes, gpus)
+        counted = smaller if change == _QUANTIZED else sizes
+        bytes_ = counted and _with(path, [*overrides, *change], counted, gpus)
         if bytes_ is not None and bytes_ < peak - LEAST:
             found.append((change, bytes_))
     if len(found) > 1:
         every = tuple(word for change, _ in found for word in change)
-        bytes_ = _with(path, [*overrides, *every], sizes, gpus)
+        bytes_ = _with(path, [*overrides, *every], smaller or sizes, gpus)
         if bytes_ is not None:
             found.append((every, bytes_))
     return found
@@ -48,6 +53,13 @@ def lines(found: Sequence[tuple[tuple[str, ...], float]]) -> Iterator[str]:
     for index, (change, bytes_) in enumerate(found):
         alone = index < len(found) - 1 or len(found) == 1
         yield f"  {bytes_ / GIB:5.1f} GiB  {' '.join(change) if alone else 'all of these'}"
+
+
+def _counted(path: Path, overrides: Sequence[str]) -> Sizes | None:
+    try:
+        return Sizes.of(load_config(path, overrides))
+    except ConfigError:  # see `_with`
+        return None
 
 
 def _with(path: Path, overrides: Sequence[str], sizes: Sizes, gpus: int) -> float | None:

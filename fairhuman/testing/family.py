@@ -136,6 +136,17 @@ def check_pictures(folder: Path, out: Path) -> None:
     again = load(out / "written")
     after = list(again.drawn(again.pipeline, asked))
     assert [one.tobytes() for one in before] == [one.tobytes() for one in after]
+    if again.draws_without_text:
+        _check_kept(again, asked, before)
+
+
+def _check_kept(family: Family, asked: list[Picture], expected: list[Image.Image]) -> None:
+    """Check that pictures of texts that are kept are drawn with no encoder but the VAE."""
+    family.keep_prompts([*CAPTIONS, asked[0].negative])
+    for encoder in family.frozen_text.models:
+        encoder.register_forward_pre_hook(_refuse)
+    kept = list(family.drawn(family.pipeline, asked))
+    assert [one.tobytes() for one in kept] == [one.tobytes() for one in expected]
 
 
 def check_plan(folder: Path) -> None:
@@ -188,6 +199,10 @@ def check_training(folder: Path, out: Path) -> None:
 def farthest(one: Image.Image, other: Image.Image) -> int:
     """Return the largest difference of two pictures, of 255."""
     return int(np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max())
+
+
+def _refuse(module: nn.Module, given: object) -> None:
+    raise AssertionError(f"{type(module).__name__} was called")
 
 
 def _normal(shape: Sequence[int], seed: int) -> Tensor:

@@ -83,11 +83,11 @@ class Run:
         config = self.config = self.data.config
         self._load_model(family, start)
         room = self._check_disk()
+        self.pictures = SamplePictures(config, self.family, self.method, self.data.trained)
         self._encode()
         self._make_step(start)
         self.validation = self._make_validation()
         self.start = self._known_start(start)
-        self.pictures = SamplePictures(config, self.family, self.method, self.data.trained)
         self._reading = self.data.steps(self.family, self.progress)
         self.batches: Iterator[list[Batch]] = self._reading
         self._open_output(overrides)
@@ -121,8 +121,10 @@ class Run:
 
     def _encode(self) -> None:
         """Fill data.cache, where there is one, after which training needs no encoders."""
-        say = _say if self.first else None
+        config, say = self.config, _say if self.first else None
         self.data.encode(self.family, self.progress, self.device, say)
+        if config.data.cache and config.train.sample_every:
+            on_rank0(functools.partial(self.pictures.read_ahead, self.device))
 
     def _make_step(self, start: Start) -> None:
         """Make the engine, the moving average and the balancer, as they were in the checkpoint."""

@@ -45,9 +45,16 @@ class SamplePictures:
         self.method = method
         self.pictures = agreed(functools.partial(sample_pictures, records, config))
 
+    def read_ahead(self, device: torch.device) -> None:
+        """Encode the prompts now, where pictures of them then need no text encoders on a device."""
+        if self.family.draws_without_text:
+            texts = [text for each in self.pictures for text in (each.prompt, each.negative)]
+            with self.family.encoders_on(device):
+                self.family.keep_prompts(texts)
+
     def write(self, output: Path, step: int, device: torch.device) -> Image.Image:
         """Draw one sheet of all pictures, write it under OUT/samples and return it."""
-        with self.family.encoders_on(device):
+        with self.family.drawing_on(device):
             sheet = grid(list(self.family.drawn(self.method.pipeline, self.pictures)))
         with replacing(samples_sheet(output, step), sync=False) as aside:
             sheet.save(aside, "png")

@@ -103,6 +103,27 @@ def test_each_change_that_is_named_needs_what_is_said(
     assert not any("data.cache=FOLDER" in words for words, _ in cached)
 
 
+def test_a_smaller_base_is_named_for_a_lora_by_what_it_needs(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fairhuman.planning.savings.LEAST", 1)
+    tree = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
+    tree["model"] = {"pretrained": str(tiny_model), "method": "lora"}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    found = dict(savings(path, [], Sizes.of(load_config(path)), 1))
+    quantized = ("model.quantize=int8",)
+    every = max(found, key=len)
+    assert set(every) > set(quantized)
+    for words in (quantized, every):
+        config = load_config(path, words)
+        memory = plan_memory(config, Sizes.of(config), 1)
+        assert memory.total(memory.peak) == found[words]
+    fewer = ["model.quantize=nf4"]
+    named = savings(path, fewer, Sizes.of(load_config(path, fewer)), 1)
+    assert not any("model.quantize" in word for words, _ in named for word in words)
+
+
 @pytest.mark.parametrize("method", ["lora", "controlnet", "t2i_adapter"])
 def test_a_plan_of_each_method_is_printed(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str

@@ -65,7 +65,7 @@ class FlowTransformer:
     part: ClassVar[str] = "transformer"
     """The denoiser's name in the pipeline."""
     draws_without_text: ClassVar[bool] = True
-    """Whether the text encoders leave the device before pictures are drawn."""
+    """Whether pictures need no text encoders on the device once their texts are kept."""
     draws_in: ClassVar[torch.dtype] = torch.bfloat16
     """What pictures are drawn in on a GPU: the text encoders overflow in float16."""
     patch: ClassVar[int] = 2
@@ -79,8 +79,8 @@ class FlowTransformer:
         self.cell: int = pipeline.vae_scale_factor
         self.channels: int = pipeline.vae.config.latent_channels
         self.guidance = settings.guidance
-        self._home: torch.device | None = None
-        """Where the encoders go back to, while they are elsewhere."""
+        self._kept: dict[str, Any] = {}
+        """Encoded prompts by their texts, on the host."""
         self.encodes_in = encoding(settings.vae_precision, self.vae, pipeline.transformer.dtype)
         if self.vae.dtype != torch.float32:
             self.vae.to(torch.float32)
@@ -332,19 +332,35 @@ class FlowTransformer:
 
     @contextmanager
     def encoders_on(self, device: torch.device) -> Iterator[None]:
-        """Have the VAE and the text encoders on a device for a while; see `drawn`."""
-        self._home = self.vae.device
+        """Have the VAE and the text encoders on a device for a while."""
+        before = self.vae.device
         self.move_encoders(device)
         try:
             yield
         finally:
-            self.move_encoders(self._home)
-            self._home = None
+            self.move_encoders(before)
+
+    def keep_prompts(self, texts: Iterable[str]) -> None:
+        """Encode texts for `drawn`, which then needs no text encoders."""
+        for text in texts:
+            if text not in self._kept:
+                encoded = self.encode_captions([text])
+                self._kept[text] = self.prompt_type(*(part.cpu() for part in encoded))
+
+    @contextmanager
+    def drawing_on(self, device: torch.device) -> Iterator[None]:
+        """Have the VAE on a device for a while."""
+        before = self.vae.device
+        self.vae.to(device)
+        try:
+            yield
+        finally:
+            self.vae.to(before)
 
     def move_encoders(self, device: torch.device) -> None:
         """Move the VAE and the text encoders to a device."""
-        self.vae.to(device)
-        self._move_text(device)
+        for encoder in (self.vae, *self._encoders()):
+            encoder.to(device)
 
     def predict(
         self,
@@ -370,18 +386,12 @@ class FlowTransformer:
     ) -> Iterator[Image.Image]:
         """Yield pictures in their order; see `Family.drawn`.
 
-        A negative prompt is read where the pipeline has classifier-free guidance. Text encoders
-        that are on the device for a while only leave it when all prompts are encoded.
+        A negative prompt is read where the pipeline has classifier-free guidance.
         """
         kinds = [(each.size, each.steps, each.guidance, each.lora_scale) for each in pictures]
-        split = [[pictures[i] for i in batch] for batch in batches(kinds, batch_size)]
-        conditions: Iterable[dict[str, Any]] = map(self._conditions, split)
-        if self._home:
-            self._move_text(self.vae.device)
-            conditions = list(conditions)
-            self._move_text(self._home)
-        for together, given in zip(split, conditions, strict=True):
-            latents = sampled(pipeline, together, given).to(self.vae.dtype)
+        for batch in batches(kinds, batch_size):
+            together = [pictures[index] for index in batch]
+            latents = sampled(pipeline, together, self._conditions(together)).to(self.vae.dtype)
             yield from decode(self.vae, self.to_vae(latents, together[0].size))
 
     @property
@@ -405,13 +415,20 @@ class FlowTransformer:
     def _conditions(self, pictures: Sequence[Picture]) -> dict[str, Any]:
         """Return what the pipeline is called with for the texts of pictures."""
         return {
-            **self.conditions(self.encode_captions([each.prompt for each in pictures])),
-            **self.negative_conditions(self.encode_captions([each.negative for each in pictures])),
+            **self.conditions(self._encoded([each.prompt for each in pictures])),
+            **self.negative_conditions(self._encoded([each.negative for each in pictures])),
         }
 
-    def _move_text(self, device: torch.device) -> None:
-        for encoder in self._encoders():
-            encoder.to(device)
+    def _encoded(self, texts: Sequence[str]) -> Any:
+        """Return encoded texts, those that are kept among them."""
+        parts = [self._kept.get(text) or self.encode_captions([text]) for text in texts]
+        device = self.vae.device
+        return self.prompt_type(
+            *(
+                torch.cat([each.to(device) for each in tensors])
+                for tensors in zip(*parts, strict=True)
+            )
+        )
 
     def _cut(self, counts: Sequence[int], what: str) -> list[str]:
         return long_ones(counts, self.tokens, what, "the rest is cut off")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -112,7 +112,7 @@ class Family(TokenCounter, Described, Protocol):
 
     @property
     def draws_without_text(self) -> bool:
-        """Whether the text encoders leave the device before pictures are drawn."""
+        """Whether pictures need no text encoders on the device once their texts are kept."""
 
     @property
     def noising(self) -> Noising:
@@ -175,6 +175,19 @@ class Family(TokenCounter, Described, Protocol):
 
     def encoders_on(self, device: torch.device) -> AbstractContextManager[None]:
         """Have the VAE and frozen text encoders on a device for a while."""
+
+    def keep_prompts(self, texts: Iterable[str]) -> None:
+        """Encode texts that `drawn` will get, where `draws_without_text`; they are kept.
+
+        Args:
+            texts: prompts and negative prompts, encoded on the device that the encoders are on.
+        """
+
+    def drawing_on(self, device: torch.device) -> AbstractContextManager[None]:
+        """Have on a device, for a while, what draws besides the denoiser.
+
+        Text encoders stay where they are where `draws_without_text`: texts are to be kept before.
+        """
 
     def move_encoders(self, device: torch.device) -> None:
         """Move the VAE, and the text encoders unless they are trained, to a device."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class SDXL:
     tokenizers = ("tokenizer", "tokenizer_2")
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     draws_without_text = False
-    """Whether the text encoders leave the device before pictures are drawn."""
+    """Whether pictures need no text encoders on the device once their texts are kept."""
     draws_in = torch.float16
     """What pictures are drawn in on a GPU."""
     part = "unet"
@@ -289,6 +289,13 @@ class SDXL:
             yield
         finally:
             self.move_encoders(before)
+
+    def keep_prompts(self, texts: Iterable[str]) -> None:
+        """Keep nothing: the text encoders are small, and may be trained."""
+
+    def drawing_on(self, device: torch.device) -> AbstractContextManager[None]:
+        """Have the VAE and frozen text encoders on a device for a while."""
+        return self.encoders_on(device)
 
     def move_encoders(self, device: torch.device) -> None:
         """Move the VAE, and the text encoders unless they are trained, to a device."""
