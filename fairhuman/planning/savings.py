@@ -35,7 +35,7 @@ def savings(
     found = []
     for change in _CHANGES:
         counted = smaller if change == _QUANTIZED else sizes
-        bytes_ = counted and _with(path, [*overrides, *change], counted, gpus)
+        bytes_ = _with(path, [*overrides, *change], counted, gpus) if counted else None
         if bytes_ is not None and bytes_ < peak - LEAST:
             found.append((change, bytes_))
     if len(found) > 1:

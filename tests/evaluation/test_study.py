@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from scipy import ndimage
 
 from fairhuman.common.errors import ConfigError, OutputError, UserError
@@ -21,11 +22,12 @@ from fairhuman.data.records import Reading, load_records
 from fairhuman.demo.drawn import draw_people
 from fairhuman.evaluation.study import judge as judging
 from fairhuman.evaluation.study.cases import cases_table, studies
-from fairhuman.evaluation.study.command import study
+from fairhuman.evaluation.study.command import columns_of, study
 from fairhuman.evaluation.study.drawn_case import TRAINED
 from fairhuman.evaluation.study.line import distance
 from fairhuman.evaluation.study.outcome import Outcome, Result, Spread, direction, gram_of
 from fairhuman.evaluation.study.plan import load_study
+from fairhuman.evaluation.study.run_trial import pictures_at, sources
 from fairhuman.evaluation.study.trials import make_trials
 from fairhuman.fairness.mpd import Status, solve_mpd
 from fairhuman.fairness.published import PublishedStep
@@ -515,3 +517,27 @@ def test_a_run_that_holds_out_too_little_is_named_before_it_trains(tmp_path: Pat
 def test_a_spread_is_the_seeds_deviation() -> None:
     assert Spread.of([1.0, 2.0, 3.0]).show() == "+2.00 ± 1.00"
     assert Spread.of([-1.5]).show(".1f") == "-1.5"
+
+
+def test_a_lora_is_drawn_at_each_strength_and_shown_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    shipped = load_study(Path("configs/study_pictures.yaml"), [f"output_dir={tmp_path}"])
+    scales = shipped.pictures.lora_scales
+    assert scales == [0.5, 1.5]
+    trials = {trial.arm: trial for trial in make_trials(shipped, [])}
+    plain, lora = (trials[arm].config for arm in ("plain", "LoRA, plain"))
+    assert [one.lora for one in sources(plain, scales)] == [None]
+    drawn = sources(lora, scales)
+    assert [one.lora_scale for one in drawn] == [1, 0.5, 1.5]
+    for source in drawn:
+        assert source.model == lora.model.pretrained
+        assert source.lora == Path(lora.train.output_dir) / "final"
+        folder = Path(lora.train.output_dir) / pictures_at(source.lora_scale)
+        folder.mkdir(parents=True)
+        Image.new("RGB", (8, 8), (int(source.lora_scale * 100),) * 3).save(folder / "0000.png")
+    shown = list(columns_of(trials["LoRA, plain"], scales))
+    assert [name for name, _ in shown] == [f"LoRA, plain x {s}" for s in ("0.5", "1", "1.5")]
+    assert [np.asarray(pictures[0]).max() for _, pictures in shown] == [50, 100, 150]
+    assert [name for name, _ in columns_of(trials["plain"], scales)] == ["plain"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,10 +23,11 @@ from fairhuman.evaluation.study.drawn_case import DrawnCase
 from fairhuman.evaluation.study.outcome import Outcome, Result, read_result, scales
 from fairhuman.evaluation.study.page import as_tree, standalone, study_page, tradeoff
 from fairhuman.evaluation.study.plan import Drawn, Study
-from fairhuman.evaluation.study.run_trial import PICTURES, draw
+from fairhuman.evaluation.study.run_trial import PICTURES, draw, pictures_at
 from fairhuman.evaluation.study.runner import Runner
 from fairhuman.evaluation.study.tables import tables
 from fairhuman.evaluation.study.trials import Trial, make_trials
+from fairhuman.models.generate import Source
 from fairhuman.report.history import read_run
 
 FACTORS = (1.0, 0.1, 0.01, 0.001)
@@ -98,7 +99,7 @@ def _run(
     if asked and len(opened(start)) != len(asked):
         pictures = plan.pictures
         model = trials[0].config.model.pretrained
-        draw(model, None, start, asked, pictures.steps, pictures.guidance)
+        draw(Source(model), start, asked, pictures.steps, pictures.guidance)
     outcome = measure(plan, trials, drawn_case, say)
     made = write(plan, outcome, trials, drawn_case)
     say(f"done in {(time.monotonic() - started) / 60:.0f} min")
@@ -227,8 +228,19 @@ def _sheet(plan: Study, trials: list[Trial], drawn_case: DrawnCase | None) -> Im
     columns.append(("start", opened(output / START_PICTURES)))
     for trial in trials:
         if trial.seed == plan.seeds[0] and "steps" in trial.compared:
-            columns.append((trial.arm, opened(trial.folder / PICTURES)))
+            columns += columns_of(trial, plan.pictures.lora_scales)
     return sheet(columns, min(ROWS, len(columns[0][1])))
+
+
+def columns_of(
+    trial: Trial, lora_scales: Sequence[float]
+) -> Iterator[tuple[str, list[Image.Image]]]:
+    """Yield what a run has drawn: a LoRA at rising strengths."""
+    if trial.config.model.method != "lora" or not lora_scales:
+        yield trial.arm, opened(trial.folder / PICTURES)
+        return
+    for scale in sorted({1.0, *lora_scales}):
+        yield f"{trial.arm} x {scale:g}", opened(trial.folder / pictures_at(scale))
 
 
 def _plain(tree: Any) -> Any:

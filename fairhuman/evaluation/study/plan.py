@@ -109,6 +109,8 @@ class Pictures(Section):
     """Denoising steps per picture."""
     guidance: Guidance = 2.0
     """Scale of classifier-free guidance; 1: none."""
+    lora_scales: Annotated[list[Factor], Field(max_length=20)] = []
+    """Show what a LoRA draws at these strengths too, beside its full one."""
 
 
 class Study(Section):

@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 PICTURES = "pictures"
 
 
+def pictures_at(lora_scale: float) -> str:
+    """Return the name of the folder of a run's pictures by its LoRA at a strength."""
+    return PICTURES if lora_scale == 1 else f"{PICTURES}-lora-{lora_scale:g}"
+
+
 def prepare(run: Run, published: float | None) -> None:
     """Check the start, and put the published step in the place of ours where it is asked for.
 
@@ -59,21 +64,20 @@ def prepare(run: Run, published: float | None) -> None:
             )
 
 
-def draw(
-    model: str, lora: Path | None, out: Path, prompts: Sequence[str], steps: int, guidance: float
-) -> None:
+def draw(source: Source, out: Path, prompts: Sequence[str], steps: int, guidance: float) -> None:
     """Draw a picture per prompt: all, or none."""
     with replacing(out) as aside:
         sampling = Sampling(steps=steps, guidance=guidance, batch_size=8)
-        generate(Source(model, lora=lora), prompts, aside, sampling)
+        generate(source, prompts, aside, sampling)
 
 
-def trained(config: Config) -> tuple[str, Path | None]:
-    """Return the model that a run has trained, and its LoRA, as `generate` takes them."""
+def sources(config: Config, lora_scales: Sequence[float]) -> list[Source]:
+    """Return what draws with the model that a run has trained: a LoRA at each strength."""
     final = Path(config.train.output_dir) / FINAL
-    if config.model.method == "lora":
-        return config.model.pretrained, final
-    return str(final), None
+    if config.model.method != "lora":
+        return [Source(str(final))]
+    base = config.model.pretrained
+    return [Source(base, lora=final, lora_scale=s) for s in dict.fromkeys([1.0, *lora_scales])]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,6 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompts", type=Path, help="draw these; default: no pictures")
     parser.add_argument("--steps", type=int, default=25, help="of the sampler")
     parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument(
+        "--lora-scales", type=float, nargs="*", default=[], help="draw with a LoRA at these too"
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # from the launcher
     args = parser.parse_args(argv)
 
@@ -97,9 +104,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         whole = train(config, prepare=lambda run: prepare(run, args.published))
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # there is no step to finish any more
         if whole and args.prompts and rank() == 0:
-            model, lora = trained(config)
-            out = Path(config.train.output_dir) / PICTURES
-            draw(model, lora, out, read_prompts(args.prompts), args.steps, args.guidance)
+            prompts = read_prompts(args.prompts)
+            for source in sources(config, args.lora_scales):
+                out = Path(config.train.output_dir) / pictures_at(source.lora_scale)
+                draw(source, out, prompts, args.steps, args.guidance)
         return 0 if whole else 3
 
     return exit_code(work, "train.output_dir")

@@ -144,6 +144,7 @@ class Runner:
             pictures = self.study.pictures
             program += ["--prompts", str(self.prompts), "--steps", str(pictures.steps)]
             program += ["--guidance", str(pictures.guidance)]
+            program += ["--lora-scales", *map(str, pictures.lora_scales)]
         if self.study.ranks == 1:
             return [sys.executable, "-m", *program]
         port = str(PORT + slot % 1000)
