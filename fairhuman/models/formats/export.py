@@ -9,10 +9,12 @@ from typing import Any
 from fairhuman.common.errors import UserError
 from fairhuman.common.units import DTYPES
 from fairhuman.models.formats import kinds
+from fairhuman.models.formats.denoiser_file import original_of, write_denoiser
 from fairhuman.models.formats.flow_lora import of_transformer, write_comfy
 from fairhuman.models.formats.kinds import file_kind, folder_kind
 from fairhuman.models.formats.lora import WEIGHTS_NAME, from_kohya, is_kohya, lora_file, to_kohya
 from fairhuman.models.formats.modelspec import parse_fields
+from fairhuman.models.formats.originals import ORIGINALS
 from fairhuman.models.formats.pipeline_folder import PipelineFolder, config_folder
 from fairhuman.models.formats.single_file import from_single_file, to_single_file
 from fairhuman.models.formats.weights import PICKLED, open_weights
@@ -60,6 +62,13 @@ def export(
     if form == "single-file":
         if not model.is_dir():
             raise UserError(f"--model {model}: must be a pipeline's folder for --to single-file")
+        original = original_of(model)
+        if original:
+            write_denoiser(model, original, out, fields=fields, **common)
+            return (
+                f"{out}: the transformer of {original.name} with the original names; text encoders "
+                "and VAE are the base model's"
+            )
         _check_folder(model)
         to_single_file(model, out, fields=fields, **common)
         return f"{out}: an SDXL checkpoint with the original names"
@@ -91,7 +100,8 @@ def _check_folder(model: Path) -> None:
     if kind and kind.name == kinds.LORA:
         raise UserError(f"--model {model}: is a LoRA; use --to comfy-lora")
     if kind and not kind.of_sdxl and kind.name not in (kinds.CONTROLNET, kinds.ADAPTER):
-        raise UserError(f"--model {model}: is {kind}; {_TO_CONVERT}")
+        names = ", ".join(["SDXL", *(original.name for original in ORIGINALS.values())])
+        raise UserError(f"--model {model}: is {kind}; only {names} can be one file")
 
 
 def _to_diffusers(

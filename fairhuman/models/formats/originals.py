@@ -1,0 +1,69 @@
+"""The files that rectified-flow transformers were released as, by the classes that diffusers has."""
+
+from __future__ import annotations
+
+from fairhuman.models.formats.original_names import Original, Stack
+
+_NORM_OUT = frozenset({"norm_out.linear"})
+_QKV = {"attn.to_q": 1, "attn.to_k": 1, "attn.to_v": 1}
+_ADDED_QKV = {"attn.add_q_proj": 1, "attn.add_k_proj": 1, "attn.add_v_proj": 1}
+_FLUX_ENDS = {
+    "x_embedder": "img_in",
+    "context_embedder": "txt_in",
+    "proj_out": "final_layer.linear",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
+}
+_FLUX_ATTENTION = {
+    "attn.to_out.0": "img_attn.proj",
+    "attn.to_add_out": "txt_attn.proj",
+    "attn.norm_q.weight": "img_attn.norm.query_norm.scale",
+    "attn.norm_k.weight": "img_attn.norm.key_norm.scale",
+    "attn.norm_added_q.weight": "txt_attn.norm.query_norm.scale",
+    "attn.norm_added_k.weight": "txt_attn.norm.key_norm.scale",
+}
+_FLUX_JOINED = {"img_attn.qkv": _QKV, "txt_attn.qkv": _ADDED_QKV}
+_FLUX_SINGLE_NORMS = {
+    "attn.norm_q.weight": "norm.query_norm.scale",
+    "attn.norm_k.weight": "norm.key_norm.scale",
+}
+
+FLUX_1 = Original(
+    name="FLUX.1",
+    architecture="flux-1-schnell",
+    guided="flux-1-dev",
+    outside=Stack(
+        names=_FLUX_ENDS
+        | {
+            "time_text_embed.timestep_embedder.linear_1": "time_in.in_layer",
+            "time_text_embed.timestep_embedder.linear_2": "time_in.out_layer",
+            "time_text_embed.text_embedder.linear_1": "vector_in.in_layer",
+            "time_text_embed.text_embedder.linear_2": "vector_in.out_layer",
+            "time_text_embed.guidance_embedder.linear_1": "guidance_in.in_layer",
+            "time_text_embed.guidance_embedder.linear_2": "guidance_in.out_layer",
+        },
+        swapped=_NORM_OUT,
+    ),
+    blocks={
+        "transformer_blocks": Stack(
+            "double_blocks",
+            _FLUX_ATTENTION
+            | {
+                "norm1.linear": "img_mod.lin",
+                "norm1_context.linear": "txt_mod.lin",
+                "ff.net.0.proj": "img_mlp.0",
+                "ff.net.2": "img_mlp.2",
+                "ff_context.net.0.proj": "txt_mlp.0",
+                "ff_context.net.2": "txt_mlp.2",
+            },
+            _FLUX_JOINED,
+        ),
+        "single_transformer_blocks": Stack(
+            "single_blocks",
+            _FLUX_SINGLE_NORMS | {"norm.linear": "modulation.lin", "proj_out": "linear2"},
+            {"linear1": _QKV | {"proj_mlp": 4}},
+        ),
+    },
+)
+
+ORIGINALS = {"FluxTransformer2DModel": FLUX_1}
+"""By the classes of diffusers' transformers."""
