@@ -15,6 +15,8 @@ from torch import Tensor
 
 from fairhuman.common.errors import UserError
 from fairhuman.models.formats.lora_layers import PEFT_PARTS, Layer, layers_of
+from fairhuman.models.formats.original_names import Original
+from fairhuman.models.formats.originals import FLUX_2
 from fairhuman.models.formats.weights import Source, Weights
 from fairhuman.models.formats.writer import write_safetensors, written_aside
 
@@ -27,30 +29,6 @@ _Z_IMAGE = re.compile(r"(layers|noise_refiner|context_refiner)\.\d+\.")
 _FLUX2 = re.compile(
     r"\.to_qkv_mlp_proj$|\.linear_(in|out)$|_stream_modulation|^time_guidance_embed"
 )
-_BLOCK = re.compile(r"(single_)?transformer_blocks\.(\d+)\.(.+)")
-_SINGLE = {"attn.to_qkv_mlp_proj": "linear1", "attn.to_out": "linear2"}
-_DOUBLE = {
-    "attn.to_out.0": "img_attn.proj",
-    "attn.to_add_out": "txt_attn.proj",
-    "ff.linear_in": "img_mlp.0",
-    "ff.linear_out": "img_mlp.2",
-    "ff_context.linear_in": "txt_mlp.0",
-    "ff_context.linear_out": "txt_mlp.2",
-}
-_JOINED = {
-    "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
-    "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-}
-_OUTSIDE = {
-    "x_embedder": "img_in",
-    "context_embedder": "txt_in",
-    "time_guidance_embed.timestep_embedder.linear_1": "time_in.in_layer",
-    "time_guidance_embed.timestep_embedder.linear_2": "time_in.out_layer",
-    "proj_out": "final_layer.linear",
-    "single_stream_modulation.linear": "single_stream_modulation.lin",
-    "double_stream_modulation_img.linear": "double_stream_modulation_img.lin",
-    "double_stream_modulation_txt.linear": "double_stream_modulation_txt.lin",
-}
 
 
 def of_transformer(weights: Weights) -> bool:
@@ -112,7 +90,11 @@ def to_comfy(layers: Mapping[str, Layer], path: Path) -> dict[str, Source]:
         )
     own = {name.removeprefix(PART): layer for name, layer in layers.items()}
     if any(map(_FLUX2.search, own)):
-        return _flux2(own, path)
+        return {
+            f"{COMFY}{name}.{key}": part
+            for name, pair in _joined(FLUX_2, own, path).items()
+            for key, part in pair.items()
+        }
     prefix = COMFY if all(map(_Z_IMAGE.match, own)) else PART
     return {
         f"{prefix}{name}.{key}": part
@@ -121,36 +103,30 @@ def to_comfy(layers: Mapping[str, Layer], path: Path) -> dict[str, Source]:
     }
 
 
-def _flux2(layers: Mapping[str, Layer], path: Path) -> dict[str, Source]:
-    tensors: dict[str, Source] = {}
-    joined: dict[str, dict[str, Layer]] = {}
+def _joined(
+    original: Original, layers: Mapping[str, Layer], path: Path
+) -> dict[str, dict[str, Source]]:
+    """Return the matrices of a LoRA's layers, by the layers of the released file.
+
+    Args:
+        original: the released layout.
+        layers: by diffusers' names, without `transformer.`.
+        path: the file, for errors.
+
+    Raises:
+        UserError: a layer has no place there.
+    """
+    pairs: dict[str, dict[str, Source]] = {}
+    joined: dict[str, tuple[tuple[int, ...], dict[int, Layer]]] = {}
     for name, layer in layers.items():
-        block = _BLOCK.fullmatch(name)
-        if not block:
-            where = _OUTSIDE.get(name)
-        elif block[1]:
-            where = _in_block(f"single_blocks.{block[2]}", _SINGLE.get(block[3]))
+        place = original.layer(name)
+        if place is None or place.swapped:
+            raise UserError(f"{path}: {PART}{name}: is no layer of {original.name}")
+        if place.part is None:
+            pairs[place.name] = _pair(layer.down, _scaled(layer))
         else:
-            whole = next((key for key, parts in _JOINED.items() if block[3] in parts), None)
-            if whole:
-                joined.setdefault(f"double_blocks.{block[2]}.{whole}", {})[block[3]] = layer
-                continue
-            where = _in_block(f"double_blocks.{block[2]}", _DOUBLE.get(block[3]))
-        if where is None:
-            raise UserError(f"{path}: {PART}{name}: is no layer of FLUX.2")
-        tensors |= _named(where, _pair(layer.down, _scaled(layer)))
-    for where, found in joined.items():
-        names = _JOINED[where.split(".", 2)[2]]
-        tensors |= _named(where, _join([found.get(name) for name in names]))
-    return tensors
-
-
-def _in_block(block: str, name: str | None) -> str | None:
-    return name and f"{block}.{name}"
-
-
-def _named(where: str, parts: Mapping[str, Source]) -> dict[str, Source]:
-    return {f"{COMFY}{where}.{key}": part for key, part in parts.items()}
+            joined.setdefault(place.name, (place.shares, {}))[1][place.part] = layer
+    return pairs | {name: _join(*parts) for name, parts in joined.items()}
 
 
 def _pair(down: Source, up: Source) -> dict[str, Source]:
@@ -165,30 +141,32 @@ def _scaled(layer: Layer) -> Source:
     return Source(up.shape, up.dtype, lambda: (up.read().float() * scale).to(up.dtype))
 
 
-def _join(layers: Sequence[Layer | None]) -> dict[str, Source]:
+def _join(shares: Sequence[int], layers: Mapping[int, Layer]) -> dict[str, Source]:
     """Return layers of the same input as one, whose output is theirs one after another.
 
     Args:
-        layers: of the same number of outputs each; None for one that is not adapted.
+        shares: of the joined outputs, those of each part.
+        layers: by the number of the part; the others are not adapted.
     """
-    there = [layer for layer in layers if layer]
-    rows, first = there[0].up.shape[0], there[0]
-    rank = sum(layer.rank for layer in there)
+    there = sorted(layers.items())
+    part, first = there[0]
+    unit = first.up.shape[0] // shares[part]  # outputs of a share
+    rows, rank = sum(shares) * unit, sum(layer.rank for _, layer in there)
 
     def down() -> Tensor:
-        return torch.cat([layer.down.read() for layer in there])
+        return torch.cat([layer.down.read() for _, layer in there])
 
     def up() -> Tensor:
-        whole = torch.zeros(len(layers) * rows, rank, dtype=first.up.dtype)
+        whole = torch.zeros(rows, rank, dtype=first.up.dtype)
         column = 0
-        for place, layer in enumerate(layers):
-            if layer:
-                block = whole[place * rows : (place + 1) * rows, column : column + layer.rank]
-                block.copy_(_scaled(layer).read())
-                column += layer.rank
+        for index, layer in there:
+            start = sum(shares[:index]) * unit
+            block = whole[start : start + shares[index] * unit, column : column + layer.rank]
+            block.copy_(_scaled(layer).read())
+            column += layer.rank
         return whole
 
     return _pair(
         Source((rank, first.down.shape[1]), first.down.dtype, down),
-        Source((len(layers) * rows, rank), first.up.dtype, up),
+        Source((rows, rank), first.up.dtype, up),
     )

@@ -1,4 +1,4 @@
-"""The files that rectified-flow transformers were released as, by the classes that diffusers has."""
+"""The files that rectified-flow transformers were released as."""
 
 from __future__ import annotations
 
@@ -65,5 +65,41 @@ FLUX_1 = Original(
     },
 )
 
-ORIGINALS = {"FluxTransformer2DModel": FLUX_1}
+FLUX_2 = Original(
+    name="FLUX.2",
+    architecture="flux-2-klein",
+    guided="flux-2-dev",
+    outside=Stack(
+        names=_FLUX_ENDS
+        | {
+            "time_guidance_embed.timestep_embedder.linear_1": "time_in.in_layer",
+            "time_guidance_embed.timestep_embedder.linear_2": "time_in.out_layer",
+            "time_guidance_embed.guidance_embedder.linear_1": "guidance_in.in_layer",
+            "time_guidance_embed.guidance_embedder.linear_2": "guidance_in.out_layer",
+            "single_stream_modulation.linear": "single_stream_modulation.lin",
+            "double_stream_modulation_img.linear": "double_stream_modulation_img.lin",
+            "double_stream_modulation_txt.linear": "double_stream_modulation_txt.lin",
+        },
+        swapped=_NORM_OUT,
+    ),
+    blocks={
+        "transformer_blocks": Stack(
+            "double_blocks",
+            _FLUX_ATTENTION
+            | {
+                "ff.linear_in": "img_mlp.0",
+                "ff.linear_out": "img_mlp.2",
+                "ff_context.linear_in": "txt_mlp.0",
+                "ff_context.linear_out": "txt_mlp.2",
+            },
+            _FLUX_JOINED,
+        ),
+        "single_transformer_blocks": Stack(
+            "single_blocks",
+            _FLUX_SINGLE_NORMS | {"attn.to_qkv_mlp_proj": "linear1", "attn.to_out": "linear2"},
+        ),
+    },
+)
+
+ORIGINALS = {"FluxTransformer2DModel": FLUX_1, "Flux2Transformer2DModel": FLUX_2}
 """By the classes of diffusers' transformers."""
