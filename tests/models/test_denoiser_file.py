@@ -21,7 +21,7 @@ from fairhuman.cli import main
 from fairhuman.models.families.sizes import KNOWN
 from fairhuman.models.formats.originals import ORIGINALS
 from fairhuman.models.formats.weights import Source
-from fairhuman.testing.tiny_flows import tiny_flux, tiny_flux2_klein
+from fairhuman.testing.tiny_flows import tiny_flux, tiny_flux2_klein, tiny_z_image
 
 Converter = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
@@ -36,15 +36,21 @@ def of_width(converter: Any, width: int) -> Converter:
 
 FLUX_1 = single_file_utils.convert_flux_transformer_checkpoint_to_diffusers
 FLUX_2 = single_file_utils.convert_flux2_transformer_checkpoint_to_diffusers
-CONVERTERS: dict[str, Converter] = {"FluxTransformer2DModel": FLUX_1}
+Z_IMAGE = single_file_utils.convert_z_image_transformer_checkpoint_to_diffusers
+CONVERTERS: dict[str, Converter] = {
+    "FluxTransformer2DModel": FLUX_1,
+    "ZImageTransformer2DModel": Z_IMAGE,
+}
 MODELS: dict[str, tuple[Callable[[], Any], Converter]] = {
     "flux-1-dev": (tiny_flux, of_width(FLUX_1, 32)),
     "flux-1-schnell": (lambda: tiny_flux(guided=False), of_width(FLUX_1, 32)),
     "flux-2-klein": (tiny_flux2_klein, FLUX_2),
+    "z-image": (tiny_z_image, Z_IMAGE),
 }
 """By architectures: a tiny model, and what turns its released names into diffusers'."""
 TENSORS = {
     "black-forest-labs/FLUX.1-dev": 780,
+    "Tongyi-MAI/Z-Image": 453,
 }
 """How many tensors the files have that were released."""
 

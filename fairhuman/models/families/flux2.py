@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from fairhuman.config import Model
 from fairhuman.models.encoded import Posterior
 from fairhuman.models.families.flow import FlowTransformer
-from fairhuman.models.formats.originals import FLUX_2
 from fairhuman.models.families.qwen import TOKENS, user_turn
+from fairhuman.models.formats.originals import FLUX_2
 
 _STEPS = 50
 """Of sampling, for which the pipeline shifts its timesteps unless other are asked for."""

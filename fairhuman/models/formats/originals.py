@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from fairhuman.models.formats.original_names import Original, Stack
 
+
+def _same(*names: str) -> dict[str, str]:
+    return dict(zip(names, names, strict=True))
+
+
 _NORM_OUT = frozenset({"norm_out.linear"})
 _QKV = {"attn.to_q": 1, "attn.to_k": 1, "attn.to_v": 1}
 _ADDED_QKV = {"attn.add_q_proj": 1, "attn.add_k_proj": 1, "attn.add_v_proj": 1}
@@ -101,5 +106,36 @@ FLUX_2 = Original(
     },
 )
 
-ORIGINALS = {"FluxTransformer2DModel": FLUX_1, "Flux2Transformer2DModel": FLUX_2}
+_Z_IMAGE_NAMES = {
+    "attention.to_out.0": "attention.out",
+    "attention.norm_q": "attention.q_norm",
+    "attention.norm_k": "attention.k_norm",
+    **_same("feed_forward.w1", "feed_forward.w2", "feed_forward.w3", "adaLN_modulation.0"),
+    **_same("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2"),
+}
+_Z_IMAGE_JOINED = {"attention.qkv": {"attention.to_q": 1, "attention.to_k": 1, "attention.to_v": 1}}
+
+Z_IMAGE = Original(  # released in diffusers' layout alone: this is the file that ComfyUI publishes
+    name="Z-Image",
+    architecture="z-image",
+    outside=Stack(
+        names={
+            "all_x_embedder.2-1": "x_embedder",
+            "all_final_layer.2-1.linear": "final_layer.linear",
+            "all_final_layer.2-1.adaLN_modulation.1": "final_layer.adaLN_modulation.1",
+            **_same("t_embedder.mlp.0", "t_embedder.mlp.2", "cap_embedder.0", "cap_embedder.1"),
+            **_same("x_pad_token", "cap_pad_token"),
+        }
+    ),
+    blocks={
+        name: Stack(name, _Z_IMAGE_NAMES, _Z_IMAGE_JOINED)
+        for name in ("layers", "noise_refiner", "context_refiner")
+    },
+)
+
+ORIGINALS = {
+    "FluxTransformer2DModel": FLUX_1,
+    "Flux2Transformer2DModel": FLUX_2,
+    "ZImageTransformer2DModel": Z_IMAGE,
+}
 """By the classes of diffusers' transformers."""
