@@ -21,7 +21,7 @@ from fairhuman.cli import main
 from fairhuman.models.families.sizes import KNOWN
 from fairhuman.models.formats.originals import ORIGINALS
 from fairhuman.models.formats.weights import Source
-from fairhuman.testing.tiny_flows import tiny_flux, tiny_flux2_klein, tiny_z_image
+from fairhuman.testing.tiny_flows import tiny_flux, tiny_flux2_klein, tiny_sd3, tiny_z_image
 
 Converter = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
@@ -46,6 +46,10 @@ MODELS: dict[str, tuple[Callable[[], Any], Converter]] = {
     "flux-1-schnell": (lambda: tiny_flux(guided=False), of_width(FLUX_1, 32)),
     "flux-2-klein": (tiny_flux2_klein, FLUX_2),
     "z-image": (tiny_z_image, Z_IMAGE),
+    "stable-diffusion-3-5": (
+        tiny_sd3,
+        single_file_utils.convert_sd3_transformer_checkpoint_to_diffusers,
+    ),
 }
 """By architectures: a tiny model, and what turns its released names into diffusers'."""
 TENSORS = {

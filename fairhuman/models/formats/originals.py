@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fairhuman.models.formats.names import UNET_PREFIX
 from fairhuman.models.formats.original_names import Original, Stack
 
 
@@ -133,9 +134,59 @@ Z_IMAGE = Original(  # released in diffusers' layout alone: this is the file tha
     },
 )
 
+SD_3 = Original(
+    name="SD 3.5",
+    architecture="stable-diffusion-3-5",
+    prefix=UNET_PREFIX,
+    outside=Stack(
+        names={
+            "pos_embed.pos_embed": "pos_embed",
+            "pos_embed.proj": "x_embedder.proj",
+            "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
+            "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
+            "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0",
+            "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2",
+            "context_embedder": "context_embedder",
+            "proj_out": "final_layer.linear",
+            "norm_out.linear": "final_layer.adaLN_modulation.1",
+        },
+        swapped=_NORM_OUT,
+    ),
+    blocks={
+        "transformer_blocks": Stack(
+            "joint_blocks",
+            {
+                "attn.to_out.0": "x_block.attn.proj",
+                "attn.norm_q": "x_block.attn.ln_q",
+                "attn.norm_k": "x_block.attn.ln_k",
+                "attn2.to_out.0": "x_block.attn2.proj",
+                "attn2.norm_q": "x_block.attn2.ln_q",
+                "attn2.norm_k": "x_block.attn2.ln_k",
+                "norm1.linear": "x_block.adaLN_modulation.1",
+                "ff.net.0.proj": "x_block.mlp.fc1",
+                "ff.net.2": "x_block.mlp.fc2",
+                "attn.to_add_out": "context_block.attn.proj",
+                "attn.norm_added_q": "context_block.attn.ln_q",
+                "attn.norm_added_k": "context_block.attn.ln_k",
+                "norm1_context.linear": "context_block.adaLN_modulation.1",
+                "ff_context.net.0.proj": "context_block.mlp.fc1",
+                "ff_context.net.2": "context_block.mlp.fc2",
+            },
+            {
+                "x_block.attn.qkv": _QKV,
+                "x_block.attn2.qkv": {"attn2.to_q": 1, "attn2.to_k": 1, "attn2.to_v": 1},
+                "context_block.attn.qkv": _ADDED_QKV,
+            },
+            # The last block changes the image alone: what it has for the text is a final norm.
+            swapped_in_last=frozenset({"norm1_context.linear"}),
+        ),
+    },
+)
+
 ORIGINALS = {
     "FluxTransformer2DModel": FLUX_1,
     "Flux2Transformer2DModel": FLUX_2,
     "ZImageTransformer2DModel": Z_IMAGE,
+    "SD3Transformer2DModel": SD_3,
 }
 """By the classes of diffusers' transformers."""
