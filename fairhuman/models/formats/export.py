@@ -10,7 +10,7 @@ from fairhuman.common.errors import UserError
 from fairhuman.common.units import DTYPES
 from fairhuman.models.formats import kinds
 from fairhuman.models.formats.denoiser_file import original_of, write_denoiser
-from fairhuman.models.formats.flow_lora import of_transformer, write_comfy
+from fairhuman.models.formats.flow_lora import of_transformer, write_flow_lora
 from fairhuman.models.formats.kinds import file_kind, folder_kind
 from fairhuman.models.formats.lora import WEIGHTS_NAME, from_kohya, is_kohya, lora_file, to_kohya
 from fairhuman.models.formats.modelspec import parse_fields
@@ -37,7 +37,7 @@ def export(
 
     Args:
         model: a pipeline's folder, a single file, or a LoRA's folder or file.
-        form: single-file, comfy-lora or diffusers.
+        form: single-file, comfy-lora, kohya-lora or diffusers.
         out: the file or folder to write.
         dtype: one of `units.DTYPES`; None keeps each tensor's own.
         config: a pipeline's folder or hub name, whose configs are taken; None: SDXL base's.
@@ -72,24 +72,31 @@ def export(
         _check_folder(model)
         to_single_file(model, out, fields=fields, **common)
         return f"{out}: an SDXL checkpoint with the original names"
-    if form == "comfy-lora":
+    if form in ("comfy-lora", "kohya-lora"):
         if model.is_dir() and not (model / WEIGHTS_NAME).is_file():
             found = folder_kind(model)
             what = f"is {found}" if found else f"holds no {WEIGHTS_NAME}"
             raise UserError(f"--model {model}: {what}; give a LoRA's folder or file")
-        return _to_comfy(model, out, config, fields, common)
+        return _to_lora(model, form, out, config, fields, common)
     return _to_diffusers(model, out, config, fields, common)
 
 
-def _to_comfy(
-    model: Path, out: Path, config: str | None, fields: dict[str, str], common: dict[str, Any]
+def _to_lora(
+    model: Path,
+    form: str,
+    out: Path,
+    config: str | None,
+    fields: dict[str, str],
+    common: dict[str, Any],
 ) -> str:
-    path = lora_file(model)
+    path, kohya = lora_file(model), form == "kohya-lora"
     with open_weights(path, allow_pickle=common["allow_pickle"]) as weights:
         if of_transformer(weights):
             dtype, force = common["dtype"], common["force"]
-            write_comfy(path, weights, out, dtype=dtype, fields=fields, force=force)
-            return f"{out}: a LoRA for ComfyUI"
+            write_flow_lora(
+                path, weights, out, kohya=kohya, dtype=dtype, fields=fields, force=force
+            )
+            return f"{out}: a LoRA for {'kohya' if kohya else 'ComfyUI'}"
     to_kohya(path, out, unet=_unet(config), fields=fields, **common)
     return f"{out}: a LoRA for ComfyUI and kohya"
 
