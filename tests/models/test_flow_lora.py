@@ -170,6 +170,25 @@ def test_diffusers_reads_kohyas_keys_of_flux1_as_what_was_trained(tmp_path: Path
             assert not update.any()
 
 
+def test_layers_that_cannot_be_one_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layer = "transformer.single_transformer_blocks.0"
+    tensors = {
+        f"{layer}.{name}.lora_{half}.weight": torch.ones(shape)
+        for name, outputs in (("attn.to_q", 8), ("proj_mlp", 24))  # 32 would fit
+        for half, shape in (("A", (2, 8)), ("B", (outputs, 2)))
+    }
+    (tmp_path / "lora").mkdir()
+    save_file(tensors, tmp_path / "lora" / WEIGHTS)
+    out = tmp_path / "people.safetensors"
+    assert export(tmp_path, out, to="kohya-lora") == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert "single_blocks.0.linear1 in FLUX.1 do not fit" in line
+    assert not out.exists()
+
+
 def test_alphas_are_exact_in_any_precision(tmp_path: Path) -> None:
     """bfloat16 has no 387."""
     layer = "transformer.transformer_blocks.0.attn.to_"
@@ -221,6 +240,8 @@ def test_what_cannot_be_converted_is_one_line(
     to_folder = ["--to", "diffusers", "--out", str(tmp_path / "out")]
     assert "diffusers opens it as it is" in refused("--model", str(comfy), *to_folder)
     assert "diffusers opens it as it is" in refused("--model", str(lora), *to_folder)
+    to_file = ["--to", "single-file", "--out", str(tmp_path / "again.safetensors")]
+    assert "is a LoRA; use --to comfy-lora" in refused("--model", str(lora), *to_file)
     assert "already exists" in refused(
         "--model", str(lora), "--to", "comfy-lora", "--out", str(comfy)
     )
