@@ -169,7 +169,9 @@ def _joined(original: Original, layers: Mapping[str, Layer], path: Path) -> dict
     for name, layer in layers.items():
         place = original.layer(name)
         if place is None or place.swapped:
-            raise UserError(f"{path}: {PART}{name}: is no layer of {original.name}")
+            raise UserError(
+                f"{path}: {PART}{name}: is no layer of {original.name} that can be converted"
+            )
         if place.part is None:
             pairs[place.name] = Pair(layer.down, _scaled(layer))
         else:
