@@ -89,10 +89,11 @@ def add(commands: Any) -> None:
     )
     export.add_argument(
         "--to",
-        choices=["single-file", "comfy-lora", "diffusers"],
+        choices=["single-file", "comfy-lora", "kohya-lora", "diffusers"],
         required=True,
         dest="form",
-        help="output format",
+        help="output format; single-file holds a whole SDXL, and of other families the transformer "
+        "alone: text encoders and VAE stay the base model's",
     )
     export.add_argument(
         "--out", type=Path, required=True, help="output file, or folder for diffusers"

@@ -48,9 +48,9 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return out
 
 
-def export(trained: Path, out: Path, *words: str) -> int:
+def export(trained: Path, out: Path, *words: str, to: str = "comfy-lora") -> int:
     model = str(trained / "lora")
-    return main(["export", "--model", model, "--to", "comfy-lora", "--out", str(out), *words])
+    return main(["export", "--model", model, "--to", to, "--out", str(out), *words])
 
 
 def updates(pipeline: Any) -> dict[str, Tensor]:
@@ -100,6 +100,111 @@ def test_the_names_are_those_that_comfyui_looks_for(trained: Path, tmp_path: Pat
         assert names == own
 
 
+def test_kohyas_keys_are_for_flux(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "people.safetensors"
+    if not trained.name.startswith("flux"):
+        assert export(trained, out, to="kohya-lora") == 2
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1
+        assert "use --to comfy-lora" in line
+        assert not out.exists()
+        return
+    assert export(trained, out, to="kohya-lora") == 0
+    names = set(load_file(out))
+    assert all(name.startswith("lora_unet_") and name.count(".") in (1, 2) for name in names)
+    assert "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight" in names
+    if trained.name == "flux-2-klein":
+        own, exported = loaded(trained, trained / "lora"), loaded(trained, out)
+        for name, update in own.items():
+            torch.testing.assert_close(exported[name], update)
+    for again in ("kohya-lora", "comfy-lora"):
+        words = ["--model", str(out), "--to", again, "--out", str(tmp_path / "again.safetensors")]
+        assert main(["export", *words]) == 2
+        assert "has kohya's keys already" in capsys.readouterr().err
+
+
+def test_diffusers_reads_kohyas_keys_of_flux1_as_what_was_trained(tmp_path: Path) -> None:
+    """Its converter has FLUX.1's true sizes in it: layers with true outputs and few inputs."""
+    from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers
+
+    double, single = "transformer_blocks.1", "single_transformer_blocks"
+    rows = {
+        **{f"{double}.attn.{name}": 3072 for name in ("to_q", "to_v", "add_k_proj", "to_add_out")},
+        **{f"{double}.{name}": 12288 for name in ("ff.net.0.proj", "ff_context.net.0.proj")},
+        **{f"{double}.{name}": 3072 for name in ("attn.to_out.0", "ff.net.2", "ff_context.net.2")},
+        **{f"{double}.{name}": 18432 for name in ("norm1.linear", "norm1_context.linear")},
+        **{f"{single}.0.attn.{name}": 3072 for name in ("to_q", "to_k", "to_v")},
+        **{f"{single}.37.proj_mlp": 12288, f"{single}.37.proj_out": 3072},
+        **{f"{single}.37.norm.linear": 9216, f"{single}.2.attn.to_k": 3072},
+        **{f"{single}.2.proj_mlp": 12288, "x_embedder": 3072, "proj_out": 64},
+        "time_text_embed.guidance_embedder.linear_2": 3072,
+    }
+    rng = torch.Generator().manual_seed(0)
+    tensors, expected, alpha = {}, {}, {}
+    for index, (name, outputs) in enumerate(rows.items()):
+        rank = 1 + index % 3
+        down = torch.randn(rank, 2, generator=rng)
+        up = torch.randn(outputs, rank, generator=rng)
+        alpha[name] = 1.0 + index
+        expected[name] = alpha[name] / rank * up @ down
+        tensors[f"transformer.{name}.lora_A.weight"] = down
+        tensors[f"transformer.{name}.lora_B.weight"] = up
+    settings = {"transformer.lora_alpha": 1, "transformer.alpha_pattern": alpha}
+    (tmp_path / "lora").mkdir()
+    header = {"lora_adapter_metadata": json.dumps(settings)}
+    save_file(tensors, tmp_path / "lora" / WEIGHTS, header)
+    out = tmp_path / "people.safetensors"
+    assert export(tmp_path, out, to="kohya-lora") == 0
+
+    found = _convert_kohya_flux_lora_to_diffusers(load_file(out))
+    found = {name.removeprefix("transformer."): tensor for name, tensor in found.items()}
+    layers = {name.rpartition(".lora_")[0] for name in found}
+    assert rows.keys() <= layers
+    for name in layers:
+        update = found[f"{name}.lora_B.weight"] @ found[f"{name}.lora_A.weight"]
+        if name in expected:
+            torch.testing.assert_close(update, expected[name])
+        else:  # joined with one that is adapted
+            assert not update.any()
+
+
+def test_layers_that_cannot_be_one_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layer = "transformer.single_transformer_blocks.0"
+    tensors = {
+        f"{layer}.{name}.lora_{half}.weight": torch.ones(shape)
+        for name, outputs in (("attn.to_q", 8), ("proj_mlp", 24))  # 32 would fit
+        for half, shape in (("A", (2, 8)), ("B", (outputs, 2)))
+    }
+    (tmp_path / "lora").mkdir()
+    save_file(tensors, tmp_path / "lora" / WEIGHTS)
+    out = tmp_path / "people.safetensors"
+    assert export(tmp_path, out, to="kohya-lora") == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert "single_blocks.0.linear1 in FLUX.1 do not fit" in line
+    assert not out.exists()
+
+
+def test_alphas_are_exact_in_any_precision(tmp_path: Path) -> None:
+    """bfloat16 has no 387."""
+    layer = "transformer.transformer_blocks.0.attn.to_"
+    tensors = {f"{layer}{letter}.lora_A.weight": torch.ones(129, 8) for letter in "qkv"}
+    tensors |= {f"{layer}{letter}.lora_B.weight": torch.ones(8, 129) for letter in "qkv"}
+    (tmp_path / "lora").mkdir()
+    header = {"modelspec.architecture": "flux-1-schnell/lora"}
+    save_file(tensors, tmp_path / "lora" / WEIGHTS, header)
+    out = tmp_path / "people.safetensors"
+    assert export(tmp_path, out, "--dtype", "bf16", to="kohya-lora") == 0
+    found = load_file(out)
+    key = "lora_unet_double_blocks_0_img_attn_qkv"
+    assert float(found[f"{key}.alpha"]) == found[f"{key}.lora_down.weight"].shape[0] == 387
+    assert found[f"{key}.lora_down.weight"].dtype == torch.bfloat16
+
+
 def test_headers_tell_the_architecture(trained: Path, tmp_path: Path) -> None:
     assert export(trained, tmp_path / "people.safetensors", "--meta", "author=me") == 0
     for file in (trained / "lora" / WEIGHTS, tmp_path / "people.safetensors"):
@@ -135,6 +240,8 @@ def test_what_cannot_be_converted_is_one_line(
     to_folder = ["--to", "diffusers", "--out", str(tmp_path / "out")]
     assert "diffusers opens it as it is" in refused("--model", str(comfy), *to_folder)
     assert "diffusers opens it as it is" in refused("--model", str(lora), *to_folder)
+    to_file = ["--to", "single-file", "--out", str(tmp_path / "again.safetensors")]
+    assert "is a LoRA; use --to comfy-lora" in refused("--model", str(lora), *to_file)
     assert "already exists" in refused(
         "--model", str(lora), "--to", "comfy-lora", "--out", str(comfy)
     )

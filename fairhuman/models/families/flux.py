@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fairhuman.config import Model
 from fairhuman.models.encoded import Prompt
 from fairhuman.models.families.flow import FlowTransformer
+from fairhuman.models.formats.originals import FLUX_1
 
 
 class Flux(FlowTransformer):
@@ -19,7 +20,7 @@ class Flux(FlowTransformer):
     name = "FLUX.1"
     pipeline_name = "FluxPipeline"
     tag = "flux"
-    architecture = "flux-1-dev"
+    architecture = FLUX_1.guided
     text_encoders = ("text_encoder", "text_encoder_2")
     tokenizers = ("tokenizer", "tokenizer_2")
     prompt_type = Prompt
@@ -27,7 +28,7 @@ class Flux(FlowTransformer):
     def __init__(self, pipeline: Any, settings: Model) -> None:
         super().__init__(pipeline, settings)
         if not self._guided:
-            self.architecture = "flux-1-schnell"
+            self.architecture = FLUX_1.architecture
 
     @property
     def tokens(self) -> int:

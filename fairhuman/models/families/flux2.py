@@ -12,6 +12,7 @@ from fairhuman.config import Model
 from fairhuman.models.encoded import Posterior
 from fairhuman.models.families.flow import FlowTransformer
 from fairhuman.models.families.qwen import TOKENS, user_turn
+from fairhuman.models.formats.originals import FLUX_2
 
 _STEPS = 50
 """Of sampling, for which the pipeline shifts its timesteps unless other are asked for."""
@@ -33,7 +34,7 @@ class Flux2Klein(FlowTransformer):
     name = "FLUX.2 klein"
     pipeline_name = "Flux2KleinPipeline"
     tag = "flux-2"
-    architecture = "flux-2-klein"
+    architecture = FLUX_2.architecture
     text_encoders = ("text_encoder",)
     prompt_type = Embeds
     patch = 1

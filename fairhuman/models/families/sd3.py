@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fairhuman.models.encoded import Prompt
 from fairhuman.models.families.flow import FlowTransformer
+from fairhuman.models.formats.originals import SD_3
 
 _CLIP_TOKENS = 77
 
@@ -19,7 +20,7 @@ class SD3(FlowTransformer):
     name = "Stable Diffusion 3"
     pipeline_name = "StableDiffusion3Pipeline"
     tag = "stable-diffusion-3"
-    architecture = "stable-diffusion-3-5"
+    architecture = SD_3.architecture
     text_encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
     tokenizers = ("tokenizer", "tokenizer_2", "tokenizer_3")
     prompt_type = Prompt

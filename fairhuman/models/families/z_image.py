@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fairhuman.models.families.flow import FlowTransformer
 from fairhuman.models.families.qwen import TOKENS, user_turn
+from fairhuman.models.formats.originals import Z_IMAGE
 
 
 class Padded(NamedTuple):
@@ -26,7 +27,7 @@ class ZImage(FlowTransformer):
     name = "Z-Image"
     pipeline_name = "ZImagePipeline"
     tag = "z-image"
-    architecture = "z-image"
+    architecture = Z_IMAGE.architecture
     text_encoders = ("text_encoder",)
     prompt_type = Padded
 

@@ -7,10 +7,9 @@ they are asked to, so that a whole checkpoint is converted with one tensor in me
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
 from fairhuman.common.errors import UserError
 from fairhuman.models import open_clip
@@ -21,7 +20,7 @@ from fairhuman.models.formats.names import (
     VAE_PREFIX,
     Names,
 )
-from fairhuman.models.formats.weights import Source
+from fairhuman.models.formats.weights import Source, changed, joined
 
 Sources = Mapping[str, Source]
 
@@ -134,7 +133,7 @@ def text_2_to_original(tensors: Sources) -> dict[str, Source]:
         qkv = _QKV.fullmatch(name)
         if qkv and qkv[2] == "q":
             parts = [tensors[f"{qkv[1]}{letter}_proj.{qkv[3]}"] for letter in "qkv"]
-            found[f"{old}attn.in_proj_{qkv[3]}"] = _joined(parts)
+            found[f"{old}attn.in_proj_{qkv[3]}"] = joined(parts)
         elif not qkv:
             found[f"{old}{_OLD_PART[layer[2]]}.{layer[3]}"] = part
     return found
@@ -163,23 +162,14 @@ def _below(prefix: str, tensors: Sources) -> dict[str, Source]:
     return {k.removeprefix(prefix): part for k, part in tensors.items() if k.startswith(prefix)}
 
 
-def _changed(part: Source, shape: tuple[int, ...], change: Callable[[Tensor], Tensor]) -> Source:
-    return Source(shape, part.dtype, lambda: change(part.read()))
-
-
 def _reshaped(part: Source, shape: tuple[int, ...]) -> Source:
-    return _changed(part, shape, lambda tensor: tensor.reshape(shape))
+    return changed(part, shape, lambda tensor: tensor.reshape(shape))
 
 
 def _transposed(part: Source) -> Source:
-    return _changed(part, part.shape[::-1], lambda tensor: tensor.T)
+    return changed(part, part.shape[::-1], lambda tensor: tensor.T)
 
 
 def _third(part: Source, index: int) -> Source:
     shape = (part.shape[0] // 3, *part.shape[1:])
-    return _changed(part, shape, lambda tensor: tensor.chunk(3)[index])
-
-
-def _joined(parts: list[Source]) -> Source:
-    shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
-    return Source(shape, parts[0].dtype, lambda: torch.cat([part.read() for part in parts]))
+    return changed(part, shape, lambda tensor: tensor.chunk(3)[index])

@@ -9,10 +9,12 @@ from typing import Any
 from fairhuman.common.errors import UserError
 from fairhuman.common.units import DTYPES
 from fairhuman.models.formats import kinds
-from fairhuman.models.formats.flow_lora import of_transformer, write_comfy
+from fairhuman.models.formats.denoiser_file import original_of, write_denoiser
+from fairhuman.models.formats.flow_lora import of_transformer, write_flow_lora
 from fairhuman.models.formats.kinds import file_kind, folder_kind
 from fairhuman.models.formats.lora import WEIGHTS_NAME, from_kohya, is_kohya, lora_file, to_kohya
 from fairhuman.models.formats.modelspec import parse_fields
+from fairhuman.models.formats.originals import ORIGINALS
 from fairhuman.models.formats.pipeline_folder import PipelineFolder, config_folder
 from fairhuman.models.formats.single_file import from_single_file, to_single_file
 from fairhuman.models.formats.weights import PICKLED, open_weights
@@ -35,7 +37,7 @@ def export(
 
     Args:
         model: a pipeline's folder, a single file, or a LoRA's folder or file.
-        form: single-file, comfy-lora or diffusers.
+        form: single-file, comfy-lora, kohya-lora or diffusers.
         out: the file or folder to write.
         dtype: one of `units.DTYPES`; None keeps each tensor's own.
         config: a pipeline's folder or hub name, whose configs are taken; None: SDXL base's.
@@ -60,27 +62,41 @@ def export(
     if form == "single-file":
         if not model.is_dir():
             raise UserError(f"--model {model}: must be a pipeline's folder for --to single-file")
+        original = original_of(model)
+        if original:
+            write_denoiser(model, original, out, fields=fields, **common)
+            return (
+                f"{out}: the transformer of {original.name} with the original names; text encoders "
+                "and VAE are the base model's"
+            )
         _check_folder(model)
         to_single_file(model, out, fields=fields, **common)
         return f"{out}: an SDXL checkpoint with the original names"
-    if form == "comfy-lora":
+    if form in ("comfy-lora", "kohya-lora"):
         if model.is_dir() and not (model / WEIGHTS_NAME).is_file():
             found = folder_kind(model)
             what = f"is {found}" if found else f"holds no {WEIGHTS_NAME}"
             raise UserError(f"--model {model}: {what}; give a LoRA's folder or file")
-        return _to_comfy(model, out, config, fields, common)
+        return _to_lora(model, form, out, config, fields, common)
     return _to_diffusers(model, out, config, fields, common)
 
 
-def _to_comfy(
-    model: Path, out: Path, config: str | None, fields: dict[str, str], common: dict[str, Any]
+def _to_lora(
+    model: Path,
+    form: str,
+    out: Path,
+    config: str | None,
+    fields: dict[str, str],
+    common: dict[str, Any],
 ) -> str:
-    path = lora_file(model)
+    path, kohya = lora_file(model), form == "kohya-lora"
     with open_weights(path, allow_pickle=common["allow_pickle"]) as weights:
         if of_transformer(weights):
             dtype, force = common["dtype"], common["force"]
-            write_comfy(path, weights, out, dtype=dtype, fields=fields, force=force)
-            return f"{out}: a LoRA for ComfyUI"
+            write_flow_lora(
+                path, weights, out, kohya=kohya, dtype=dtype, fields=fields, force=force
+            )
+            return f"{out}: a LoRA for {'kohya' if kohya else 'ComfyUI'}"
     to_kohya(path, out, unet=_unet(config), fields=fields, **common)
     return f"{out}: a LoRA for ComfyUI and kohya"
 
@@ -91,7 +107,8 @@ def _check_folder(model: Path) -> None:
     if kind and kind.name == kinds.LORA:
         raise UserError(f"--model {model}: is a LoRA; use --to comfy-lora")
     if kind and not kind.of_sdxl and kind.name not in (kinds.CONTROLNET, kinds.ADAPTER):
-        raise UserError(f"--model {model}: is {kind}; {_TO_CONVERT}")
+        names = ", ".join(["SDXL", *(original.name for original in ORIGINALS.values())])
+        raise UserError(f"--model {model}: is {kind}; only {names} can be one file")
 
 
 def _to_diffusers(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,22 +105,8 @@ class PipelineFolder:
         Raises:
             UserError: some are missing, too many, or of another shape.
         """
-        wanted = self.shapes(component)
-        found = {name: part.shape for name, part in tensors.items()}
-        for problem, names in (
-            ("is missing", wanted.keys() - found.keys()),
-            ("is not in its config", found.keys() - wanted.keys()),
-            (
-                "has another shape than its config says",
-                {k for k in wanted.keys() & found.keys() if wanted[k] != found[k]},
-            ),
-        ):
-            if names:
-                more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-                raise UserError(
-                    f"{place}: {component}: {min(names)} {problem}{more}; the config is "
-                    f"{self.folder / component / 'config.json'}"
-                )
+        config = self.folder / component / "config.json"
+        check_tensors(self.shapes(component), tensors, f"{place}: {component}", config)
 
     def empty(self, component: str) -> torch.nn.Module:
         """Return a component on the meta device: its shapes without their memory, in float32.
@@ -139,19 +126,61 @@ class PipelineFolder:
                 CLIPTextConfig.from_dict(tree)
             ),
         }
-        try:
-            with torch.device("meta"):
-                model: torch.nn.Module = kinds[component](config)
-        except (OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
-            place = self.folder / component / "config.json"
-            raise UserError(f"{place}: describes no model: {first_line(error)}") from None
-        return model
+        return on_meta(kinds[component], config, self.folder / component / "config.json")
 
     def shapes(self, component: str) -> dict[str, tuple[int, ...]]:
         """Return the shapes of a component's tensors, by their names in diffusers' layout."""
         model = self.empty(component)
         rename = text_name if component.startswith("text") else str
         return {rename(name): tuple(part.shape) for name, part in model.state_dict().items()}
+
+
+def on_meta(
+    make: Callable[[dict[str, Any]], torch.nn.Module], config: dict[str, Any], place: Path
+) -> torch.nn.Module:
+    """Make a model of its config on the meta device.
+
+    Args:
+        make: of a config.
+        config: the model's.
+        place: its file, for errors.
+
+    Raises:
+        UserError: the config describes no such model.
+    """
+    try:
+        with torch.device("meta"):
+            return make(config)
+    except (OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
+        raise UserError(f"{place}: describes no model: {first_line(error)}") from None
+
+
+def check_tensors(
+    wanted: Mapping[str, tuple[int, ...]], tensors: Sources, place: str, config: Path
+) -> None:
+    """Compare tensors with what a config asks for.
+
+    Args:
+        wanted: shapes by the names in diffusers' layout.
+        tensors: by these names.
+        place: where they are, for errors.
+        config: the file, for errors.
+
+    Raises:
+        UserError: some are missing, too many, or of another shape.
+    """
+    found = {name: part.shape for name, part in tensors.items()}
+    for problem, names in (
+        ("is missing", wanted.keys() - found.keys()),
+        ("is not in its config", found.keys() - wanted.keys()),
+        (
+            "has another shape than its config says",
+            {k for k in wanted.keys() & found.keys() if wanted[k] != found[k]},
+        ),
+    ):
+        if names:
+            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            raise UserError(f"{place}: {min(names)} {problem}{more}; the config is {config}")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,17 @@ class Source:
     shape: tuple[int, ...]
     dtype: torch.dtype
     read: Callable[[], Tensor]
+
+
+def changed(part: Source, shape: tuple[int, ...], change: Callable[[Tensor], Tensor]) -> Source:
+    """Return a tensor that is changed when it is read, to `shape`."""
+    return Source(shape, part.dtype, lambda: change(part.read()))
+
+
+def joined(parts: Sequence[Source]) -> Source:
+    """Return tensors of one dtype as one, along their first dimension."""
+    shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+    return Source(shape, parts[0].dtype, lambda: torch.cat([part.read() for part in parts]))
 
 
 @dataclass(frozen=True)

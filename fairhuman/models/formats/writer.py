@@ -52,12 +52,14 @@ def write_safetensors(
 ) -> None:
     """Write tensors in the order that safetensors itself uses, cast to `dtype` if floating.
 
+    Single numbers, such as the alphas of a LoRA, are not weights and keep their dtype.
+
     If the metadata have ModelSpec's keys, the hash of the tensors is added.
 
     Raises:
         UserError: a finite value is not finite in `dtype`; the disk has too little space.
     """
-    dtypes = {name: _stored(source.dtype, dtype) for name, source in tensors.items()}
+    dtypes = {name: _stored(source, dtype) for name, source in tensors.items()}
     order = sorted(tensors, key=lambda name: (-dtypes[name].itemsize, name))
     sizes = {name: prod(tensors[name].shape) * dtypes[name].itemsize for name in order}
     metadata = {**metadata}
@@ -98,8 +100,9 @@ def _header(
     return len(text).to_bytes(8, "little") + text
 
 
-def _stored(dtype: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
-    return wanted if wanted is not None and dtype.is_floating_point else dtype
+def _stored(source: Source, wanted: torch.dtype | None) -> torch.dtype:
+    weight = source.shape and source.dtype.is_floating_point
+    return wanted if wanted is not None and weight else source.dtype
 
 
 def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
