@@ -89,7 +89,8 @@ class Model(Section):
 
     pretrained: PathText
     """A folder in diffusers' layout, a name on the Hugging Face hub, or a single .safetensors
-    file as used by ComfyUI and kohya."""
+    file as used by ComfyUI and kohya. A hub name, here and in the other keys that take one, is
+    OWNER/NAME or OWNER/NAME@REVISION: a branch, a tag or a commit."""
     config: PathText | None = None
     """For a single file: an SDXL in diffusers' layout (folder or hub name) whose configs and
     tokenizers describe it; null: SDXL base."""
