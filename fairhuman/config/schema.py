@@ -487,7 +487,10 @@ class Train(Section):
     """Whether a repository that push_to_hub makes is private. One that is there stays as it is."""
     resume: PathText = "none"
     """`auto` continues from the newest complete checkpoint in output_dir, or starts a new run if
-    there is none; `none` starts a new run; anything else is a checkpoint's folder."""
+    there is none; `none` starts a new run; hf://OWNER/NAME[@REVISION] continues from the newest
+    checkpoint of a repository on the Hugging Face hub, or, with /checkpoints/step-NNNNNNNN after
+    it, from that one, which is downloaded into output_dir; anything else is a checkpoint's
+    folder."""
     verify_checkpoints: bool = True
     """Before resuming, compare the checkpoint's files with the digests in its manifest. This reads
     the checkpoint once more, shared among the ranks. `auto` passes over a damaged checkpoint."""
