@@ -483,6 +483,10 @@ class Train(Section):
     the end and, with export_every, each export, in the background and as a commit of its own. The
     token is that of `hf auth login` or HF_TOKEN. A failed upload does not end the run, which prints
     the command to repeat it."""
+    push_checkpoints: bool = False
+    """Also upload each checkpoint to that repository, as checkpoints/step-NNNNNNNN, for
+    train.resume=hf://OWNER/NAME. The newest stays there; earlier ones that this run has uploaded
+    are removed from the branch, not from its history."""
     hub_private: bool = True
     """Whether a repository that push_to_hub makes is private. One that is there stays as it is."""
     resume: PathText = "none"

@@ -54,6 +54,11 @@ class Hub:
     """Methods and paths."""
     broken: str = ""
     """A part of a path; what is asked there is answered with 500."""
+    commits_may_come: threading.Event = field(default_factory=threading.Event)
+    """Set at first; a commit waits for it."""
+
+    def __post_init__(self) -> None:
+        self.commits_may_come.set()
 
 
 @contextmanager
@@ -166,12 +171,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return told if oid is None else {**told, "oid": oid}
 
     def _commit(self, repository: Repository, lines: list[dict[str, Any]]) -> None:
+        self.hub.commits_may_come.wait(60)
         for line in lines:
             if line["key"] == "header":
                 repository.commits.append(line["value"]["summary"])
             elif line["key"] == "file":
                 file = line["value"]
                 repository.files[file["path"]] = base64.b64decode(file["content"])
+            elif line["key"] == "deletedFile":
+                del repository.files[line["value"]["path"]]
         url = f"{self.hub.address}/x/y/commit/{repository.sha}"
         self._send(200, {"commitUrl": url, "commitOid": repository.sha})
 
