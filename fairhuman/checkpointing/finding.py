@@ -20,6 +20,7 @@ from fairhuman.checkpointing.manifest import (
 from fairhuman.common.digests import differing, share
 from fairhuman.common.distributed import gathered
 from fairhuman.common.errors import ConfigError
+from fairhuman.common.files import remove
 from fairhuman.common.hub import SCHEME
 from fairhuman.common.quoting import shown_key
 from fairhuman.common.run_folder import (
@@ -69,6 +70,8 @@ def find(output: Path, resume: str, damaged: Collection[Path] = ()) -> Path | No
         folder = best_target(Path(resume))
     problem = unsound(folder)
     if problem:
+        if resume.startswith(SCHEME):
+            remove(folder)
         raise ConfigError(f"train.resume = {resume!r}: {problem}")
     last = newest(output)
     if last and (folder.resolve().parent != last.resolve().parent or last.name > folder.name):

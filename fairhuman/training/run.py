@@ -331,9 +331,10 @@ class Run:
                 print(
                     f"stopped ({stop.reason}) before the upload was done; upload it with: {later}"
                 )
-        keep, folders = self.config.train.keep_checkpoints, self.output / CHECKPOINTS
-        with as_output_error(folders, "an old checkpoint could not be removed"):
-            checkpointing.rotate(folders, keep, progress.best, progress.step, hub.uploading)
+        if self.config.train.push_checkpoints:  # what had to stay while it was uploaded
+            keep, folders = self.config.train.keep_checkpoints, self.output / CHECKPOINTS
+            with as_output_error(folders, "an old checkpoint could not be removed"):
+                checkpointing.rotate(folders, keep, progress.best, progress.step, hub.uploading)
         last = checkpoint_folder(self.output, progress.step)
         if hub.is_to_come(last):
             later = upload_command(hub.name, last, folder_on_hub(last))

@@ -121,6 +121,7 @@ def test_a_run_that_went_on_is_not_mixed_with_it(
         (f"{URL}/checkpoints/step-00000021", "no checkpoint checkpoints/step-00000021 with a"),
         (f"{URL}/old", "old/manifest.json: "),
         (f"{URL}/checkpoints/step-00000009", f"is not whole: {STATES} is missing"),
+        (f"{URL}/checkpoints/step-00000020", "is broken: layout.json: "),
         ("hf://people", "write hf://OWNER/NAME, then @REVISION and /checkpoints/step-NNNNNNNN"),
         ("hf://datasets/me/people", "write hf://OWNER/NAME, then @REVISION"),
         (f"{URL}/../x", "write hf://OWNER/NAME, then @REVISION"),
@@ -131,6 +132,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     hub: Hub, out: Path, files: dict[str, bytes], url: str, told: str
 ) -> None:
     del files[f"checkpoints/step-00000009/{STATES}"]
+    files["checkpoints/step-00000020/layout.json"] = b"." * 27
     hub.repositories[KEY] = Repository(files=files)
     hub.repositories["models/me/empty"] = Repository(files={"README.md": b""})
     assert told in refusal(out, url)
