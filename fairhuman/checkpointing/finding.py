@@ -11,6 +11,7 @@ from typing import Any
 import torch.distributed as dist
 
 from fairhuman.checkpointing.balancer_state import load_balancer
+from fairhuman.checkpointing.from_hub import fetch
 from fairhuman.checkpointing.manifest import (
     Best,
     incomplete,
@@ -19,6 +20,8 @@ from fairhuman.checkpointing.manifest import (
 from fairhuman.common.digests import differing, share
 from fairhuman.common.distributed import gathered
 from fairhuman.common.errors import ConfigError
+from fairhuman.common.files import remove
+from fairhuman.common.hub import SCHEME
 from fairhuman.common.quoting import shown_key
 from fairhuman.common.run_folder import (
     BEST,
@@ -40,7 +43,8 @@ _LARGEST_CONFIG = 1 << 20
 def find(output: Path, resume: str, damaged: Collection[Path] = ()) -> Path | None:
     """Return the checkpoint that `train.resume` names, or None to start from the beginning.
 
-    Its contents are not compared with their digests here; see `damage`.
+    One on the hub is downloaded into the run's folder; see `from_hub.fetch`. Its contents are not
+    compared with their digests here; see `damage`.
 
     Args:
         output: the run's folder.
@@ -60,9 +64,14 @@ def find(output: Path, resume: str, damaged: Collection[Path] = ()) -> Path | No
                 "to continue with it, or choose another folder"
             )
         return None
-    folder = best_target(Path(resume))
+    if resume.startswith(SCHEME):
+        folder = fetch(output, resume, newest(output))
+    else:
+        folder = best_target(Path(resume))
     problem = unsound(folder)
     if problem:
+        if resume.startswith(SCHEME):
+            remove(folder)
         raise ConfigError(f"train.resume = {resume!r}: {problem}")
     last = newest(output)
     if last and (folder.resolve().parent != last.resolve().parent or last.name > folder.name):

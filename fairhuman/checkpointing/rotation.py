@@ -24,8 +24,14 @@ def mark_best(output: Path, best: Best | None) -> None:
     sync_path(link.parent)
 
 
-def rotate(folder: Path, keep: int, best: Best | None, step: int | None = None) -> None:
-    """Drop the oldest checkpoints up to a step.
+def rotate(
+    folder: Path,
+    keep: int,
+    best: Best | None,
+    step: int | None = None,
+    held: Path | None = None,
+) -> None:
+    """Drop the oldest checkpoints up to a step, but the best and the one that is `held`.
 
     Those after it were passed over as damaged, and must not count in place of good ones. They are
     dropped when the run has come that far again.
@@ -33,7 +39,7 @@ def rotate(folder: Path, keep: int, best: Best | None, step: int | None = None) 
     kept = checkpoint_folder(folder.parent, best.step) if best else None
     last = checkpoint_folder(folder.parent, step).name if step is not None else "step-99999999"
     for old in sorted(path for path in folder.glob(STEPS) if path.name <= last)[:-keep]:
-        if old != kept:
+        if old not in (kept, held):
             remove(old)
     for partial in folder.glob("step-*" + PARTIAL):
         remove(partial)

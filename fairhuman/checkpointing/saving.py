@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -41,6 +41,17 @@ from fairhuman.zero.shard_map import ShardMap, shard_map_of
 from fairhuman.zero.state_files import left_by_deepspeed, save_states
 
 
+class Uploads(Protocol):
+    """Uploads checkpoints in the background."""
+
+    @property
+    def uploading(self) -> Path | None:
+        """The one that is being uploaded, which must stay."""
+
+    def push_checkpoint(self, folder: Path, steps: int) -> None:
+        """Have one uploaded."""
+
+
 class Saver:
     """Writes a run's checkpoints, OUT/checkpoints/step-NNNNNNNN, one at a time.
 
@@ -54,6 +65,7 @@ class Saver:
         ema: the moving average of the weights, where there is one.
         base: digest of the frozen weights, where there are such.
         config: the run's, kept in each checkpoint to tell what a resumed run changes.
+        uploads: what uploads each checkpoint that gets its name, on rank 0.
     """
 
     def __init__(
@@ -65,6 +77,7 @@ class Saver:
         ema: EMA | None = None,
         base: str | None = None,
         config: Config | None = None,
+        uploads: Uploads | None = None,
     ) -> None:
         self.engine = engine
         self.output = output
@@ -72,6 +85,7 @@ class Saver:
         self.ema = ema
         self.base = base
         self.config = config
+        self.uploads = uploads
         self._copies = HostCopies()
         self._in_flight: _InFlight | None = None
         # A disk takes seconds to let go of gigabytes.
@@ -177,9 +191,13 @@ class Saver:
                 _rename(aside, folder)
                 mark_best(self.output, progress.best)
             self._finish_dropping()
+            held = None
+            if self.uploads:
+                self.uploads.push_checkpoint(folder, progress.step)
+                held = self.uploads.uploading  # it, or one that is older
             folders = self.output / CHECKPOINTS
             self._dropping = self._dropper.submit(
-                rotate, folders, self.keep, progress.best, progress.step
+                rotate, folders, self.keep, progress.best, progress.step, held
             )
 
         with _dropped_if_unwritten(aside):

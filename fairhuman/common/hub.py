@@ -1,7 +1,8 @@
-"""Where a model is that a key names: a folder or file here, or a repository on the hub."""
+"""Where a model is that a key names: a folder or file here, or OWNER/NAME[@REVISION] on the hub."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ T = TypeVar("T")
 
 PATIENCE_S = 10.0
 """How long the hub may take to say that it has a repository."""
+SCHEME = "hf://"
+"""Of the hub's addresses."""
+_REVISION = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
 _FILES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth", ".json", ".yaml")
 
 
@@ -41,8 +45,18 @@ class Place:
     """A folder or file; of a hub's repository, its snapshot in the cache, with the configs."""
     whole: bool
     """Whether all of it must be there: not so in the hub's cache."""
+    source: str
+    """What `from_pretrained` loads it from: the path, or its name on the hub."""
+    revision: str | None = None
+    """A branch, a tag or a commit; None: the default branch, or not the hub's."""
     offline: bool = False
     """Load it from the hub's cache without asking the hub."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What `from_pretrained` is to be told besides the source."""
+        revision = {"revision": self.revision} if self.revision else {}
+        return {"local_files_only": self.offline, **revision}
 
 
 def locate(named: Named, ask_hub: bool = True) -> Place | None:
@@ -59,24 +73,25 @@ def locate(named: Named, ask_hub: bool = True) -> Place | None:
     """
     path = _existing(named)
     if path:
-        return Place(path, whole=True)
-    _check_hub_name(named)
-    cached = _cached(named.value)
+        return Place(path, whole=True, source=named.value)
+    name, revision = _on_the_hub(named)
+    cached = _cached(name, revision)
+    offline = Place(cached, False, name, revision, offline=True) if cached else None
     if not ask_hub:
-        return Place(cached, whole=False, offline=True) if cached else None
+        return offline
     try:
         ask(
             named,
-            lambda api: _check_model(api, named.value),
+            lambda api: _check_model(api, name, revision),
             "there is no such folder or file here",
         )
     except NoAnswerError as problem:
-        if cached is None:
+        if offline is None:
             named.refuse(
                 f"is no folder or file here, is not in the hub's cache, and the hub {problem}"
             )
-        return Place(cached, whole=False, offline=True)
-    return Place(_configs(named), whole=False)
+        return offline
+    return Place(_configs(named, name, revision), False, name, revision)
 
 
 def locate_file(named: Named, choose: Callable[[Sequence[str]], str]) -> Path:
@@ -93,16 +108,17 @@ def locate_file(named: Named, choose: Callable[[Sequence[str]], str]) -> Path:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    _check_hub_name(named)
-    api, name = HfApi(), named.value
+    name, revision = _on_the_hub(named)
+    of: dict[str, Any] = {"repo_id": name, "revision": revision}
+    api = HfApi()
     here = "there is no such folder or file here"
     try:
-        info = ask(named, lambda api: api.model_info(name, timeout=PATIENCE_S), here)
+        info = ask(named, lambda api: api.model_info(**of, timeout=PATIENCE_S), here)
         file = choose([file.rfilename for file in info.siblings or ()])
-        return Path(api.hf_hub_download(name, file))
+        return Path(api.hf_hub_download(filename=file, **of))
     except NoAnswerError as problem:
         try:
-            folder = api.snapshot_download(name, allow_patterns=[], local_files_only=True)
+            folder = api.snapshot_download(**of, allow_patterns=[], local_files_only=True)
         except LocalEntryNotFoundError:
             named.refuse(f"{here}, it is not in the hub's cache, and the hub {problem}")
         names = [str(path.relative_to(folder)) for path in Path(folder).rglob("*")]
@@ -127,7 +143,16 @@ def repository(name: str) -> str:
     else:
         if "/" in name:
             return name
-    raise ValueError("must be the name of a repository on the Hugging Face hub, owner/name")
+    revision = ", without a revision" if "@" in name else ""
+    raise ValueError(
+        f"must be the name of a repository on the Hugging Face hub, owner/name{revision}"
+    )
+
+
+def split_revision(value: str) -> tuple[str, str | None]:
+    """Return a hub name without its revision, and the revision, if it has one."""
+    name, _, revision = value.partition("@")
+    return name, revision or None
 
 
 def _existing(named: Named) -> Path | None:
@@ -147,25 +172,30 @@ def _existing(named: Named) -> Path | None:
     return None
 
 
-def _check_hub_name(named: Named) -> None:
+def _on_the_hub(named: Named) -> tuple[str, str | None]:
+    """Return the name and the revision of what is not on this machine."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
-    name = named.value
-    if name.startswith(("/", ".", "~")) or name.endswith(("/", *_FILES)) or name.count("/") > 1:
+    name, revision = split_revision(named.value)
+    path = name.startswith(("/", ".", "~")) or name.endswith(("/", *_FILES)) or name.count("/") > 1
+    if path or named.value.endswith(_FILES):
         home = "; ~ is not expanded, write the whole path" if name.startswith("~") else ""
         named.refuse(f"there is no such folder or file{home}")
     try:
         validate_repo_id(name)
     except HFValidationError:
         named.refuse("there is no such folder or file, and it cannot be a hub name")
+    if "@" in named.value and not _REVISION.fullmatch(revision or ""):
+        named.refuse("a branch, a tag or a commit must follow the @")
+    return name, revision
 
 
-def _cached(name: str) -> Path | None:
+def _cached(name: str, revision: str | None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     for file in ("model_index.json", "config.json"):
-        found = try_to_load_from_cache(name, file)
+        found = try_to_load_from_cache(name, file, revision=revision)
         if isinstance(found, str):
             return Path(found).parent
     return None
@@ -210,13 +240,16 @@ def ask(named: Named, question: Callable[[Any], T], here: str = "") -> T:
             "user may see (for a private one, log in with `hf auth login` or set HF_TOKEN)"
         )
     except RevisionNotFoundError:
-        named.refuse("the repository on the hub has no such revision")
+        named.refuse(
+            "the repository on the hub has no such revision: write one of its branches, tags or "
+            "commits after the @, or nothing for its default branch"
+        )
     except Exception as error:  # those of the client's HTTP library depend on its version
         raise NoAnswerError(no_answer(error)) from error
 
 
-def _check_model(api: Any, name: str) -> None:
-    if api.model_info(name, timeout=PATIENCE_S).gated:
+def _check_model(api: Any, name: str, revision: str | None) -> None:
+    if api.model_info(name, revision=revision, timeout=PATIENCE_S).gated:
         api.auth_check(name)
 
 
@@ -233,12 +266,13 @@ def no_answer(error: Exception) -> str:
     return f"cannot be reached ({type(error).__name__})"
 
 
-def _configs(named: Named) -> Path:
+def _configs(named: Named, name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return Path(snapshot_download(named.value, allow_patterns=["*.json", "*.txt"]))
+        patterns = ["*.json", "*.txt"]
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (OSError, HfHubHTTPError) as error:
         named.refuse(f"cannot be had from the hub: {first_line(error)}")
 

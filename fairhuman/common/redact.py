@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _PLACES = ("pretrained", "config", "vae", "control", "weights", "root", "output_dir", "resume")
 
 

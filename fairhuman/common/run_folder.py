@@ -10,6 +10,8 @@ ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
 REPORT = "report.html"
 WANDB_ID = "wandb_id.txt"
+PUSHED = "pushed_checkpoints.json"
+"""By repository on the hub: the checkpoints there that the run has pushed."""
 CHECKPOINTS = "checkpoints"
 FINAL = "final"
 CARD = "README.md"
@@ -20,7 +22,7 @@ EXPORTS = "exports"
 TENSORBOARD = "tensorboard"
 
 FOLDERS = (CHECKPOINTS, EXPORTS, FINAL, SAMPLES, TENSORBOARD)
-FILES = (CONFIG, ENVIRONMENT, METRICS, REPORT, WANDB_ID)
+FILES = (CONFIG, ENVIRONMENT, METRICS, REPORT, WANDB_ID, PUSHED)
 
 STEPS = "step-????????"
 """A pattern of the checkpoints' names."""

@@ -221,6 +221,11 @@ def _train_conflicts(config: Config) -> list[str]:
             f"train.validate_every = {train.validate_every}: no image is held out; set "
             "data.validation to a number of images"
         )
+    if train.push_checkpoints and train.push_to_hub is None:
+        problems.append(
+            "train.push_checkpoints = True: train.push_to_hub names no repository; set it, or "
+            "remove this"
+        )
     if train.wandb_name is not None and train.wandb is None:
         problems.append(
             f"train.wandb_name = {shown(train.wandb_name)}: names a run of Weights & "

@@ -89,7 +89,8 @@ class Model(Section):
 
     pretrained: PathText
     """A folder in diffusers' layout, a name on the Hugging Face hub, or a single .safetensors
-    file as used by ComfyUI and kohya."""
+    file as used by ComfyUI and kohya. A hub name, here and in the other keys that take one, is
+    OWNER/NAME or OWNER/NAME@REVISION: a branch, a tag or a commit."""
     config: PathText | None = None
     """For a single file: an SDXL in diffusers' layout (folder or hub name) whose configs and
     tokenizers describe it; null: SDXL base."""
@@ -482,11 +483,18 @@ class Train(Section):
     the end and, with export_every, each export, in the background and as a commit of its own. The
     token is that of `hf auth login` or HF_TOKEN. A failed upload does not end the run, which prints
     the command to repeat it."""
+    push_checkpoints: bool = False
+    """Also upload each checkpoint to that repository, as checkpoints/step-NNNNNNNN, for
+    train.resume=hf://OWNER/NAME. The newest stays there; earlier ones that this run has uploaded
+    are removed from the branch, not from its history."""
     hub_private: bool = True
     """Whether a repository that push_to_hub makes is private. One that is there stays as it is."""
     resume: PathText = "none"
     """`auto` continues from the newest complete checkpoint in output_dir, or starts a new run if
-    there is none; `none` starts a new run; anything else is a checkpoint's folder."""
+    there is none; `none` starts a new run; hf://OWNER/NAME[@REVISION] continues from the newest
+    checkpoint of a repository on the Hugging Face hub, or, with /checkpoints/step-NNNNNNNN after
+    it, from that one, which is downloaded into output_dir; anything else is a checkpoint's
+    folder."""
     verify_checkpoints: bool = True
     """Before resuming, compare the checkpoint's files with the digests in its manifest. This reads
     the checkpoint once more, shared among the ranks. `auto` passes over a damaged checkpoint."""

@@ -50,14 +50,13 @@ def load_pretrained(named: Named, kind: str, what: str, dtype: torch.dtype) -> t
     assert place is not None  # it asks the hub
     if place.whole and not (place.path / "config.json").is_file():
         named.refuse("must be a folder with a config.json, in transformers' layout")
-    source: str | Path = place.path if place.whole else named.value
-    how = {"local_files_only": place.offline, "trust_remote_code": False}
+    how = {**place.options, "trust_remote_code": False}
     try:
-        processor = transformers.AutoProcessor.from_pretrained(source, **how)
+        processor = transformers.AutoProcessor.from_pretrained(place.source, **how)
         if not hasattr(processor, "image_processor"):
             named.refuse(f"is no {what}: it has no processor of images")
         model, report = getattr(transformers, kind).from_pretrained(
-            source, dtype=dtype, use_safetensors=True, output_loading_info=True, **how
+            place.source, dtype=dtype, use_safetensors=True, output_loading_info=True, **how
         )
     except UserError:
         raise

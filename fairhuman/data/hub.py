@@ -11,12 +11,11 @@ from pathlib import Path
 
 from fairhuman.common.distributed import agreed, gathered, local_rank, rank
 from fairhuman.common.error_text import first_line
-from fairhuman.common.hub import PATIENCE_S, Named, NoAnswerError, ask, repository
+from fairhuman.common.hub import PATIENCE_S, SCHEME, Named, NoAnswerError, ask, repository
 from fairhuman.config import Source
 from fairhuman.data.stores.choose import of_split
 from fairhuman.data.stores.folder import METADATA
 
-SCHEME = "hf://"
 _URL = re.compile(
     r"hf://datasets/(?P<name>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?(?:/(?P<folder>.*))?"
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 from fairhuman.common.error_text import first_line
 from fairhuman.common.errors import UserError
-from fairhuman.common.hub import Named, locate_file
+from fairhuman.common.hub import Named, locate_file, split_revision
 from fairhuman.common.redact import on_the_hub
 from fairhuman.models.adapters import own_name
 from fairhuman.models.families.unusable import UNUSABLE
@@ -51,9 +51,10 @@ def _of_repository(named: Named, names: Sequence[str]) -> str:
     if "model_index.json" in names or not files:
         named.refuse(f"holds no {WEIGHTS_NAME} on the hub; {_GIVE}")
     if len(files) > 1:
+        download = " --revision ".join(filter(None, split_revision(named.value)))
         named.refuse(
             f"holds several .safetensors files on the hub ({', '.join(files[:5])}): download the "
-            f"one, by `hf download {named.value} FILE`, and give its path"
+            f"one, by `hf download {download} FILE`, and give its path"
         )
     return files[0]
 

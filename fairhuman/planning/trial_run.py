@@ -91,6 +91,7 @@ def trial_overrides(config: Config, folder: Path) -> list[str]:
         "train.resume=none",
         "train.keep_best=null",
         "train.push_to_hub=null",
+        "train.push_checkpoints=false",
         "train.wandb=null",
         "train.wandb_name=null",
         "optimizer.warmup_steps=0",

@@ -7,9 +7,12 @@ import shlex
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from fairhuman.common.errors import UserError
 from fairhuman.common.hub import PATIENCE_S, Named, no_answer
 from fairhuman.config import Config
+from fairhuman.training.checkpoint_push import folder_on_hub, push_checkpoint
 
 
 def check_push(config: Config) -> None:
@@ -49,10 +52,10 @@ def check_push(config: Config) -> None:
 
 
 class HubPush:
-    """Uploads folders to the root of a repository, one commit each, the newest first.
+    """Uploads what was trained to the root of a repository, and checkpoints; one commit each.
 
-    A folder that waits for an upload in progress is passed over once a newer one is there. What
-    fails is said in one line; the run goes on.
+    A folder that waits for an upload in progress is passed over once a newer one of its kind is
+    there. What fails is said in one line; the run goes on.
 
     Args:
         name: the repository's, owner/name.
@@ -63,8 +66,15 @@ class HubPush:
         self.name = name
         self._say = say
         self._lock = threading.Lock()
-        self._waiting: Callable[[], None] | None = None
+        self._waiting: dict[str, tuple[Path, Callable[[], None]]] = {}
+        """By kind of folder."""
+        self._uploading: Path | None = None
         self._thread: threading.Thread | None = None
+
+    @property
+    def uploading(self) -> Path | None:
+        """The folder that is being uploaded, which must stay."""
+        return self._uploading
 
     def push(self, folder: Path, steps: int) -> None:
         """Have a folder uploaded, which must stay as it is until then.
@@ -73,8 +83,26 @@ class HubPush:
             folder: of what was trained, with its card.
             steps: that it was trained for.
         """
+        self._add("trained", folder, functools.partial(_push_trained, steps=steps), ".")
+
+    def push_checkpoint(self, folder: Path, steps: int) -> None:
+        """Have a checkpoint uploaded; it must stay while it is `uploading`.
+
+        Args:
+            folder: OUT/checkpoints/step-NNNNNNNN.
+            steps: after which it was written.
+        """
+        send = functools.partial(push_checkpoint, steps=steps)
+        self._add("checkpoint", folder, send, folder_on_hub(folder))
+
+    def is_to_come(self, folder: Path) -> bool:
+        """Return whether a folder is being uploaded or waits for it."""
         with self._lock:
-            self._waiting = functools.partial(self._upload, folder, steps)
+            return folder in (self._uploading, *(waiting for waiting, _ in self._waiting.values()))
+
+    def _add(self, kind: str, folder: Path, send: Callable[..., Any], where: str) -> None:
+        with self._lock:
+            self._waiting[kind] = folder, functools.partial(self._upload, folder, send, where)
             if self._thread is None:
                 # A daemon: a run that is stopped does not wait for it.
                 self._thread = threading.Thread(target=self._work, daemon=True)
@@ -88,35 +116,39 @@ class HubPush:
     def _work(self) -> None:
         while True:
             with self._lock:
-                work, self._waiting = self._waiting, None
-                if work is None:
+                self._uploading = None
+                if not self._waiting:
                     self._thread = None
                     return
+                self._uploading, work = self._waiting.pop(next(iter(self._waiting)))
             work()
 
-    def _upload(self, folder: Path, steps: int) -> None:
+    def _upload(self, folder: Path, send: Callable[..., Any], where: str) -> None:
         from huggingface_hub import HfApi
 
-        api = HfApi()
         try:
-            # Asked first, for an upload that finds no hub tries again for half a minute.
-            api.model_info(self.name, timeout=PATIENCE_S)
-            message = f"{steps} steps"
-            done = api.upload_folder(repo_id=self.name, folder_path=folder, commit_message=message)
+            done = send(HfApi(), self.name, folder)
         except Exception as error:  # whatever it is, it must not end the run
             if not folder.is_dir():
                 return  # the best so far, which a better one has replaced and which comes next
+            why = error if isinstance(error, UserError) else f"the hub {no_answer(error)}"
             self._say(
-                f"{folder} was not uploaded to {self.name}: the hub {no_answer(error)}; "
-                f"upload it with: {upload_command(self.name, folder)}"
+                f"{folder} was not uploaded to {self.name}: {why}; upload it with: "
+                f"{upload_command(self.name, folder, where)}"
             )
         else:
             self._say(f"uploaded {folder} to {done.repo_url}")
 
 
-def upload_command(name: str, folder: Path) -> str:
-    """Return the command line that uploads a folder to a repository's root."""
-    return shlex.join(["hf", "upload", name, str(folder), "."])
+def upload_command(name: str, folder: Path, where: str = ".") -> str:
+    """Return the command line that uploads a folder to a repository."""
+    return shlex.join(["hf", "upload", name, str(folder), where])
+
+
+def _push_trained(api: Any, name: str, folder: Path, steps: int) -> Any:
+    # Asked first, for an upload that finds no hub tries again for half a minute.
+    api.model_info(name, timeout=PATIENCE_S)
+    return api.upload_folder(repo_id=name, folder_path=folder, commit_message=f"{steps} steps")
 
 
 def _status(error: Exception) -> int | None:

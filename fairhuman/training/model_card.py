@@ -9,10 +9,11 @@ from typing import Any
 import yaml
 
 from fairhuman.common.files import write_text
+from fairhuman.common.hub import SCHEME, split_revision
 from fairhuman.common.redact import on_the_hub, redacted
 from fairhuman.common.run_folder import CARD
 from fairhuman.config import Config
-from fairhuman.data.hub import SCHEME, parse
+from fairhuman.data.hub import parse
 from fairhuman.models.families.protocol import Described
 
 _WHAT = {
@@ -32,16 +33,16 @@ _LOAD = {
 pipeline = {pipeline}.from_pretrained("{here}")
 """,
     "lora": """\
-pipeline = {pipeline}.from_pretrained("{base}")
+pipeline = {pipeline}.from_pretrained({source})
 pipeline.load_lora_weights("{here}")
 """,
     "controlnet": """\
 controlnet = ControlNetModel.from_pretrained("{here}")
-pipeline = StableDiffusionXLControlNetPipeline.from_pretrained("{base}", controlnet=controlnet)
+pipeline = StableDiffusionXLControlNetPipeline.from_pretrained({source}, controlnet=controlnet)
 """,
     "t2i_adapter": """\
 adapter = T2IAdapter.from_pretrained("{here}")
-pipeline = StableDiffusionXLAdapterPipeline.from_pretrained("{base}", adapter=adapter)
+pipeline = StableDiffusionXLAdapterPipeline.from_pretrained({source}, adapter=adapter)
 """,
 }
 _KINDS = {
@@ -114,7 +115,7 @@ def card_text(
     base, method = config.model.pretrained, config.model.method
     front: dict[str, Any] = {}
     if on_the_hub(base):  # the hub refuses a base_model that is no name of its own
-        front["base_model"] = base
+        front["base_model"], _ = split_revision(base)
         front["base_model_relation"] = "finetune" if method == "full" else "adapter"
     roots = [source.root for source in config.data.named_sources.values()]
     if names := [parse(root).name for root in roots if root.startswith(SCHEME)]:
@@ -149,7 +150,7 @@ def card_text(
     what = _WHAT[method].format(adapted=adapted, denoiser=denoiser, kind=_KINDS[kind])
     table = "\n".join(f"| {key} | {value} |" for key, value in rows)
     pipeline = family.pipeline_name
-    load = _LOAD[method].format(here=name, base=shown_base, pipeline=pipeline)
+    load = _LOAD[method].format(here=name, source=_source(shown_base), pipeline=pipeline)
     imports = _IMPORTS[method].format(pipeline=pipeline)
     loads = _code(f"from diffusers import {imports}\n\n{load}", "python")
     if method == "lora" and config.model.lora.of_lycoris:
@@ -179,6 +180,12 @@ pictures. Put the right one here before you publish it.
 ```yaml
 {resolved}```
 """
+
+
+def _source(base: str) -> str:
+    """Return the arguments that load the model that was trained from."""
+    name, revision = split_revision(base) if on_the_hub(base) else (base, None)
+    return f'"{name}"' + (f', revision="{revision}"' if revision else "")
 
 
 def _code(text: str, language: str) -> str:

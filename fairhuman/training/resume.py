@@ -15,6 +15,8 @@ from fairhuman.checkpointing.changes import Changes, changes
 from fairhuman.checkpointing.manifest import Best, Manifest, Progress, Setup, setup_of
 from fairhuman.common.distributed import on_rank0
 from fairhuman.common.errors import ConfigError
+from fairhuman.common.files import remove
+from fairhuman.common.hub import SCHEME
 from fairhuman.common.run_folder import CARD, CHECKPOINTS, FINAL, MANIFEST, REPORT
 from fairhuman.config import Config
 from fairhuman.data.index.load import load
@@ -78,7 +80,7 @@ def _epoch(config: Config) -> int:
 
 
 def _choose(config: Config) -> tuple[Path | None, list[str]]:
-    """Return the checkpoint to resume from, and a line per newer one that `auto` passed over."""
+    """Return the checkpoint to resume from, and what there is to say of how it was chosen."""
     output, resume = Path(config.train.output_dir), config.train.resume
     damaged: dict[Path, str] = {}
     while True:
@@ -91,9 +93,17 @@ def _choose(config: Config) -> tuple[Path | None, list[str]]:
         problem = checkpointing.damage_on_ranks(folder) if config.train.verify_checkpoints else None
         if problem is None:
             break
+        if resume.startswith(SCHEME):
+            on_rank0(functools.partial(remove, folder))
+            raise ConfigError(
+                f"train.resume = {resume!r}: {problem}; start again to download it once more, or "
+                "resume from another one"
+            )
         if resume != "auto":
             raise ConfigError(f"train.resume = {resume!r}: {problem}; resume from another one")
         damaged[folder] = problem
+    if resume.startswith(SCHEME):
+        return folder, [f"{folder} was downloaded from {resume}"]
     passed = functools.partial(_passed_over, output, resume, folder, damaged)
     return folder, on_rank0(passed)
 

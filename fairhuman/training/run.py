@@ -23,7 +23,14 @@ from fairhuman.common.distributed import agreed, on_rank0
 from fairhuman.common.errors import ConfigError, OutputError, UserError
 from fairhuman.common.files import as_output_error
 from fairhuman.common.output_folder import check_cache, check_writable
-from fairhuman.common.run_folder import CONFIG, FINAL, SAMPLES, export_folder
+from fairhuman.common.run_folder import (
+    CHECKPOINTS,
+    CONFIG,
+    FINAL,
+    SAMPLES,
+    checkpoint_folder,
+    export_folder,
+)
 from fairhuman.common.units import DTYPES, GIB
 from fairhuman.config import Config
 from fairhuman.data.dataset import Batch
@@ -34,6 +41,7 @@ from fairhuman.models.method import frozen_digest, make_method, save
 from fairhuman.models.speed import check_speed, set_up
 from fairhuman.report import write_report
 from fairhuman.training.balancers.base import Balancer
+from fairhuman.training.checkpoint_push import folder_on_hub
 from fairhuman.training.closing import closing_lines
 from fairhuman.training.denoising import Denoising
 from fairhuman.training.disk_space import check_disk, sizes
@@ -85,14 +93,14 @@ class Run:
         room = self._check_disk()
         self.pictures = SamplePictures(config, self.family, self.method, self.data.trained)
         self._encode()
+        hub = config.train.push_to_hub
+        self.hub = HubPush(hub, tqdm.write) if hub and self.first else None
         self._make_step(start)
         self.validation = self._make_validation()
         self.start = self._known_start(start)
         self._reading = self.data.steps(self.family, self.progress)
         self.batches: Iterator[list[Batch]] = self._reading
         self._open_output(overrides)
-        hub = config.train.push_to_hub
-        self.hub = HubPush(hub, tqdm.write) if hub and self.first else None
         self._say_where_from(start, room)
 
     def _load_model(self, family: FamilyClass, start: Start) -> None:
@@ -144,6 +152,7 @@ class Run:
             ema=self.ema,
             base=self.base,
             config=config,
+            uploads=self.hub if config.train.push_checkpoints else None,
         )
         if folder and start.keeps_balance:
             agreed(functools.partial(_restore_balancer, self.step.balancer, folder))
@@ -305,19 +314,33 @@ class Run:
             print("\n".join(closing_lines(self.config, done, progress, stop, self._since())))
         dist.barrier()
         dist.destroy_process_group()
-        if done and self.hub:
-            self._push_final(self.hub, progress.step, stop)
+        if self.hub:
+            self._finish_uploads(self.hub, done, progress, stop)
         if problem:
             raise problem
 
-    def _push_final(self, hub: HubPush, steps: int, stop: Stop) -> None:
-        """Upload OUT/final, which may take minutes; a signal ends the wait."""
+    def _finish_uploads(self, hub: HubPush, done: bool, progress: Progress, stop: Stop) -> None:
+        """Upload OUT/final, which may take minutes; a signal ends the wait.
+
+        Nobody waits for the upload of a run's last checkpoint that was stopped.
+        """
         final = self.output / FINAL
-        hub.push(final, steps)
-        hub.wait(lambda: stop.reason)
-        if stop.reason:
-            later = upload_command(hub.name, final)
-            print(f"stopped ({stop.reason}) before the upload was done; upload it with: {later}")
+        if done:
+            hub.push(final, progress.step)
+            hub.wait(lambda: stop.reason)
+            if stop.reason:
+                later = upload_command(hub.name, final)
+                print(
+                    f"stopped ({stop.reason}) before the upload was done; upload it with: {later}"
+                )
+        if self.config.train.push_checkpoints:  # what had to stay while it was uploaded
+            keep, folders = self.config.train.keep_checkpoints, self.output / CHECKPOINTS
+            with as_output_error(folders, "an old checkpoint could not be removed"):
+                checkpointing.rotate(folders, keep, progress.best, progress.step, hub.uploading)
+        last = checkpoint_folder(self.output, progress.step)
+        if hub.is_to_come(last):
+            later = upload_command(hub.name, last, folder_on_hub(last))
+            print(f"the last checkpoint is not on the hub yet; upload it with: {later}")
 
     def _since(self) -> dict[str, float | None]:
         """Return the last measured changes since the start, by their keys."""

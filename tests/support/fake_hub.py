@@ -28,10 +28,18 @@ class Repository:
     files: dict[str, bytes] = field(default_factory=dict)
     commits: list[str] = field(default_factory=list)
     """Their messages."""
+    tags: dict[str, Repository] = field(default_factory=dict)
+    """Other revisions, by their names."""
+
+    def at(self, revision: str | None) -> Repository | None:
+        """Return what a revision holds; None: there is none of that name."""
+        if revision in (None, "main", self.sha):
+            return self
+        return next((tag for name, tag in self.tags.items() if revision in (name, tag.sha)), None)
 
     @property
     def sha(self) -> str:
-        told = sorted((name, content) for name, content in self.files.items())
+        told = sorted((name, _git_oid(content)) for name, content in self.files.items())
         return hashlib.sha1(repr(told).encode()).hexdigest()
 
 
@@ -46,6 +54,11 @@ class Hub:
     """Methods and paths."""
     broken: str = ""
     """A part of a path; what is asked there is answered with 500."""
+    commits_may_come: threading.Event = field(default_factory=threading.Event)
+    """Set at first; a commit waits for it."""
+
+    def __post_init__(self) -> None:
+        self.commits_may_come.set()
 
 
 @contextmanager
@@ -71,6 +84,8 @@ def use_hub(monkeypatch: pytest.MonkeyPatch, address: str, cache: Path | None = 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
     monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    # The client behind the library's functions is made on import.
+    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", address)
     if cache:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
 
@@ -90,7 +105,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        path = unquote(urlsplit(self.path).path)
+        quoted = urlsplit(self.path).path
+        path = unquote(quoted)
         self.hub.asked.append(f"{self.command} {path}")
         if self.hub.broken and self.hub.broken in path:
             return self._send(500, {"error": "out of order"})
@@ -102,10 +118,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if found:
             kind, name, what, rest = found.groups()
             return self._repository(f"{kind}/{name}", what, rest, body)
-        found = re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        found = re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", quoted)
         if found:
-            kind, name, _, file = found.groups()
-            return self._file(f"{kind or 'models/'}{name}", file)
+            kind, *rest = found.groups()
+            name, revision, file = map(unquote, rest)
+            return self._file(f"{kind or 'models/'}{name}", revision, file)
         return self._send(404, {})
 
     def _token(self) -> str:
@@ -125,13 +142,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if repository is None:
             return self._send(401, {}, {"X-Error-Code": "RepoNotFound"})
         if what in (None, "revision"):
-            if rest not in (None, "main", repository.sha):
+            there = repository.at(rest)
+            if there is None:
                 return self._send(404, {}, {"X-Error-Code": "RevisionNotFound"})
-            files = [{"rfilename": file} for file in repository.files]
-            told = {"id": name.partition("/")[2], "sha": repository.sha, "siblings": files}
+            files = [{"rfilename": file} for file in there.files]
+            told = {"id": name.partition("/")[2], "sha": there.sha, "siblings": files}
             return self._send(200, {**told, "private": repository.private})
-        if what == "tree":
-            return self._send(200, [self._entry(*file) for file in repository.files.items()])
+        if what == "tree" and (there := repository.at(rest)):
+            return self._send(200, [self._entry(*file) for file in there.files.items()])
         if what == "auth-check":
             return self._send(200 if self._token() == WRITER else 403, {"error": "no rights"})
         if self._token() != WRITER:
@@ -153,17 +171,21 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return told if oid is None else {**told, "oid": oid}
 
     def _commit(self, repository: Repository, lines: list[dict[str, Any]]) -> None:
+        self.hub.commits_may_come.wait(60)
         for line in lines:
             if line["key"] == "header":
                 repository.commits.append(line["value"]["summary"])
             elif line["key"] == "file":
                 file = line["value"]
                 repository.files[file["path"]] = base64.b64decode(file["content"])
+            elif line["key"] == "deletedFile":
+                del repository.files[line["value"]["path"]]
         url = f"{self.hub.address}/x/y/commit/{repository.sha}"
         self._send(200, {"commitUrl": url, "commitOid": repository.sha})
 
-    def _file(self, name: str, file: str) -> None:
-        repository = self.hub.repositories.get(name)
+    def _file(self, name: str, revision: str, file: str) -> None:
+        found = self.hub.repositories.get(name)
+        repository = found.at(revision) if found else None
         content = repository.files.get(file) if repository else None
         if repository is None or content is None:
             return self._send(404, {}, {"X-Error-Code": "EntryNotFound"})

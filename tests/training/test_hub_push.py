@@ -8,10 +8,13 @@ from pathlib import Path
 
 import launch
 import pytest
+import torch
 import yaml
 from fake_hub import READER, WRITER, Hub, Repository, fake_hub, use_hub
 from runs import command, write_config
+from safetensors.torch import load_file
 
+from fairhuman import checkpointing
 from fairhuman.common.errors import ConfigError
 from fairhuman.config import Config, load_config
 from fairhuman.training.hub_push import HubPush, check_push
@@ -114,6 +117,82 @@ def test_the_newest_is_uploaded_and_what_is_there_is_not_again(hub: Hub, tmp_pat
     assert all(line.startswith("uploaded ") for line in said)
 
 
+def checkpoint(output: Path, step: int) -> Path:
+    folder = output / "checkpoints" / f"step-{step:08d}"
+    (folder / "deepspeed").mkdir(parents=True)
+    (folder / "manifest.json").write_text(f"{step}")
+    (folder / "deepspeed/states.pt").write_text(f"states {step}")
+    (folder / f"of_{step}.txt").write_text("")
+    return folder
+
+
+def pushed(folder: Path) -> dict[str, bytes]:
+    """Return the files that a repository has of a checkpoint."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    output = folder.parent.parent
+    return {path.relative_to(output).as_posix(): path.read_bytes() for path in files}
+
+
+def test_a_checkpoint_takes_the_place_of_those_of_its_run_alone(hub: Hub, tmp_path: Path) -> None:
+    others = {"README.md": b"", "checkpoints/step-00000005/x": b"", "checkpoints/notes": b""}
+    repository = hub.repositories[KEY] = Repository(files=dict(others))
+    said: list[str] = []
+    folders = [checkpoint(tmp_path, step) for step in (10, 20, 30)]
+    push = HubPush(NAME, said.append)
+    for step, folder in zip((10, 20, 30), folders, strict=True):
+        push.push_checkpoint(folder, step)
+        push.wait(lambda: False)
+        assert repository.files == others | pushed(folder)
+        if step == 20:
+            push = HubPush(NAME, said.append)  # of the run, started again
+    (folders[2] / "of_30.txt").unlink()  # the same step, by other ranks
+    push.push_checkpoint(folders[2], 30)
+    push.wait(lambda: False)
+    assert repository.files == others | pushed(folders[2])
+    assert repository.commits[:3] == [f"checkpoint of {step} steps" for step in (10, 20, 30)]
+    assert len(said) == len(repository.commits) == 4
+    (tmp_path / "pushed_checkpoints.json").write_text("[]")
+    push.push_checkpoint(folders[0], 10)
+    push.wait(lambda: False)
+    assert f"{tmp_path / 'pushed_checkpoints.json'}: " in said[-1]
+    where = "checkpoints/step-00000010"
+    assert said[-1].endswith(f"upload it with: hf upload {NAME} {folders[0]} {where}")
+    assert repository.files == others | pushed(folders[2])
+
+
+def test_a_checkpoint_stays_on_the_disk_while_it_is_uploaded(hub: Hub, tmp_path: Path) -> None:
+    repository = hub.repositories[KEY] = Repository()
+    said: list[str] = []
+    push = HubPush(NAME, said.append)
+    hub.commits_may_come.clear()
+    first = checkpoint(tmp_path, 10)
+    push.push_checkpoint(first, 10)
+    while push.uploading is None:
+        time.sleep(0.01)
+    push.push(folder_of(tmp_path / "x", "20"), 20)  # does not displace a checkpoint
+    for step in (20, 30):
+        last = checkpoint(tmp_path, step)
+        push.push_checkpoint(last, step)
+        checkpointing.rotate(last.parent, 1, None, step, push.uploading)
+    assert sorted(last.parent.iterdir()) == [first, last]
+    assert push.is_to_come(last)
+    hub.commits_may_come.set()
+    push.wait(lambda: False)
+    assert not push.is_to_come(last)
+    assert push.uploading is None
+    assert repository.files == pushed(last) | {"weights": b"20"}
+    assert sorted(repository.commits) == [
+        "20 steps", "checkpoint of 10 steps", "checkpoint of 30 steps",
+    ]  # fmt: skip
+    assert all(line.startswith("uploaded ") for line in said)
+
+
+def test_checkpoints_need_a_repository(tmp_path: Path) -> None:
+    file = write_config(tmp_path, tmp_path, tmp_path)
+    with pytest.raises(ConfigError, match=r"push_checkpoints = True: train.push_to_hub names no"):
+        load_config(file, ["train.push_checkpoints=true"])
+
+
 def test_a_failed_upload_is_one_line_with_the_command_that_repeats_it(
     hub: Hub, tmp_path: Path
 ) -> None:
@@ -145,13 +224,16 @@ def test_a_run_uploads_its_exports_and_its_end(
     file, output = write_config(tmp_path, tiny_model, people), tmp_path / "out"
     words = command(file, output, [
         "model.method=lora", "model.lora.rank=2", f"train.push_to_hub={NAME}", "train.steps=3",
-        "train.export_every=2", "train.validate_every=0", "train.checkpoint_every=0",
+        "train.export_every=2", "train.validate_every=0", "train.checkpoint_every=1",
+        "train.keep_checkpoints=1", "train.push_checkpoints=true",
     ])  # fmt: skip
     done = launch.run(words, 2, script=SCRIPT, HF_ENDPOINT=hub.address, HF_TOKEN=WRITER)
     assert done.returncode == 0, done.stderr[-4000:]
     repository = hub.repositories[KEY]
     assert repository.private
-    assert sorted(repository.files) == ["README.md", FILE]
+    (last,) = output.glob("checkpoints/step-*")
+    assert repository.files.keys() == {"README.md", FILE, *pushed(last)}
+    assert repository.files.items() >= pushed(last).items()
     assert repository.files[FILE] == (output / "final" / FILE).read_bytes()
     card = repository.files["README.md"].decode()
     assert f'load_lora_weights("{NAME}")' in card
@@ -178,3 +260,26 @@ def test_a_run_ends_well_without_its_hub(
     assert f"upload it with: hf upload {NAME} {final} ." in done.stdout
     assert (final / FILE).is_file()
     assert not hub.repositories[KEY].files
+
+
+@pytest.mark.nightly  # trains three times
+def test_a_run_continues_on_another_machine_from_what_it_pushed(
+    hub: Hub, tiny_model: Path, people: Path, tmp_path: Path
+) -> None:
+    file = write_config(tmp_path, tiny_model, people)
+    same = ["model.method=lora", "model.lora.rank=2", "train.validate_every=0"]
+    same += ["optimizer.warmup_steps=0"]
+    push = [f"train.push_to_hub={NAME}", "train.push_checkpoints=true"]
+    resume = [f"train.resume=hf://{NAME}", "train.checkpoint_every=0"]
+    for folder, more in (
+        ("straight", ["train.steps=4"]),
+        ("first", ["train.steps=2", *push]),
+        ("then", ["train.steps=4", *resume]),
+    ):
+        words = command(file, tmp_path / folder, [*same, *more])
+        done = launch.run(words, 2, script=SCRIPT, HF_ENDPOINT=hub.address, HF_TOKEN=WRITER)
+        assert done.returncode == 0, done.stderr[-4000:]
+    assert f"step-00000002 was downloaded from hf://{NAME}" in done.stdout
+    straight, then = (load_file(tmp_path / run / "final" / FILE) for run in ("straight", "then"))
+    assert then.keys() == straight.keys()
+    assert all(torch.equal(then[name], straight[name]) for name in straight)

@@ -110,6 +110,7 @@ def make_trials(study: Study, overrides: Sequence[str] = ()) -> list[Trial]:
                         f"train.validate_every={every}",
                         "train.sample_every=0",
                         "train.push_to_hub=null",
+                        "train.push_checkpoints=false",
                         "train.keep_checkpoints=1",
                         "train.resume=auto",
                     ],

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fairhuman.common.error_text import first_line
 from fairhuman.common.errors import ConfigError, UserError
-from fairhuman.common.hub import Named, Place, locate
+from fairhuman.common.hub import Named, Place, locate, split_revision
 from fairhuman.config import Config, Model, Noise
 from fairhuman.models.drawing import DRAWN, Picture, batches, decode, sampled
 from fairhuman.models.encoded import Posterior
@@ -231,10 +231,10 @@ class FlowTransformer:
         assert place, "the hub was asked"
         try:
             pipeline = getattr(diffusers, cls.pipeline_name).from_pretrained(
-                settings.pretrained,
+                place.source,
                 torch_dtype={"vae": torch.float32, "default": dtype},
                 use_safetensors=True,
-                local_files_only=place.offline,
+                **place.options,
             )
         except UNUSABLE as error:
             named.refuse(f"cannot be loaded as a {cls.pipeline_name}: {first_line(error)}")
@@ -254,7 +254,8 @@ class FlowTransformer:
         name = settings.pretrained
         here = locate(Named(Keys().pretrained, name), ask_hub=False)
         try:
-            layout = read_layout(here.path, cls.pipeline_name) if here else KNOWN[name]
+            known, _ = split_revision(name)
+            layout = read_layout(here.path, cls.pipeline_name) if here else KNOWN[known]
             parts: dict[str, Any] = {}
             for part, found in layout.parts.items():
                 place = f"{name}, {part}"

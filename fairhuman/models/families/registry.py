@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from fairhuman.common.errors import UserError
-from fairhuman.common.hub import Named, locate
+from fairhuman.common.hub import Named, locate, split_revision
 from fairhuman.config import Model
 from fairhuman.models.families.keys import Keys
 from fairhuman.models.families.protocol import FamilyClass
@@ -85,6 +85,7 @@ def _pipeline(folder: Path) -> str | None:
 
 def _known(name: str) -> str | None:
     """Return the pipeline of a published model that is not on this machine."""
+    name, _ = split_revision(name)
     return KNOWN[name].pipeline if name in KNOWN else None
 
 

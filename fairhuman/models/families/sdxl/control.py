@@ -212,10 +212,10 @@ def _load(kind: Any, named: Named, unet: Any) -> Any:
     assert place, "the hub was asked"
     try:
         loaded = kind.from_pretrained(
-            named.value,
+            place.source,
             torch_dtype=unet.dtype,
             use_safetensors=True,
-            local_files_only=place.offline,
+            **place.options,
         )
     except UNUSABLE as error:
         named.refuse(f"cannot be loaded as a {kind.__name__}: {first_line(error)}")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fairhuman.common.errors import ConfigError, UserError
+from fairhuman.common.hub import split_revision
 from fairhuman.config import Model
 from fairhuman.models.formats.base import BASE
 from fairhuman.models.formats.pipeline_folder import PipelineFolder, read_json
@@ -71,9 +72,13 @@ def _on_this_machine(name: str) -> Path | None:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        found = Path(snapshot_download(name, local_files_only=True, allow_patterns=["*.json"]))
+        repository, revision = split_revision(name)
+        return Path(
+            snapshot_download(
+                repository, revision=revision, local_files_only=True, allow_patterns=["*.json"]
+            )
+        )
     except HFValidationError:
         raise UserError(f"{name!r}: is no folder here, and cannot be a hub name") from None
     except LocalEntryNotFoundError:
         return None
-    return found

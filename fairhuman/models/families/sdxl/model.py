@@ -105,7 +105,7 @@ class SDXL:
         extra = {}
         if settings.vae and found.vae:
             with _loading(Named(keys.vae, settings.vae), "an AutoencoderKL"):
-                extra["vae"] = _load_vae(settings.vae, found.vae)
+                extra["vae"] = _load_vae(found.vae)
         assert found.place, "the hub was asked"
         with _loading(pretrained, "an SDXL pipeline"):
             if found.place.path.is_file():
@@ -113,7 +113,7 @@ class SDXL:
                 pipeline = load_single_file(found.place.path, found.config.path, dtype)
                 pipeline.register_modules(**extra)
             else:
-                pipeline = _load_pipeline(settings.pretrained, found.place, dtype, extra)
+                pipeline = _load_pipeline(found.place, dtype, extra)
         pipeline.set_progress_bar_config(disable=True)
         pipeline.to(device)
         return cls.of(pipeline, settings)
@@ -372,26 +372,26 @@ class SDXL:
         self.pipeline.save_pretrained(folder, safe_serialization=True)
 
 
-def _load_pipeline(name: str, place: Place, dtype: torch.dtype, extra: dict[str, Any]) -> Any:
+def _load_pipeline(place: Place, dtype: torch.dtype, extra: dict[str, Any]) -> Any:
     from diffusers import StableDiffusionXLPipeline
 
     return StableDiffusionXLPipeline.from_pretrained(
-        name,
+        place.source,
         torch_dtype={"vae": torch.float32, "default": dtype},
         use_safetensors=True,
-        local_files_only=place.offline,
+        **place.options,
         **extra,
     )
 
 
-def _load_vae(name: str, place: Place) -> Any:
+def _load_vae(place: Place) -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL.from_pretrained(
-        name,
+        place.source,
         torch_dtype=torch.float32,
         use_safetensors=True,
-        local_files_only=place.offline,
+        **place.options,
     )
 
 
