@@ -14,6 +14,7 @@ import torch.distributed as dist
 from fairhuman.checkpointing.manifest import Progress
 from fairhuman.common.distributed import rank
 from fairhuman.common.errors import OutputError, StoppedError, StuckError, UserError
+from fairhuman.common.hub import SCHEME
 from fairhuman.common.lock import FolderLock
 from fairhuman.common.output_folder import claim
 from fairhuman.common.unread import outliving_readers
@@ -21,7 +22,7 @@ from fairhuman.config import Config
 from fairhuman.training.alike import check_alike
 from fairhuman.training.metrics_log import step_record
 from fairhuman.training.resume import find_start
-from fairhuman.training.run import Run
+from fairhuman.training.run import Run, check_before_loading
 from fairhuman.training.step import Loaded
 from fairhuman.training.stop import Stop
 from fairhuman.zero.process_group import init_distributed
@@ -70,6 +71,8 @@ def _train(
     overrides: Sequence[str],
     prepare: Callable[[Run], None] | None,
 ) -> bool:
+    if config.train.resume.startswith(SCHEME):
+        check_before_loading(config)  # also before gigabytes are downloaded
     start = find_start(config)
     if start.finished:
         if rank() == 0:

@@ -84,7 +84,7 @@ class Run:
         self._told_crowded = False
         self.measured: HeldOut | None = None
         """What was held out, when this process last measured it."""
-        family = _check_before_loading(config)
+        family = check_before_loading(config)
         start = start or find_start(config)
         self.progress = start.progress
         self.data = RunData(config, self.progress)
@@ -423,7 +423,7 @@ class Run:
             )
 
 
-def _check_before_loading(config: Config) -> FamilyClass:
+def check_before_loading(config: Config) -> FamilyClass:
     """Check all that can be checked before a model, a data set or a checkpoint is read.
 
     Returns:

@@ -283,3 +283,17 @@ def test_a_run_continues_on_another_machine_from_what_it_pushed(
     straight, then = (load_file(tmp_path / run / "final" / FILE) for run in ("straight", "then"))
     assert then.keys() == straight.keys()
     assert all(torch.equal(then[name], straight[name]) for name in straight)
+
+
+def test_a_mistake_of_the_config_is_told_before_a_checkpoint_is_downloaded(
+    hub: Hub, people: Path, tmp_path: Path
+) -> None:
+    file, output = write_config(tmp_path, tmp_path / "nowhere", people), tmp_path / "out"
+    manifest = {"checkpoints/step-00000003/manifest.json": b"{}"}
+    hub.repositories[KEY] = Repository(files=manifest)
+    words = command(file, output, [f"train.resume=hf://{NAME}"])
+    done = launch.run(words, 1, script=SCRIPT, HF_ENDPOINT=hub.address)
+    assert done.returncode != 0
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"model.pretrained = '{tmp_path / 'nowhere'}'")
+    assert not [path for path in hub.asked if KEY in path or NAME in path]
