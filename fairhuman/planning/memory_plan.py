@@ -20,7 +20,7 @@ from fairhuman.planning.plan import Plan
 from fairhuman.training.balancers.sketch import PENDING
 from fairhuman.zero.engine import zero_config
 
-CARDS = (8, 12, 16, 24, 40, 48, 80, 141)
+CARDS = (8, 12, 16, 24, 32, 40, 48, 80, 141)
 """Memory of common GPUs, in GiB."""
 SPARE = 0.1
 """Share of a GPU's memory that is left to what is not counted."""

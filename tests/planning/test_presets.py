@@ -18,8 +18,8 @@ CARDS = {
     "sdxl_full_48gb": 48,
     "sdxl_full": 80,
     "z_image_lora": 24,
-    "flux2_klein_lora": 24,
-    "flux1_lora": 40,
+    "flux2_klein_lora": 16,
+    "flux1_lora": 32,
     "flux1_lora_24gb": 24,
     "flux2_klein_full": 80,
 }
