@@ -201,9 +201,7 @@ def load(
     if lora:
         load_lora(family.pipeline, lora, source.lora_scale)
     if source.quantize:
-        if family.draws_without_text:
-            with family.encoders_on(torch.device(device)):
-                family.keep_prompts(texts)
+        family.keep_prompts(texts, torch.device(device))
         family.denoiser.to(device)
     pipeline = family.pipeline
     if source.controlnet:

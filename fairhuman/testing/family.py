@@ -142,7 +142,7 @@ def check_pictures(folder: Path, out: Path) -> None:
 
 def _check_kept(family: Family, asked: list[Picture], expected: list[Image.Image]) -> None:
     """Check that pictures of texts that are kept are drawn with no encoder but the VAE."""
-    family.keep_prompts([*CAPTIONS, asked[0].negative])
+    family.keep_prompts([*CAPTIONS, asked[0].negative], CPU)
     for encoder in family.frozen_text.models:
         encoder.register_forward_pre_hook(_refuse)
     kept = list(family.drawn(family.pipeline, asked))

@@ -47,10 +47,8 @@ class SamplePictures:
 
     def read_ahead(self, device: torch.device) -> None:
         """Encode the prompts now, where pictures of them then need no text encoders on a device."""
-        if self.family.draws_without_text:
-            texts = [text for each in self.pictures for text in (each.prompt, each.negative)]
-            with self.family.encoders_on(device):
-                self.family.keep_prompts(texts)
+        texts = [text for each in self.pictures for text in (each.prompt, each.negative)]
+        self.family.keep_prompts(texts, device)
 
     def write(self, output: Path, step: int, device: torch.device) -> Image.Image:
         """Draw one sheet of all pictures, write it under OUT/samples and return it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -331,32 +331,20 @@ class FlowTransformer:
         """Return what an encoded caption takes."""
         return sum(part.numel() * part.element_size() for part in self.encode_captions([""]))
 
-    @contextmanager
-    def encoders_on(self, device: torch.device) -> Iterator[None]:
+    def encoders_on(self, device: torch.device) -> AbstractContextManager[None]:
         """Have the VAE and the text encoders on a device for a while."""
-        before = self.vae.device
-        self.move_encoders(device)
-        try:
-            yield
-        finally:
-            self.move_encoders(before)
+        return _moved(device, self.vae, *self._encoders())
 
-    def keep_prompts(self, texts: Iterable[str]) -> None:
-        """Encode texts for `drawn`, which then needs no text encoders."""
-        for text in texts:
-            if text not in self._kept:
+    def keep_prompts(self, texts: Iterable[str], device: torch.device) -> None:
+        """Encode texts on a device for `drawn`, which then needs no text encoders."""
+        with self.encoders_on(device):
+            for text in dict.fromkeys(texts):
                 encoded = self.encode_captions([text])
                 self._kept[text] = self.prompt_type(*(part.cpu() for part in encoded))
 
-    @contextmanager
-    def drawing_on(self, device: torch.device) -> Iterator[None]:
+    def drawing_on(self, device: torch.device) -> AbstractContextManager[None]:
         """Have the VAE on a device for a while."""
-        before = self.vae.device
-        self.vae.to(device)
-        try:
-            yield
-        finally:
-            self.vae.to(before)
+        return _moved(device, self.vae)
 
     def move_encoders(self, device: torch.device) -> None:
         """Move the VAE and the text encoders to a device."""
@@ -439,3 +427,16 @@ class FlowTransformer:
 
     def _tokenizer(self) -> Any:
         return getattr(self.pipeline, self.tokenizers[-1])
+
+
+@contextmanager
+def _moved(device: torch.device, *models: Any) -> Iterator[None]:
+    """Have models, which are all on one device, on another for a while."""
+    before = models[0].device
+    for model in models:
+        model.to(device)
+    try:
+        yield
+    finally:
+        for model in models:
+            model.to(before)

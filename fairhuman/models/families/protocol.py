@@ -176,11 +176,12 @@ class Family(TokenCounter, Described, Protocol):
     def encoders_on(self, device: torch.device) -> AbstractContextManager[None]:
         """Have the VAE and frozen text encoders on a device for a while."""
 
-    def keep_prompts(self, texts: Iterable[str]) -> None:
+    def keep_prompts(self, texts: Iterable[str], device: torch.device) -> None:
         """Encode texts that `drawn` will get, where `draws_without_text`; they are kept.
 
         Args:
-            texts: prompts and negative prompts, encoded on the device that the encoders are on.
+            texts: prompts and negative prompts.
+            device: that the encoders are on for that time.
         """
 
     def drawing_on(self, device: torch.device) -> AbstractContextManager[None]:

@@ -290,7 +290,7 @@ class SDXL:
         finally:
             self.move_encoders(before)
 
-    def keep_prompts(self, texts: Iterable[str]) -> None:
+    def keep_prompts(self, texts: Iterable[str], device: torch.device) -> None:
         """Keep nothing: the text encoders are small, and may be trained."""
 
     def drawing_on(self, device: torch.device) -> AbstractContextManager[None]:
