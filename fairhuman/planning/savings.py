@@ -30,19 +30,20 @@ def savings(
     """
     config = load_config(path, overrides)
     peak = _peak(config, sizes, gpus)
-    # The one change after which the model is another: what it needs is counted again.
-    smaller = None if config.model.quantize else _counted(path, [*overrides, *_QUANTIZED])
-    found = []
+    found, of_all = [], sizes
     for change in _CHANGES:
-        counted = smaller if change == _QUANTIZED else sizes
-        bytes_ = _with(path, [*overrides, *change], counted, gpus) if counted else None
-        if bytes_ is not None and bytes_ < peak - LEAST:
-            found.append((change, bytes_))
+        recounted = change == _QUANTIZED  # the one after which the model is another
+        if recounted and config.model.quantize:
+            continue
+        result = _with(path, [*overrides, *change], None if recounted else sizes, gpus)
+        if result and result[1] < peak - LEAST:
+            found.append((change, result[1]))
+            of_all = result[0] if recounted else of_all
     if len(found) > 1:
         every = tuple(word for change, _ in found for word in change)
-        bytes_ = _with(path, [*overrides, *every], smaller or sizes, gpus)
-        if bytes_ is not None:
-            found.append((every, bytes_))
+        result = _with(path, [*overrides, *every], of_all, gpus)
+        if result:
+            found.append((every, result[1]))
     return found
 
 
@@ -55,16 +56,14 @@ def lines(found: Sequence[tuple[tuple[str, ...], float]]) -> Iterator[str]:
         yield f"  {bytes_ / GIB:5.1f} GiB  {' '.join(change) if alone else 'all of these'}"
 
 
-def _counted(path: Path, overrides: Sequence[str]) -> Sizes | None:
+def _with(
+    path: Path, overrides: Sequence[str], sizes: Sizes | None, gpus: int
+) -> tuple[Sizes, float] | None:
+    """Return a changed config's sizes, which are counted if they are None, and its peak."""
     try:
-        return Sizes.of(load_config(path, overrides))
-    except ConfigError:  # see `_with`
-        return None
-
-
-def _with(path: Path, overrides: Sequence[str], sizes: Sizes, gpus: int) -> float | None:
-    try:
-        return _peak(load_config(path, overrides), sizes, gpus)
+        config = load_config(path, overrides)
+        sizes = sizes or Sizes.of(config)
+        return sizes, _peak(config, sizes, gpus)
     except ConfigError:  # it has something that does not go with the change
         return None
 
