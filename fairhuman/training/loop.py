@@ -71,15 +71,16 @@ def _train(
     overrides: Sequence[str],
     prepare: Callable[[Run], None] | None,
 ) -> bool:
+    family = None
     if config.train.resume.startswith(SCHEME):
-        check_before_loading(config)  # also before gigabytes are downloaded
+        family = check_before_loading(config)  # also before gigabytes are downloaded
     start = find_start(config)
     if start.finished:
         if rank() == 0:
             print("\n".join(start.farewell(config)))
         dist.destroy_process_group()
         return True
-    run = Run(config, device, overrides, start)
+    run = Run(config, device, overrides, start, family)
     try:
         run.begin()
         if prepare:

@@ -67,7 +67,15 @@ from fairhuman.zero.reshard import UNFIT
 
 
 class Run:
-    """Everything a training loop needs; the same calls on every rank."""
+    """Everything a training loop needs; the same calls on every rank.
+
+    Args:
+        config: the run's.
+        device: of this rank.
+        overrides: those of the command line, for the record.
+        start: where the run continues; None: to be found.
+        family: what `check_before_loading` has returned; None: it is still to be called.
+    """
 
     def __init__(
         self,
@@ -75,6 +83,7 @@ class Run:
         device: torch.device,
         overrides: Sequence[str] = (),
         start: Start | None = None,
+        family: FamilyClass | None = None,
     ) -> None:
         self.device = device
         self.output = Path(config.train.output_dir)
@@ -84,7 +93,7 @@ class Run:
         self._told_crowded = False
         self.measured: HeldOut | None = None
         """What was held out, when this process last measured it."""
-        family = check_before_loading(config)
+        family = family or check_before_loading(config)
         start = start or find_start(config)
         self.progress = start.progress
         self.data = RunData(config, self.progress)
