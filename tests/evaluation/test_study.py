@@ -254,6 +254,20 @@ def test_the_shipped_studies_can_be_run(name: str, monkeypatch: pytest.MonkeyPat
         assert fairness.rule == (named if named in RULES else "mpd")
 
 
+@pytest.mark.parametrize("name", ["study", "study_cases", "study_pictures", "study_rules"])
+def test_all_arms_of_a_shipped_study_take_steps_of_one_length(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else an arm would have another learning rate than the one that it is compared with."""
+    monkeypatch.chdir(ROOT)
+    shipped = load_study(Path(f"configs/{name}.yaml"))
+    for one in [*studies(shipped).values()] or [shipped]:
+        for trial in make_trials(one):
+            solves = trial.config.fairness.solves
+            assert trial.config.fairness.normalize == "ball"
+            assert trial.config.train.max_grad_norm == (1.0 if solves else 0.01)
+
+
 @pytest.mark.parametrize("other", ["study_front", "study_rules"])
 def test_the_other_studies_start_where_the_study_does(
     other: str, monkeypatch: pytest.MonkeyPatch
