@@ -111,7 +111,8 @@ class MPDSolution:
     ) -> MPDSolution:
         """Return a solution of these weights, float64, and scalars."""
         fields = (norm, residual, scale, cosine, iterations, status)  # as in the native rows
-        scalars = [f if isinstance(f, Tensor) else weights.new_tensor(f) for f in fields]
+        # Filled on the device: a number that is copied there makes the host wait.
+        scalars = [f if isinstance(f, Tensor) else weights.new_full((), f) for f in fields]
         return cls(torch.cat([weights, torch.stack([scalar.double() for scalar in scalars])]))
 
     @classmethod

@@ -80,9 +80,10 @@ class Cost:
     """What this rank sends in one step, as a ring would; see `Traffic`."""
     parameters: int
     host: HostWork | None
-    """On a CUDA device."""
-    operations_per_second: float
-    of_product: float
+    """On a CUDA device, where it was counted."""
+    operations_per_second: float | None
+    """Where they were counted."""
+    of_product: float | None
     """Their share of what a large matrix product reaches here."""
 
 
@@ -96,17 +97,22 @@ def costs(
     accumulation: int,
     checkpointing: bool,
     deepspeed: str,
+    counts: bool = True,
 ) -> Iterator[Cost]:
-    """Yield the cost of each mode; plain fine-tuning comes first, whatever `modes` says."""
+    """Yield the cost of each mode; plain fine-tuning comes first, whatever `modes` says.
+
+    Without `counts` neither operations nor the host's launches and waits are counted.
+    """
     plain = None
     rate = product_rate(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
     # What runs first in a process pays for its memory and its threads: it is not the one measured.
-    _cost(_config(PLAIN, device, batch, accumulation, 1, deepspeed), size, device, 1, checkpointing)
+    first = _config(PLAIN, device, batch, accumulation, 1, deepspeed)
+    _cost(first, size, device, 1, checkpointing, counts=False)
     for mode in [PLAIN, *(mode for mode in modes if mode != PLAIN)]:
         config = _config(mode, device, batch, accumulation, steps, deepspeed)
-        one = _cost(config, size, device, steps, checkpointing)
+        one = _cost(config, size, device, steps, checkpointing, counts)
         plain = plain or one.step
-        share = one.operations_per_second / rate
+        share = one.operations_per_second and one.operations_per_second / rate
         yield replace(one, times_plain=one.step / plain, of_product=share)
         gc.collect()
         if device.type == "cuda":
@@ -136,7 +142,9 @@ def _config(
         return load_config(path)
 
 
-def _cost(config: Config, size: str, device: torch.device, steps: int, checkpointing: bool) -> Cost:
+def _cost(
+    config: Config, size: str, device: torch.device, steps: int, checkpointing: bool, counts: bool
+) -> Cost:
     unet = _unet(size, device, config.train.precision, checkpointing)
     parameters = sum(p.numel() for p in unet.parameters())  # ZeRO-3 is to leave none of them
     engine = make_engine(config, unet)
@@ -152,9 +160,13 @@ def _cost(config: Config, size: str, device: torch.device, steps: int, checkpoin
             take_step()
     with Traffic() as traffic:
         take_step()
-    host = host_work(take_step, device)
-    # Of all steps, as some modes do more in some.
-    done = sum(operations(take_step) for _ in range(steps))
+    host, rate = None, None
+    if counts:
+        host = host_work(take_step, device)
+        # Where some steps do more than others, that of all.
+        taken = steps if config.fairness.mode == "amortized" else 1
+        done = sum(operations(take_step) for _ in range(taken)) / taken
+        rate = done / fmean(whole)
     engine.destroy()
     return Cost(
         mode=config.fairness.mode,
@@ -165,8 +177,8 @@ def _cost(config: Config, size: str, device: torch.device, steps: int, checkpoin
         sent_bytes=traffic.bytes,
         parameters=parameters,
         host=host,
-        operations_per_second=done / sum(whole),
-        of_product=0.0,
+        operations_per_second=rate,
+        of_product=None,
     )
 
 
@@ -312,10 +324,12 @@ def as_markdown(table: Sequence[Cost]) -> str:
     for cost in table:
         parts = [f"{1e3 * cost.parts[n]:.3g} ms" if cost.parts.get(n) else "" for n in names]
         memory = "" if cost.peak_bytes is None else f"{cost.peak_bytes / 2**20:.0f} MiB"
+        rate = "" if not cost.operations_per_second else f"{cost.operations_per_second / 1e12:.3g}"
+        share = "" if cost.of_product is None else f"{cost.of_product:.0%}"
         lines.append(
             f"| {cost.mode} | {1e3 * cost.step:.4g} ms | {cost.times_plain:.2f} "
             f"| {' | '.join(parts)} | {memory} | {cost.sent_bytes / 2**20:.4g} MiB "
-            f"| {cost.operations_per_second / 1e12:.3g} | {cost.of_product:.0%} |"
+            f"| {rate} | {share} |"
         )
     return "\n".join(lines)
 
@@ -341,6 +355,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=1, help="samples per micro-batch")
     parser.add_argument("--accumulation", type=int, default=1, help="micro-batches per step")
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations")
+    parser.add_argument(
+        "--no-counts",
+        dest="counts",
+        action="store_false",
+        help="times and memory alone: to count operations and launches takes longer than all else",
+    )
     parser.add_argument("--deepspeed", default="zero2", help="the DeepSpeed config")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
@@ -358,25 +378,28 @@ def _measure(args: argparse.Namespace) -> int:
     """Measure what the command line asks for, and print it."""
     device = init_distributed()
     size = args.size or ("sdxl" if device.type == "cuda" else "small")
-    table = list(
-        costs(
-            size,
-            args.mode or MODES,
-            device,
-            steps=args.steps,
-            batch=args.batch,
-            accumulation=args.accumulation,
-            checkpointing=args.checkpointing,
-            deepspeed=args.deepspeed,
-        )
-    )
+    table: list[Cost] = []
+    for cost in costs(
+        size,
+        args.mode or MODES,
+        device,
+        steps=args.steps,
+        batch=args.batch,
+        accumulation=args.accumulation,
+        checkpointing=args.checkpointing,
+        deepspeed=args.deepspeed,
+        counts=args.counts,
+    ):
+        table.append(cost)
+        if dist.get_rank() == 0:
+            print(f"{cost.mode}: {1e3 * cost.step:.4g} ms", file=sys.stderr, flush=True)
+            if args.json:  # at once: what follows can take minutes, or fail
+                write_text(args.json, json.dumps([asdict(one) for one in table], indent=2))
     if dist.get_rank() == 0:
         print(
             f"{size}: {table[0].parameters / 1e6:.0f} million parameters, "
             f"{dist.get_world_size()} x {device_name(device)}\n\n{as_markdown(table)}"
         )
-        if args.json:
-            write_text(args.json, json.dumps([asdict(cost) for cost in table], indent=2))
     dist.destroy_process_group()
     return 0
 

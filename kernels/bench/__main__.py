@@ -52,11 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 failed = True
                 print(error, file=sys.stderr)
                 continue
-            table.extend(report.rows(case, time_in_turn(case.contenders), limit, device))
+            found = list(report.rows(case, time_in_turn(case.contenders), limit, device))
+            table += found
+            if args.csv:  # at once: what follows can take minutes, or fail
+                report.write_csv(found, args.csv)
             print(f"{op}, {case.problem}: done", file=sys.stderr)
     print(report.as_markdown(table))
-    if args.csv:
-        report.write_csv(table, args.csv)
     if args.plot:
         for path in report.plot(table, args.plot):
             print(path, file=sys.stderr)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fairhuman import ops
 from fairhuman.kernels import countsketch
-from fairhuman.kernels.bench.case import Case, Contender, clock
+from fairhuman.kernels.bench.case import Case, Contender, clock, contenders
 from fairhuman.kernels.bench.sizes import gradients, problems
 
 SIZE = 4096
@@ -31,19 +31,17 @@ def _case(row: Tensor) -> Case:
     if row.is_cuda:  # elsewhere it is the same
         ways["torch, block by block"] = partial(countsketch.add_sketch, seed=0)
     exact = _sketch(partial(countsketch.add_sketch, seed=0), pieces, starts)
-    contenders = [
-        Contender(
-            name,
-            partial(_sketch, way, pieces, starts),
-            _error(_sketch(way, pieces, starts), exact),
-            clock(row.device),
-        )
-        for name, way in ways.items()
-    ]
     return Case(
         op="add_sketch",
         problem=f"m = {SIZE}, P = {len(row):.3g}, float32",
-        contenders=[*contenders, _scattered(row)],
+        contenders=[
+            *contenders(
+                {name: partial(_sketch, way, pieces, starts) for name, way in ways.items()},
+                lambda found: _error(found, exact),
+                row.device,
+            ),
+            _scattered(row),
+        ],
         bound=1e-5,
         bytes_moved=row.numel() * row.element_size(),
     )

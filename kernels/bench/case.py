@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 Clock = Literal["host", "device"]
 
@@ -29,6 +31,34 @@ class Contender:
     error: float
     """Against float64, as the case's `measure` says."""
     clock: Clock = "host"
+
+
+def contenders(
+    ways: Mapping[str, Callable[[], Tensor]], error: Callable[[Tensor], float], device: torch.device
+) -> list[Contender]:
+    """Try each way once.
+
+    Args:
+        ways: by name; the first is ours. Another that cannot do it is left out, with a line that
+            says so: cuBLAS counts in 32 bits, and SDXL's UNet has more parameters than that.
+        error: of a way's result, taken before the next way runs, which may overwrite it.
+        device: what is timed.
+
+    Raises:
+        RuntimeError: ours cannot do it.
+    """
+    able: list[Contender] = []
+    for name, run in ways.items():
+        try:
+            found = error(run())
+        except RuntimeError as refused:
+            if not able:
+                raise
+            reason = str(refused).strip().partition("\n")[0]
+            print(f"{name} is left out: {reason}", file=sys.stderr)
+            continue
+        able.append(Contender(name, run, found, clock(device)))
+    return able
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fairhuman import ops
-from fairhuman.kernels.bench.case import Case, Contender, clock
+from fairhuman.kernels.bench.case import Case, contenders
 from fairhuman.kernels.bench.sizes import compiled, gradients, problems
 
 
@@ -34,15 +34,11 @@ def _case(rows: Tensor) -> Case:
     return Case(
         op="combine",
         problem=f"K = {K}, P = {count:.3g}, float32",
-        contenders=[
-            Contender(
-                name,
-                partial(way, rows, weights, out),
-                _error(way(rows, weights, out), exact),
-                clock(rows.device),
-            )
-            for name, way in ways.items()
-        ],
+        contenders=contenders(
+            {name: partial(way, rows, weights, out) for name, way in ways.items()},
+            lambda found: _error(found, exact),
+            rows.device,
+        ),
         bound=1e-6,
         bytes_moved=(K + 1) * count * rows.element_size(),
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fairhuman import ops
-from fairhuman.kernels.bench.case import Case, Contender, clock
+from fairhuman.kernels.bench.case import Case, contenders
 from fairhuman.kernels.bench.sizes import compiled, gradients, problems
 
 
@@ -31,10 +31,11 @@ def _case(rows: Tensor) -> Case:
     return Case(
         op="gram",
         problem=f"K = {len(rows)}, P = {rows.shape[1]:.3g}, float32",
-        contenders=[
-            Contender(name, partial(way, rows), _error(way(rows), exact), clock(rows.device))
-            for name, way in ways.items()
-        ],
+        contenders=contenders(
+            {name: partial(way, rows) for name, way in ways.items()},
+            lambda found: _error(found, exact),
+            rows.device,
+        ),
         bound=1e-5,
         bytes_moved=rows.numel() * rows.element_size(),
     )

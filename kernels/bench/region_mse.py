@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fairhuman import ops
-from fairhuman.kernels.bench.case import Case, Contender, clock
+from fairhuman.kernels.bench.case import Case, contenders
 from fairhuman.kernels.bench.sizes import compiled
 
 SHAPES = [(1, 4, 128, 128), (8, 4, 128, 128), (64, 4, 128, 128)]
@@ -44,15 +44,11 @@ def _case(shape: tuple[int, int, int, int], device: torch.device) -> Case:
         op="region_mse",
         problem=f"B = {batch}, {channels}x{height}x{width}, 2 masks, "
         + str(dtype).removeprefix("torch."),
-        contenders=[
-            Contender(
-                name,
-                partial(_gradient, way, *arguments),
-                _error(_gradient(way, *arguments), exact),
-                clock(device),
-            )
-            for name, way in ways.items()
-        ],
+        contenders=contenders(
+            {name: partial(_gradient, way, *arguments) for name, way in ways.items()},
+            lambda found: _error(found, exact),
+            device,
+        ),
         bound=4e-3 if dtype == torch.bfloat16 else 1e-6,
         # Forward and backward each read pred, target and masks; the gradient is written.
         bytes_moved=5 * pred.numel() * pred.element_size() + 2 * masks.numel() * 4,

@@ -11,7 +11,7 @@ import torch
 
 from fairhuman.kernels.bench import __main__ as bench
 from fairhuman.kernels.bench import report, sizes, solve_mpd
-from fairhuman.kernels.bench.case import Case, Contender
+from fairhuman.kernels.bench.case import Case, Contender, contenders
 from fairhuman.kernels.bench.timing import time_in_turn
 
 CPU = torch.device("cpu")
@@ -66,6 +66,21 @@ def test_the_published_call_is_wrong_where_gradients_are_small() -> None:
     errors = {contender.name: contender.error for contender in small.contenders}
     assert errors["scipy, as published"] > 0.5
     assert all(error < 1e-14 for name, error in errors.items() if "scipy" not in name)
+
+
+def test_a_contender_that_cannot_do_it_is_left_out_and_ours_never(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse() -> torch.Tensor:
+        raise RuntimeError("dot only supports n up to 2147483647\nC++ stack")
+
+    ways = {"gram": lambda: torch.ones(1), "dots": refuse, "product": lambda: torch.zeros(1)}
+    able = contenders(ways, torch.Tensor.item, CPU)
+    assert [(one.name, one.error) for one in able] == [("gram", 1.0), ("product", 0.0)]
+    said = capsys.readouterr().err
+    assert said == "dots is left out: dot only supports n up to 2147483647\n"
+    with pytest.raises(RuntimeError, match="dot only"):
+        contenders({"gram": refuse}, torch.Tensor.item, CPU)
 
 
 def test_contenders_run_in_turn() -> None:

@@ -21,7 +21,7 @@ import fairhuman.training.balancers.base as exact
 import fairhuman.training.balancers.sketch as sketch
 import fairhuman.zero.reducer as reducer
 from fairhuman import _C
-from fairhuman.fairness import ops
+from fairhuman.fairness import mpd, ops, solve
 from fairhuman.fairness.mpd import MPDSolution
 from fairhuman.zero.optimizers import LARGEST_GROUP
 from fairhuman.zero.parts import cut
@@ -91,6 +91,7 @@ def install(gpu: FakeGPU) -> None:
     reducer.buffers_of = buffers_of  # type: ignore[assignment]
     ops._takes_triton = lambda tensor: tensor.device.type == NAME
     ops.solve_mpd = _solve_mpd  # type: ignore[assignment]
+    solve.keep_mpd = _keep_mpd  # type: ignore[assignment]
     FakeTensor.data_ptr = _address  # type: ignore[assignment, method-assign]
 
     def launch(kernel: Any, *args: Any, **options: Any) -> None:
@@ -130,7 +131,13 @@ def _solve_mpd(gram: Tensor, *args: Any) -> MPDSolution:
     return MPDSolution(torch.empty(len(gram) + FIELDS, dtype=torch.float64, device=gram.device))
 
 
-_real_solve_mpd = ops.solve_mpd
+def _keep_mpd(gram: Tensor, solution: MPDSolution, *args: Any) -> MPDSolution:
+    if gram.device.type != NAME:
+        return _real_keep_mpd(gram, solution, *args)
+    return MPDSolution(solution._row.clone())
+
+
+_real_solve_mpd, _real_keep_mpd = ops.solve_mpd, mpd.keep_mpd
 
 
 def _address(tensor: Tensor) -> int:

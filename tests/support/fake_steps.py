@@ -57,6 +57,7 @@ CASES = {
     "lora, text encoders": ["sdxl_lora", "model.lora.text_encoders=true"],
     "controlnet": ["sdxl_controlnet"],
     "t2i_adapter": ["sdxl_t2i_adapter"],
+    "t2i_adapter, floor": ["sdxl_t2i_adapter", "fairness.floor=0.1"],
 }
 """A shipped config, and what is changed in it."""
 

@@ -19,7 +19,7 @@ from fake_gpu import BLOCKING, ON_HOST, PAGEABLE, UNGUARDED, WAIT
 from launch import run
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
-CASES = ["full", "lora", "lora, text encoders", "controlnet", "t2i_adapter"]
+CASES = ["full", "lora", "lora, text encoders", "controlnet", "t2i_adapter", "t2i_adapter, floor"]
 
 # Where a step may wait, once, and why.
 SOLVE = {"fairhuman/training/balancers/base.py:step"}  # is the step taken? with all it logs of A
