@@ -163,8 +163,8 @@ def _cost(
     host, rate = None, None
     if counts:
         host = host_work(take_step, device)
-        # Where some steps do more than others, that of all.
-        taken = steps if config.fairness.mode == "amortized" else 1
+        # Of all steps where some do more than others.
+        taken = steps if config.fairness.every > 1 else 1
         done = sum(operations(take_step) for _ in range(taken)) / taken
         rate = done / fmean(whole)
     engine.destroy()
