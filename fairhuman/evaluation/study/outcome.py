@@ -57,6 +57,8 @@ class Result:
     residual: float | None
     """Largest componentwise backward error of its weights."""
     skipped: int
+    early: float | None = None
+    """Mean norm of the steps' directions in the first fifth of the run over that of the others."""
     look: Look | None = None
     errors: dict[str, dict[str, float]] = field(default_factory=dict)
     """The standard errors of `changes` over the held-out images."""
@@ -150,6 +152,7 @@ def read_result(trials: Sequence[Trial], look: Look | None) -> Result:
         cosine=statistics.median(cosines) if cosines else None,
         residual=max(residuals) if residuals else None,
         skipped=int(run.records[-1]["skipped"]),
+        early=_early(run),
         look=look,
         errors=errors,
     )
@@ -168,6 +171,13 @@ def _changes(trial: Trial, run: History, step: int) -> dict[str, float]:
                 )
         found[name] = 100 * (losses[step] / losses[0] - 1)
     return found
+
+
+def _early(run: History) -> float | None:
+    lengths = [value for _, value in run.points("grad_norm/update")]
+    first = len(lengths) // 5
+    later = statistics.fmean(lengths[first:]) if first else 0.0
+    return statistics.fmean(lengths[:first]) / later if later else None
 
 
 def _errors(run: History, step: int) -> dict[str, float]:

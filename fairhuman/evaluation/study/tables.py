@@ -183,16 +183,21 @@ def _values(looks: Sequence[Look], column: _Column) -> list[float]:
 def _directions(found: Outcome) -> Table:
     rows = []
     for arm, results in found.results.items():
+        lengths = [result.early for result in results if result.early is not None]
         cosines = [result.cosine for result in results if result.cosine is not None]
         residuals = [result.residual for result in results if result.residual is not None]
-        if cosines and residuals:
-            rows.append([arm, Spread.of(cosines).show(".4f"), f"{max(residuals):.1e}"])
+        if lengths or cosines:
+            row = [arm, Spread.of(lengths).show(".2f") if lengths else ""]
+            row.append(Spread.of(cosines).show(".4f") if cosines else "")
+            rows.append([*row, f"{max(residuals):.1e}" if cosines and residuals else ""])
     note = (
-        "Median cosine of a step's direction to the exact MPD direction (alpha = 2) of the same "
-        "gradients, and the largest backward error of its weights, where the gradients of every "
-        "step are known."
+        "How long the direction is in the first fifth of the steps over what it is later: to Adam, "
+        "arms that differ in this differ in their learning rate. Then the median cosine of a "
+        "step's direction to the exact MPD direction (alpha = 2) of the same gradients, and the "
+        "largest backward error of its weights, where the gradients of every step are known."
     )
-    return Table("Where the steps went", note, ["arm", "cosine", "backward error"], rows)
+    header = ["arm", "length at first", "cosine", "backward error"]
+    return Table("Where the steps went", note, header, rows)
 
 
 def _variants(found: Outcome) -> Table:
