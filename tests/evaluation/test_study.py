@@ -247,6 +247,7 @@ def test_the_shipped_studies_can_be_run(name: str, monkeypatch: pytest.MonkeyPat
         assert fairness.keep == float(told.get("keep", 0))
         modes = {"plain": "global", "fixed": "sum", "inverse": "inverse_loss"}
         modes |= {"measured": "amortized", "sketched": "sketch"}
+        modes |= {"DWA": "dwa", "uncertainty": "uncertainty"}
         assert fairness.mode == next((modes[word] for word in words if word in modes), "exact")
         if "every" in words:
             assert fairness.every == int(words[-1])
