@@ -202,24 +202,23 @@ class Plan:
             numbers += 4 * self._whole_sums  # the direction goes to all ranks
         return (self.ranks - 1) / self.ranks * self.parameters * numbers
 
-    def forwards_of_compute(self, refresh_every: int = 5) -> float:
+    def forwards_of_compute(self, every: int = 1) -> float:
         """Return the step's compute in forward passes of one micro-batch; a backward counts 2.
 
-        And what it recomputes counts 1. An `amortized` step is the mean over `refresh_every` steps.
+        And what it recomputes counts 1. In `amortized` and `sketch` it is the mean over `every`
+        steps, of which one measures.
         """
         plain, exact = 3.0, 1.0 + 2 * self.objectives
         if self.recomputes:
             plain += 1
             exact += 1 if self._shares else self.objectives
-        if self.mode == "amortized":
-            one = plain + (exact - plain) / refresh_every
-        elif self.mode == "exact":
-            one = exact
-        elif self.mode == "sketch":
+        measured = {
+            "exact": exact,
+            "amortized": exact,
             # Several micro-batches are gone through twice.
-            one = exact + plain - 1 + (self.micro_batches > 1)
-        else:
-            one = plain
+            "sketch": exact + plain - 1 + (self.micro_batches > 1),
+        }.get(self.mode, plain)
+        one = plain + (measured - plain) / (1 if self.mode == "exact" else every)
         return one * self.micro_batches
 
     @property

@@ -237,21 +237,25 @@ def test_the_sizes_are_those_of_the_true_sdxl() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "micro_batches", "plain", "recomputed", "in_turn"),
+    ("mode", "every", "micro_batches", "plain", "recomputed", "in_turn"),
     [
-        ("global", 1, 3, 4, 4),
-        ("exact", 1, 7, 8, 10),
-        ("exact", 4, 28, 32, 40),
-        ("amortized", 1, 3.8, 4.8, 5.2),
-        ("sketch", 1, 9, 11, 11),
-        ("sketch", 2, 20, 24, 24),
+        ("global", 1, 1, 3, 4, 4),
+        ("global", 5, 1, 3, 4, 4),
+        ("exact", 1, 1, 7, 8, 10),
+        ("exact", 1, 4, 28, 32, 40),
+        ("amortized", 5, 1, 3.8, 4.8, 5.2),
+        ("sketch", 1, 1, 9, 11, 11),
+        ("sketch", 1, 2, 20, 24, 24),
+        ("sketch", 10, 1, 3.6, 4.7, 4.7),
+        ("sketch", 10, 2, 7.4, 9.6, 9.6),
     ],
 )
 def test_compute_counts_a_block_as_often_as_it_is_computed(
-    mode: Any, micro_batches: int, plain: float, recomputed: float, in_turn: float
+    mode: Any, every: int, micro_batches: int, plain: float, recomputed: float, in_turn: float
 ) -> None:
     def forwards(**settings: Any) -> float:
-        return Plan(1, 1, mode=mode, micro_batches=micro_batches, **settings).forwards_of_compute()
+        plan = Plan(1, 1, mode=mode, micro_batches=micro_batches, **settings)
+        return plan.forwards_of_compute(every)
 
     assert forwards(stage=2) == pytest.approx(plain)
     assert forwards(stage=2, recomputes=True) == pytest.approx(recomputed)
