@@ -355,7 +355,12 @@ class Fairness(Section):
 
     @property
     def every(self) -> int:
-        """Steps from one measurement to the next, also where `refresh_every` is null."""
+        """Steps from one measurement to the next, also where `refresh_every` is null.
+
+        1 in the modes that have no steps between measurements, whatever it is.
+        """
+        if self.mode not in ("amortized", "sketch"):
+            return 1
         return self.refresh_every or (5 if self.mode == "amortized" else 1)
 
 

@@ -205,8 +205,8 @@ class Plan:
     def forwards_of_compute(self, every: int = 1) -> float:
         """Return the step's compute in forward passes of one micro-batch; a backward counts 2.
 
-        And what it recomputes counts 1. In `amortized` and `sketch` it is the mean over `every`
-        steps, of which one measures.
+        And what it recomputes counts 1. It is the mean over `every` steps, of which one measures
+        (`Fairness.every`).
         """
         plain, exact = 3.0, 1.0 + 2 * self.objectives
         if self.recomputes:
@@ -218,8 +218,7 @@ class Plan:
             # Several micro-batches are gone through twice.
             "sketch": exact + plain - 1 + (self.micro_batches > 1),
         }.get(self.mode, plain)
-        one = plain + (measured - plain) / (1 if self.mode == "exact" else every)
-        return one * self.micro_batches
+        return (plain + (measured - plain) / every) * self.micro_batches
 
     @property
     def _width(self) -> int:

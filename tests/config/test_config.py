@@ -276,6 +276,12 @@ def test_measurements_come_as_often_as_the_mode_needs(good: Path, mode: str, eve
     assert load_config(good, [*chosen, "fairness.refresh_every=7"]).fairness.every == 7
 
 
+@pytest.mark.parametrize("mode", ["exact", "sum", "global"])
+def test_a_mode_without_steps_between_measurements_has_none_of_them(good: Path, mode: str) -> None:
+    chosen = [f"fairness.mode={mode}", "fairness.refresh_every=7"]
+    assert load_config(good, chosen).fairness.every == 1
+
+
 def test_deepspeed_s_look_ahead_is_off_where_one_graph_is_gone_through_several_times(
     good: Path,
 ) -> None:
