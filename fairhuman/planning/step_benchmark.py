@@ -104,16 +104,17 @@ def costs(
     Without `counts` neither operations nor the host's launches and waits are counted.
     """
     plain = None
-    rate = product_rate(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    product = None
+    if counts:
+        product = product_rate(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
     # What runs first in a process pays for its memory and its threads: it is not the one measured.
     first = _config(PLAIN, device, batch, accumulation, 1, deepspeed)
-    _cost(first, size, device, 1, checkpointing, counts=False)
+    _cost(first, size, device, 1, checkpointing, None)
     for mode in [PLAIN, *(mode for mode in modes if mode != PLAIN)]:
         config = _config(mode, device, batch, accumulation, steps, deepspeed)
-        one = _cost(config, size, device, steps, checkpointing, counts)
+        one = _cost(config, size, device, steps, checkpointing, product)
         plain = plain or one.step
-        share = one.operations_per_second and one.operations_per_second / rate
-        yield replace(one, times_plain=one.step / plain, of_product=share)
+        yield replace(one, times_plain=one.step / plain)
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -143,8 +144,14 @@ def _config(
 
 
 def _cost(
-    config: Config, size: str, device: torch.device, steps: int, checkpointing: bool, counts: bool
+    config: Config,
+    size: str,
+    device: torch.device,
+    steps: int,
+    checkpointing: bool,
+    product: float | None,
 ) -> Cost:
+    """Return one mode's cost; operations and launches are counted where `product` is known."""
     unet = _unet(size, device, config.train.precision, checkpointing)
     parameters = sum(p.numel() for p in unet.parameters())  # ZeRO-3 is to leave none of them
     engine = make_engine(config, unet)
@@ -160,13 +167,14 @@ def _cost(
             take_step()
     with Traffic() as traffic:
         take_step()
-    host, rate = None, None
-    if counts:
+    host, rate, share = None, None, None
+    if product:
         host = host_work(take_step, device)
         # Of all steps where some do more than others.
         taken = steps if config.fairness.every > 1 else 1
         done = sum(operations(take_step) for _ in range(taken)) / taken
         rate = done / fmean(whole)
+        share = rate / product
     engine.destroy()
     return Cost(
         mode=config.fairness.mode,
@@ -178,7 +186,7 @@ def _cost(
         parameters=parameters,
         host=host,
         operations_per_second=rate,
-        of_product=None,
+        of_product=share,
     )
 
 

@@ -186,10 +186,12 @@ def _directions(found: Outcome) -> Table:
         lengths = [result.early for result in results if result.early is not None]
         cosines = [result.cosine for result in results if result.cosine is not None]
         residuals = [result.residual for result in results if result.residual is not None]
-        if lengths or cosines:
-            row = [arm, Spread.of(lengths).show(".2f") if lengths else ""]
-            row.append(Spread.of(cosines).show(".4f") if cosines else "")
-            rows.append([*row, f"{max(residuals):.1e}" if cosines and residuals else ""])
+        shown = [
+            Spread.of(values).show(form) if values else ""
+            for values, form in ((lengths, ".2f"), (cosines, ".4f"))
+        ]
+        if any(shown):
+            rows.append([arm, *shown, f"{max(residuals):.1e}" if cosines and residuals else ""])
     note = (
         "How long the direction is in the first fifth of the steps over what it is later: to Adam, "
         "arms that differ in this differ in their learning rate. Then the median cosine of a "
